@@ -1,1 +1,7 @@
-//! stub
+//! Kiln's compiler.
+//!
+//! A kernel enters as tile IR ([`ir`]), is simplified ([`passes`]) and leaves through one of three doors: the
+//! interpreter ([`interp`]), which *defines* every operation; Cranelift ([`cpu`]); or LLVM and PTX (`nvptx`,
+//! feature `llvm`). Nothing here talks to a device, and nothing here is global: an IR goes in, code comes out.
+
+pub mod ir;

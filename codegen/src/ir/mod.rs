@@ -1,0 +1,238 @@
+//! Tile IR: an SSA arena with structured regions.
+//!
+//! A [`Kernel`] owns its operations, values and regions; handles are `Copy` indices. Control flow is structured
+//! (`for`, `while`, `if` hold regions), so dominance is nesting order: a value is visible after its definition in the
+//! same region and in every region nested below. The text form (`text`) prints and parses back; `verify` states the
+//! rules.
+//!
+//! Absent on purpose: layouts, threads, shared memory (all of GPU IR), pointers (memory is reached through views
+//! only), and blocks with arbitrary jumps.
+
+mod abi;
+mod builder;
+mod op;
+mod scalar;
+mod types;
+
+pub use abi::{Fact, Slot, SlotKind};
+pub use builder::Builder;
+pub use op::{AtomicOp, BinaryOp, Bits, CmpOp, Combine, Op, OpKind, Precision, UnaryOp};
+pub use scalar::{decode_f8, encode_f8};
+pub use types::{DType, MAX_RANK, Shape, Type};
+
+use std::fmt;
+
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub u32);
+        impl $name {
+            pub fn index(self) -> usize { self.0 as usize }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { write!(f, "%{}", self.0) }
+        }
+    };
+}
+
+handle!(
+    /// A value: a parameter, a region's argument or a result.
+    ValueId
+);
+handle!(
+    /// An operation.
+    OpId
+);
+handle!(
+    /// A region.
+    RegionId
+);
+
+/// Where in the author's source an operation comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Loc {
+    pub file: &'static str,
+    pub line: u32,
+    pub column: u32,
+}
+
+impl Loc {
+    #[track_caller]
+    pub fn caller() -> Loc {
+        let l = std::panic::Location::caller();
+        Loc { file: l.file(), line: l.line(), column: l.column() }
+    }
+}
+
+impl fmt::Display for Loc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.file.is_empty() {
+            f.write_str("unknown")
+        } else {
+            write!(f, "{}:{}:{}", self.file, self.line, self.column)
+        }
+    }
+}
+
+impl fmt::Debug for Loc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// What a kernel may do with a view parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+/// A parameter: a scalar (tile of rank 0) or a view.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// The author's name; a field of a struct argument is `arg.field`.
+    pub name: String,
+    pub value: ValueId,
+    /// `Read` for scalars.
+    pub access: Access,
+    /// For an output partitioned by program id: the block's shape, of the view's rank.
+    pub block: Option<Shape>,
+}
+
+/// What the author asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Options {
+    /// Warps per program; 0: the compiler decides.
+    pub warps: u8,
+    /// Least number of programs that one multiprocessor must be able to hold; 0: no demand.
+    pub min_programs_per_sm: u8,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { warps: 0, min_programs_per_sm: 0 }
+    }
+}
+
+/// Arguments and operations; the last operation is `Yield`.
+#[derive(Clone, Debug, Default)]
+pub struct Region {
+    pub args: Vec<ValueId>,
+    pub ops: Vec<OpId>,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Def {
+    Param(u32),
+    Arg(RegionId, u32),
+    Result(OpId, u32),
+}
+
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub ty: Type,
+    pub def: Def,
+}
+
+/// One kernel in tile IR.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    pub name: String,
+    pub params: Vec<Param>,
+    pub options: Options,
+    /// What is known of each launch slot (see [`Kernel::slots`]); `Unknown` beyond its end.
+    pub facts: Vec<Fact>,
+    pub body: RegionId,
+    pub loc: Loc,
+    pub ops: Vec<Op>,
+    pub values: Vec<Value>,
+    pub regions: Vec<Region>,
+}
+
+impl Kernel {
+    /// An empty kernel; its body has no operations yet, not even `Yield`.
+    pub fn new(name: impl Into<String>, loc: Loc) -> Kernel {
+        Kernel {
+            name: name.into(),
+            params: vec![],
+            options: Options::default(),
+            facts: vec![],
+            body: RegionId(0),
+            loc,
+            ops: vec![],
+            values: vec![],
+            regions: vec![Region::default()],
+        }
+    }
+
+    pub fn op(&self, op: OpId) -> &Op {
+        &self.ops[op.index()]
+    }
+
+    pub fn region(&self, region: RegionId) -> &Region {
+        &self.regions[region.index()]
+    }
+
+    pub fn ty(&self, value: ValueId) -> Type {
+        self.values[value.index()].ty
+    }
+
+    pub fn def(&self, value: ValueId) -> Def {
+        self.values[value.index()].def
+    }
+
+    /// The operation that computes `value`, if one does.
+    pub fn defining_op(&self, value: ValueId) -> Option<OpId> {
+        match self.def(value) {
+            Def::Result(op, _) => Some(op),
+            _ => None,
+        }
+    }
+
+    /// The bits of `value`, if it is a constant.
+    pub fn constant(&self, value: ValueId) -> Option<Bits> {
+        match self.defining_op(value).map(|op| &self.op(op).kind) {
+            Some(OpKind::Const(bits)) => Some(*bits),
+            _ => None,
+        }
+    }
+
+    pub fn new_value(&mut self, ty: Type, def: Def) -> ValueId {
+        self.values.push(Value { ty, def });
+        ValueId(self.values.len() as u32 - 1)
+    }
+
+    pub fn new_region(&mut self, args: &[Type]) -> RegionId {
+        let region = RegionId(self.regions.len() as u32);
+        self.regions.push(Region::default());
+        for (i, &ty) in args.iter().enumerate() {
+            let v = self.new_value(ty, Def::Arg(region, i as u32));
+            self.regions[region.index()].args.push(v);
+        }
+        region
+    }
+
+    /// Adds an operation to the arena, in no region yet, with fresh results of the given types.
+    pub fn new_op(
+        &mut self,
+        kind: OpKind,
+        operands: &[ValueId],
+        results: &[Type],
+        regions: &[RegionId],
+        loc: Loc,
+    ) -> OpId {
+        let op = OpId(self.ops.len() as u32);
+        let results =
+            results.iter().enumerate().map(|(i, &ty)| self.new_value(ty, Def::Result(op, i as u32))).collect();
+        self.ops.push(Op { kind, operands: operands.into(), results, regions: regions.into(), loc });
+        op
+    }
+
+    pub fn add_param(&mut self, name: impl Into<String>, ty: Type, access: Access, block: Option<Shape>) -> ValueId {
+        let value = self.new_value(ty, Def::Param(self.params.len() as u32));
+        self.params.push(Param { name: name.into(), value, access, block });
+        value
+    }
+}
