@@ -5,3 +5,4 @@
 //! feature `llvm`). Nothing here talks to a device, and nothing here is global: an IR goes in, code comes out.
 
 pub mod ir;
+pub mod semantics;

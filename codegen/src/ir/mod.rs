@@ -10,6 +10,7 @@
 
 mod abi;
 mod builder;
+mod names;
 mod op;
 mod scalar;
 mod types;

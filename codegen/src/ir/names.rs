@@ -1,0 +1,92 @@
+//! The vocabulary of the operations' parameters: each function's name in the text form, the list of all, and the
+//! dtypes it accepts. Printer, parser, verifier and the generator of random kernels share these tables.
+
+use super::{AtomicOp, BinaryOp, CmpOp, Combine, DType, Precision, UnaryOp};
+
+macro_rules! names {
+    ($ty:ident { $($variant:ident = $name:literal),* $(,)? }) => {
+        impl $ty {
+            pub const ALL: &'static [$ty] = &[$($ty::$variant),*];
+
+            /// The name in the text form.
+            pub const fn name(self) -> &'static str {
+                match self { $($ty::$variant => $name),* }
+            }
+
+            pub fn from_name(name: &str) -> Option<$ty> {
+                match name { $($name => Some($ty::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+names!(UnaryOp {
+    Neg = "neg", Abs = "abs", Not = "not", Exp = "exp", Exp2 = "exp2", Log = "log", Log2 = "log2", Sqrt = "sqrt",
+    Rsqrt = "rsqrt", Sin = "sin", Cos = "cos", Tanh = "tanh", Sigmoid = "sigmoid", Silu = "silu",
+    Softplus = "softplus", Erf = "erf", Floor = "floor", Ceil = "ceil", Round = "round", Trunc = "trunc",
+    Recip = "recip",
+});
+names!(BinaryOp {
+    Add = "add", Sub = "sub", Mul = "mul", Div = "div", Rem = "rem", Min = "min", Max = "max", And = "and", Or = "or",
+    Xor = "xor", Shl = "shl", Shr = "shr",
+});
+names!(CmpOp { Eq = "eq", Ne = "ne", Lt = "lt", Le = "le", Gt = "gt", Ge = "ge" });
+names!(Combine {
+    Sum = "sum", Prod = "prod", Max = "max", Min = "min", And = "and", Or = "or", Xor = "xor", Region = "by",
+});
+names!(AtomicOp {
+    Add = "add", Min = "min", Max = "max", And = "and", Or = "or", Xor = "xor", Exchange = "exchange",
+});
+names!(Precision { F32 = "f32", Tf32 = "tf32", Tf32x3 = "tf32x3" });
+
+/// f16, bf16, f32: the floats that take part in arithmetic.
+fn computes(d: DType) -> bool {
+    d.is_float() && !d.is_fp8()
+}
+
+impl UnaryOp {
+    pub fn accepts(self, d: DType) -> bool {
+        match self {
+            UnaryOp::Neg | UnaryOp::Abs => computes(d) || (d.is_int() && d.is_signed()),
+            UnaryOp::Not => !d.is_float(),
+            _ => computes(d),
+        }
+    }
+}
+
+impl BinaryOp {
+    pub fn accepts(self, d: DType) -> bool {
+        match self {
+            BinaryOp::And | BinaryOp::Or | BinaryOp::Xor => !d.is_float(),
+            BinaryOp::Shl | BinaryOp::Shr => d.is_int(),
+            _ => computes(d) || d.is_int(),
+        }
+    }
+}
+
+impl CmpOp {
+    pub fn accepts(self, d: DType) -> bool {
+        !d.is_fp8()
+    }
+}
+
+impl Combine {
+    /// `Region` accepts every dtype: its operations have their own demands.
+    pub fn accepts(self, d: DType) -> bool {
+        match self {
+            Combine::And | Combine::Or | Combine::Xor => !d.is_float(),
+            Combine::Region => true,
+            _ => computes(d) || d.is_int(),
+        }
+    }
+}
+
+impl AtomicOp {
+    pub fn accepts(self, d: DType) -> bool {
+        match self {
+            AtomicOp::Add | AtomicOp::Exchange => computes(d) || d.is_int(),
+            AtomicOp::Min | AtomicOp::Max => d == DType::F32 || d.is_int(),
+            AtomicOp::And | AtomicOp::Or | AtomicOp::Xor => d.is_int(),
+        }
+    }
+}
