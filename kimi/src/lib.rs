@@ -1,1 +1,22 @@
-//! stub
+//! Kimi Linear: tokenizer, weights, the model, sampling, and a chat, with every kernel written in Kiln.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`config`] | `config.json`, checked field by field |
+//! | [`weights`], [`checkpoint`] | memory-mapped safetensors; which tensors a model has |
+//! | [`tokenizer`], [`template`] | text to tokens and back; chats without injection |
+//! | [`reference`] | the naive f64 definition of every operation, and of the whole model |
+//! | [`sampling`] | sampling parameters, the counter-based generator, the host sampler |
+
+pub mod checkpoint;
+pub mod config;
+pub mod reference;
+pub mod sampling;
+pub mod template;
+pub mod tokenizer;
+pub mod weights;
+
+/// The folder of the small checkpoint that ships in the repository.
+pub fn shipped_model() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kimi-tiny")
+}
