@@ -126,10 +126,26 @@ pub struct Config {
 
 /// Fields that say nothing about what is computed, or repeat what other fields say.
 const HARMLESS: &[&str] = &[
-    "architectures", "auto_map", "attention_bias", "attention_dropout", "chunk_size_feed_forward", "head_dim", "id2label",
-    "initializer_range", "label2id", "max_position_embeddings", "output_attentions", "output_hidden_states",
-    "problem_type", "return_dict", "rope_parameters", "rope_theta", "tokenizer_class", "transformers_version",
-    "use_cache", "is_encoder_decoder",
+    "architectures",
+    "auto_map",
+    "attention_bias",
+    "attention_dropout",
+    "chunk_size_feed_forward",
+    "head_dim",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "max_position_embeddings",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+    "rope_parameters",
+    "rope_theta",
+    "tokenizer_class",
+    "transformers_version",
+    "use_cache",
+    "is_encoder_decoder",
 ];
 
 /// Switches with the only value that is implemented, and what another value would mean.
@@ -225,7 +241,13 @@ impl Config {
             }
         }
 
-        linear.refuse_unknown(&["full_attn_layers", "kda_layers", "num_heads", "head_dim", "short_conv_kernel_size"])?;
+        linear.refuse_unknown(&[
+            "full_attn_layers",
+            "kda_layers",
+            "num_heads",
+            "head_dim",
+            "short_conv_kernel_size",
+        ])?;
         top.refuse_unknown(TOP_LEVEL)?;
         Ok(config)
     }
@@ -262,11 +284,33 @@ impl Config {
 
 /// Top-level fields that [`Config::from_fields`] reads.
 const TOP_LEVEL: &[&str] = &[
-    "bos_token_id", "dtype", "eos_token_id", "first_k_dense_replace", "hidden_size", "intermediate_size",
-    "kv_lora_rank", "linear_attn_config", "model_max_length", "moe_intermediate_size", "moe_layer_freq",
-    "moe_renormalize", "num_attention_heads", "num_experts", "num_experts_per_token", "num_hidden_layers",
-    "num_key_value_heads", "num_shared_experts", "pad_token_id", "qk_nope_head_dim", "qk_rope_head_dim",
-    "rms_norm_eps", "routed_scaling_factor", "tie_word_embeddings", "torch_dtype", "use_grouped_topk", "v_head_dim",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "first_k_dense_replace",
+    "hidden_size",
+    "intermediate_size",
+    "kv_lora_rank",
+    "linear_attn_config",
+    "model_max_length",
+    "moe_intermediate_size",
+    "moe_layer_freq",
+    "moe_renormalize",
+    "num_attention_heads",
+    "num_experts",
+    "num_experts_per_token",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_shared_experts",
+    "pad_token_id",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "rms_norm_eps",
+    "routed_scaling_factor",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "use_grouped_topk",
+    "v_head_dim",
     "vocab_size",
 ];
 
@@ -278,20 +322,25 @@ fn mixers(linear: &Fields, layers: usize) -> Result<Vec<Mixer>, ConfigError> {
         let value = linear.get(field, "a list of layer numbers counted from 1")?;
         let list = value.as_array().ok_or_else(|| linear.invalid(field, value, expected()))?;
         for entry in list {
-            let slot = entry.as_u64().and_then(|n| n.checked_sub(1)).and_then(|n| mixers.get_mut(usize::try_from(n).ok()?));
+            let slot =
+                entry.as_u64().and_then(|n| n.checked_sub(1)).and_then(|n| mixers.get_mut(usize::try_from(n).ok()?));
             match slot {
                 Some(slot @ None) => *slot = Some(mixer),
                 _ => return Err(linear.invalid(field, entry, expected())),
             }
         }
     }
-    mixers.iter().enumerate().map(|(at, mixer)| {
-        mixer.ok_or_else(|| ConfigError::Invalid {
-            field: "linear_attn_config.kda_layers".into(),
-            found: format!("without layer {}", at + 1),
-            expected: "every layer in it or in full_attn_layers".into(),
+    mixers
+        .iter()
+        .enumerate()
+        .map(|(at, mixer)| {
+            mixer.ok_or_else(|| ConfigError::Invalid {
+                field: "linear_attn_config.kda_layers".into(),
+                found: format!("without layer {}", at + 1),
+                expected: "every layer in it or in full_attn_layers".into(),
+            })
         })
-    }).collect()
+        .collect()
 }
 
 /// One JSON object with the path that errors prefix its fields with.
@@ -349,8 +398,10 @@ impl Fields<'_> {
 
     /// `model_max_length`, or `max_position_embeddings` where only that is given.
     fn context_length(&self) -> Result<usize, ConfigError> {
-        let field = if self.fields.contains_key("model_max_length") { "model_max_length" } else { "max_position_embeddings" };
-        let value = self.fields.get(field).ok_or_else(|| self.missing("model_max_length", "the context length in tokens"))?;
+        let field =
+            if self.fields.contains_key("model_max_length") { "model_max_length" } else { "max_position_embeddings" };
+        let value =
+            self.fields.get(field).ok_or_else(|| self.missing("model_max_length", "the context length in tokens"))?;
         let length = value.as_u64().filter(|n| (1..=1 << 31).contains(n));
         length.map(|n| n as usize).ok_or_else(|| self.invalid(field, value, "a context length from 1 to 2^31 tokens"))
     }
@@ -370,15 +421,15 @@ impl Fields<'_> {
 
     /// Refuses any value but `expected` (written as JSON), with the reason.
     fn only(&self, field: &str, expected: &'static str, reason: &str, required: bool) -> Result<(), ConfigError> {
-        match self.fields.get(field) {
-            None if required => Err(self.missing(field, expected)),
-            Some(value) if value.to_string() != expected && !(value.is_null() && !required) => Err(ConfigError::Unsupported {
-                field: self.name(field),
-                found: brief(value),
-                reason: format!("{reason} (expected {expected})"),
-            }),
-            _ => Ok(()),
+        let Some(value) = self.fields.get(field) else {
+            return if required { Err(self.missing(field, expected)) } else { Ok(()) };
+        };
+        let (text, absent) = (value.to_string(), value.is_null() && !required);
+        if absent || text == expected {
+            return Ok(());
         }
+        let reason = format!("{reason} (expected {expected})");
+        Err(ConfigError::Unsupported { field: self.name(field), found: brief(value), reason })
     }
 
     /// Refuses fields that nobody above looked at, unless they are switched off.
@@ -386,7 +437,8 @@ impl Fields<'_> {
         let checked = |name: &str| REQUIRED.iter().chain(OPTIONAL).any(|(field, ..)| *field == name);
         for (name, value) in self.fields {
             let off = matches!(value, Value::Null | Value::Bool(false));
-            let fine = self.prefix.is_empty() && (checked(name) || HARMLESS.contains(&name.as_str()) || name.starts_with('_'));
+            let fine =
+                self.prefix.is_empty() && (checked(name) || HARMLESS.contains(&name.as_str()) || name.starts_with('_'));
             if !off && !fine && !known.contains(&name.as_str()) {
                 return Err(ConfigError::Unsupported {
                     field: self.name(name),

@@ -13,6 +13,8 @@
 //! template sees its messages (nearly) as they are and text that it puts beside a content is tokenised together with
 //! it, exactly as without marks.
 
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +47,9 @@ pub struct Message {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// `tokenizer_config.json` has no `chat_template`.
-    #[error("the checkpoint has no chat template (`chat_template` in tokenizer_config.json); only raw text can be used")]
+    #[error(
+        "the checkpoint has no chat template (`chat_template` in tokenizer_config.json); only raw text can be used"
+    )]
     Missing,
     /// The template is not valid jinja, or refused the messages.
     #[error("the checkpoint's chat template: {0:#}")]
@@ -67,8 +71,7 @@ impl ChatTemplate {
         let source = tokenizer.chat_template.clone().ok_or(TemplateError::Missing)?;
         let mut environment = Environment::new();
         // The settings that Hugging Face renders chat templates with.
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
@@ -81,7 +84,7 @@ impl ChatTemplate {
     /// For reading: as text, contents and control tokens can no longer be told apart.
     pub fn render(&self, messages: &[Message], reply: bool) -> Result<String, TemplateError> {
         Ok(self.environment.get_template("chat")?.render(context! {
-            messages => Value::from_serialize(messages),
+            messages => Serde(messages),
             add_generation_prompt => reply,
         })?)
     }
@@ -192,10 +195,10 @@ mod tests {
         tokenizer.chat_template = Some("{% for m in messages %}{{ m.content | trim }}|>{% endfor %}".into());
         let template = ChatTemplate::new(&tokenizer).unwrap();
         let ids = template.encode(&tokenizer, &[user(" <|im_end ")], true).unwrap();
-        assert_eq!(controls(&tokenizer, &ids), []);
+        assert!(controls(&tokenizer, &ids).is_empty());
         assert_eq!(tokenizer.decode(&ids), "<|im_end|>");
         let ids = template.encode(&tokenizer, &[user("<|im_"), user("end|>")], true).unwrap();
-        assert_eq!(controls(&tokenizer, &ids), []);
+        assert!(controls(&tokenizer, &ids).is_empty());
     }
 
     #[test]

@@ -291,7 +291,7 @@ fn parse_vocabulary(path: &Path, text: &str) -> Result<Vocabulary, TokenizerErro
         }
     }
     let corrupt = |reason: String| TokenizerError::Corrupt { path: path.into(), reason };
-    let mut tokens = vec![Box::default(); ranks.len()];
+    let mut tokens: Vec<Box<[u8]>> = vec![Box::default(); ranks.len()];
     for (token, &rank) in &ranks {
         match tokens.get_mut(rank as usize) {
             Some(slot) if slot.is_empty() => *slot = token.clone(),
@@ -307,17 +307,22 @@ fn parse_vocabulary(path: &Path, text: &str) -> Result<Vocabulary, TokenizerErro
 /// Names of the control tokens from `added_tokens_decoder`, in order of id.
 fn control_tokens(config: &Value, base: u32) -> Result<Vec<String>, String> {
     let mut names: Vec<_> = (base..base + CONTROL_TOKENS).map(|id| format!("<|reserved_token_{id}|>")).collect();
-    let added = config.get("added_tokens_decoder").and_then(Value::as_object).ok_or("`added_tokens_decoder` is missing")?;
+    let added =
+        config.get("added_tokens_decoder").and_then(Value::as_object).ok_or("`added_tokens_decoder` is missing")?;
     for (id, token) in added {
         let content = token.get("content").and_then(Value::as_str);
         let slot = id.parse::<u32>().ok().and_then(|id| names.get_mut(id.checked_sub(base)? as usize));
         match (content, slot) {
             // A name of one character could not be told from text by breaking it up (see the `template` module).
             (Some(content), Some(slot)) if content.chars().count() >= 2 => *slot = content.to_owned(),
-            (Some(content), Some(_)) => return Err(format!("`added_tokens_decoder`: the name {content:?} is too short")),
+            (Some(content), Some(_)) => {
+                return Err(format!("`added_tokens_decoder`: the name {content:?} is too short"));
+            }
             (None, _) => return Err(format!("`added_tokens_decoder`: {id} has no `content`")),
             (_, None) => {
-                return Err(format!("`added_tokens_decoder`: {id:?} is not one of the {CONTROL_TOKENS} ids from {base}"));
+                return Err(format!(
+                    "`added_tokens_decoder`: {id:?} is not one of the {CONTROL_TOKENS} ids from {base}"
+                ));
             }
         }
     }

@@ -186,14 +186,17 @@ impl Weights {
             weight_map: BTreeMap<String, String>,
         }
         let corrupt = |reason: String| WeightsError::Corrupt { path: index.into(), reason };
-        let text = std::fs::read_to_string(index).map_err(|source| WeightsError::Read { path: index.into(), source })?;
+        let text =
+            std::fs::read_to_string(index).map_err(|source| WeightsError::Read { path: index.into(), source })?;
         let Index { weight_map } = serde_json::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
 
         let mut wanted: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tensor, file) in &weight_map {
             // A shard lies beside its index; a path that leads elsewhere is not a checkpoint's.
             if Path::new(file).file_name() != Some(file.as_ref()) {
-                return Err(corrupt(format!("tensor `{tensor}` is said to be in {file:?}, which is not a plain file name")));
+                return Err(corrupt(format!(
+                    "tensor `{tensor}` is said to be in {file:?}, which is not a plain file name"
+                )));
             }
             wanted.entry(file).or_default().push(tensor);
         }
@@ -202,7 +205,9 @@ impl Weights {
             let (map, mut found) = open_shard(&folder.join(file), weights.files.len())?;
             weights.files.push(map);
             for name in names {
-                let entry = found.remove(name).ok_or_else(|| corrupt(format!("tensor `{name}` is said to be in {file}, but is not")))?;
+                let entry = found
+                    .remove(name)
+                    .ok_or_else(|| corrupt(format!("tensor `{name}` is said to be in {file}, but is not")))?;
                 weights.tensors.insert(name.to_owned(), entry);
             }
         }
@@ -269,7 +274,10 @@ fn parse_header(bytes: &[u8], file: usize) -> Result<BTreeMap<String, Entry>, St
         data_offsets: (u64, u64),
     }
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| {
-        format!("truncated: a safetensors file starts with 8 bytes of header length, this one has {} bytes", bytes.len())
+        format!(
+            "truncated: a safetensors file starts with 8 bytes of header length, this one has {} bytes",
+            bytes.len()
+        )
     })?;
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER || length > rest.len() as u64 {
@@ -345,7 +353,9 @@ mod tests {
         assert!(reason(&[1, 2, 3]).contains("truncated"));
         assert!(reason(&u64::MAX.to_le_bytes()).contains("header should have"));
         assert!(reason(&file("not json", 0)).contains("not a JSON object"));
-        assert!(reason(&file(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8)).contains("does not take 8"));
+        assert!(
+            reason(&file(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8)).contains("does not take 8")
+        );
         let huge = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#;
         assert!(reason(&file(huge, 0)).contains("does not take 0"));
         let backwards = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#;

@@ -35,8 +35,7 @@ fn agrees_with_transformers() {
         let error = relative_error(&model.logits(&normed), &floats(&golden, &format!("p{p}.logits")));
         assert!(error < 1e-5, "prompt {p}: logits are off by {error:e}");
 
-        let last: Vec<f64> =
-            trace.hidden.iter().flat_map(|x| &x[x.len() - hidden..]).copied().collect();
+        let last: Vec<f64> = trace.hidden.iter().flat_map(|x| &x[x.len() - hidden..]).copied().collect();
         let error = relative_error(&last, &floats(&golden, &format!("p{p}.hidden")));
         assert!(error < 1e-5, "prompt {p}: hidden states are off by {error:e}");
 
