@@ -1,0 +1,48 @@
+//! Linear layouts: which register of which lane of which warp holds which element of a tile.
+//!
+//! Extents are powers of two, and so are the numbers of registers, lanes and warps. Every layout that the hardware
+//! asks for (vectorised memory accesses, tensor-core fragments, swizzled shared memory) is then a linear map over F2
+//! from the bits of the hardware index to the bits of the coordinates, and everything a compiler asks *about*
+//! layouts (is no data movement needed? do lanes suffice? which swizzle has no bank conflicts?) is linear algebra on
+//! a handful of machine words. After Zhou et al., "Linear Layouts" (arXiv 2505.23819).
+//!
+//! - [`F2Map`], [`Span`]: linear maps and subspaces over F2.
+//! - [`LinearLayout`]: tiles in registers; `families` has the constructors, `transfer` follows the shape operations.
+//!
+//! Invariant: coordinates are kept *flat*, as the row-major index of the element. Since extents are powers of two this
+//! is the concatenation of the coordinates' bits, so a reshape changes no basis vector and a transposition permutes
+//! their bits.
+
+mod bits;
+mod f2;
+mod families;
+mod linear;
+#[cfg(test)]
+mod test_support;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+pub use bits::{ShiftTerm, coords, extents_ok, flat};
+pub use f2::{F2Map, Span};
+pub use families::{LayoutBuilder, Operand};
+pub use linear::{Level, LinearLayout, Place, VectorAccess};
+pub use transfer::{JoinMap, ReducePlan, SliceMap};
+
+/// What is wrong with a layout or a request for one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    #[error("extents of a distributed tile must be powers of two, found {0}")]
+    Extents(crate::ir::Shape),
+    #[error("basis vector {basis} lies outside a tile of {shape}")]
+    Outside { basis: u32, shape: crate::ir::Shape },
+    #[error("the layout leaves elements of the {0} tile unassigned")]
+    NotSurjective(crate::ir::Shape),
+    #[error("the layouts do not fit together: {0}")]
+    Mismatch(String),
+    #[error("{what} needs {need}, found {found}")]
+    Unsupported { what: &'static str, need: String, found: String },
+}
+
+/// The number of lanes of a warp, as a number of bits.
+pub const LANE_BITS: usize = 5;
