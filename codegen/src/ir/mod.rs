@@ -12,14 +12,20 @@ mod abi;
 mod builder;
 mod names;
 mod op;
+mod parse;
 mod scalar;
+mod text;
 mod types;
+mod verify;
 
 pub use abi::{Fact, Slot, SlotKind};
 pub use builder::Builder;
 pub use op::{AtomicOp, BinaryOp, Bits, CmpOp, Combine, Op, OpKind, Precision, UnaryOp};
+pub use parse::{ParseError, parse};
 pub use scalar::{decode_f8, encode_f8};
+pub use text::constant_text;
 pub use types::{DType, MAX_RANK, Shape, Type};
+pub use verify::{MAX_ELEMENTS, VerifyError, verify};
 
 use std::fmt;
 
@@ -102,18 +108,12 @@ pub struct Param {
 }
 
 /// What the author asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Options {
     /// Warps per program; 0: the compiler decides.
     pub warps: u8,
     /// Least number of programs that one multiprocessor must be able to hold; 0: no demand.
     pub min_programs_per_sm: u8,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options { warps: 0, min_programs_per_sm: 0 }
-    }
 }
 
 /// Arguments and operations; the last operation is `Yield`.

@@ -1,7 +1,7 @@
 //! The vocabulary of the operations' parameters: each function's name in the text form, the list of all, and the
 //! dtypes it accepts. Printer, parser, verifier and the generator of random kernels share these tables.
 
-use super::{AtomicOp, BinaryOp, CmpOp, Combine, DType, Precision, UnaryOp};
+use super::{AtomicOp, BinaryOp, CmpOp, Combine, DType, OpKind, Precision, UnaryOp};
 
 macro_rules! names {
     ($ty:ident { $($variant:ident = $name:literal),* $(,)? }) => {
@@ -87,6 +87,46 @@ impl AtomicOp {
             AtomicOp::Add | AtomicOp::Exchange => computes(d) || d.is_int(),
             AtomicOp::Min | AtomicOp::Max => d == DType::F32 || d.is_int(),
             AtomicOp::And | AtomicOp::Or | AtomicOp::Xor => d.is_int(),
+        }
+    }
+}
+
+impl OpKind {
+    /// The word that names the operation in the text form.
+    pub const fn mnemonic(&self) -> &'static str {
+        match self {
+            OpKind::Const(_) => "const",
+            OpKind::Iota { .. } => "iota",
+            OpKind::ProgramId { .. } => "program_id",
+            OpKind::NumPrograms { .. } => "num_programs",
+            OpKind::Unary(op) => op.name(),
+            OpKind::Binary(op) => op.name(),
+            OpKind::Compare(op) => op.name(),
+            OpKind::Select => "select",
+            OpKind::Cast => "cast",
+            OpKind::Bitcast => "bitcast",
+            OpKind::Broadcast => "broadcast",
+            OpKind::Reshape => "reshape",
+            OpKind::Transpose { .. } => "transpose",
+            OpKind::Slice { .. } => "slice",
+            OpKind::Join { .. } => "join",
+            OpKind::Reduce { .. } => "reduce",
+            OpKind::Scan { .. } => "scan",
+            OpKind::Dot(_) => "dot",
+            OpKind::Dim { .. } => "dim",
+            OpKind::ViewSelect { .. } => "view_select",
+            OpKind::ViewNarrow { .. } => "view_narrow",
+            OpKind::Load { .. } => "load",
+            OpKind::Store => "store",
+            OpKind::Gather { .. } => "gather",
+            OpKind::Scatter { .. } => "scatter",
+            OpKind::Atomic { .. } => "atomic",
+            OpKind::For { .. } => "for",
+            OpKind::While => "while",
+            OpKind::If => "if",
+            OpKind::Yield => "yield",
+            OpKind::Assert { .. } => "assert",
+            OpKind::Print { .. } => "print",
         }
     }
 }
