@@ -6,14 +6,19 @@
 //! | [`weights`], [`checkpoint`] | memory-mapped safetensors; which tensors a model has |
 //! | [`tokenizer`], [`template`] | text to tokens and back; chats without injection |
 //! | [`reference`] | the naive f64 definition of every operation, and of the whole model |
+//! | [`engine`] | what runs a model, as `verify` and `chat` see it |
+//! | [`golden`], [`verify`] | stored results of another implementation, and the comparison with them |
 //! | [`sampling`] | sampling parameters, the counter-based generator, the host sampler |
 
 pub mod checkpoint;
 pub mod config;
+pub mod engine;
+pub mod golden;
 pub mod reference;
 pub mod sampling;
 pub mod template;
 pub mod tokenizer;
+pub mod verify;
 pub mod weights;
 
 /// The folder of the small checkpoint that ships in the repository.

@@ -11,6 +11,7 @@
 mod attention;
 mod delta;
 mod dense;
+pub mod engine;
 mod experts;
 pub mod model;
 

@@ -1,0 +1,61 @@
+//! The `kimi` command.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use kimi::engine::{self, Device};
+use kimi::golden::Golden;
+use kimi::verify::{self, Options};
+
+#[derive(Parser)]
+#[command(version, about = "Runs Kimi Linear models on kernels written in Kiln")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare a run with stored reference results; fails where a tolerance is exceeded
+    Verify {
+        /// Folder with config.json and safetensors
+        checkpoint: PathBuf,
+        /// Folder with golden.json and golden.safetensors
+        golden: PathBuf,
+        /// auto, cpu, cuda, cuda:N or interpret
+        #[arg(long, default_value = "auto")]
+        device: Device,
+        /// `short` takes prompts of at most 17 tokens and leaves the held-out conversations out
+        #[arg(long, value_enum, default_value_t = Prompts::All)]
+        prompts: Prompts,
+        /// Greedy tokens per prompt
+        #[arg(long, default_value_t = 64)]
+        tokens: usize,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Prompts {
+    Short,
+    All,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { command } = Arguments::parse();
+    match command {
+        Command::Verify { checkpoint, golden, device, prompts, tokens } => {
+            let mut engine = engine::open(&checkpoint, device, &mut |_, _| {})
+                .with_context(|| format!("loading {}", checkpoint.display()))?;
+            let golden = Golden::open(&golden, engine.config())
+                .with_context(|| format!("reading golden results in {}", golden.display()))?;
+            let all = prompts == Prompts::All;
+            let longest_prompt = if all { usize::MAX } else { 17 };
+            let options = Options { longest_prompt, greedy_tokens: tokens, held_out: all };
+            let report = verify::verify(&mut *engine, &golden, options, &mut std::io::stdout().lock())?;
+            anyhow::ensure!(report.checks > 0, "nothing was compared");
+            Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! `kimi verify`: does an engine compute what the stored results say?
+//!
+//! Perplexity alone hides a wrong router (leaving out the selection bias changes the total loss of the shipped model
+//! by 0.002 %, and single logits by 13), so everything that is stored is compared: logits, the residual stream after
+//! every layer, the routers' choices, states, greedy tokens, and only then the loss.
+//!
+//! Checks with a tolerance decide about the result; the rest is printed to show *where* a difference starts.
+
+use std::io::Write;
+
+use crate::engine::{Engine, EngineError, LayerState, Precision, Want};
+use crate::golden::{Golden, GoldenPrompt};
+use crate::reference::{negative_log_likelihood, relative_error};
+use crate::sampling::Sampling;
+
+/// What to compare.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Only prompts of at most this many tokens.
+    pub longest_prompt: usize,
+    /// Greedy tokens per prompt (at most as many as are stored).
+    pub greedy_tokens: usize,
+    /// Score the held-out conversations.
+    pub held_out: bool,
+}
+
+/// The tolerances of a number type.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerances {
+    /// Relative error of logits: of every position in f32, of the median position in bf16, where a near-tie that
+    /// flips an expert may move a single position by more.
+    pub logits: f64,
+    /// Does `logits` bind the worst position, or the median one?
+    pub every_position: bool,
+    /// Experts may differ where the stored margin is below this.
+    pub expert_margin: f32,
+    /// Relative error of the states, where it is bounded.
+    pub states: Option<f64>,
+    /// Must all greedy tokens be equal?
+    pub greedy: bool,
+    /// Total loss of the held-out conversations: absolute (nats) and relative; the larger one binds.
+    pub loss: (f64, f64),
+}
+
+impl Tolerances {
+    /// f32 leaves four decimal digits to the order of summation, over which transformers itself is off by 3e-5 from
+    /// f64.  bf16 has 8 bits of mantissa: 3e-2 is what transformers' own bf16 run shows.
+    pub fn of(precision: Precision) -> Tolerances {
+        match precision {
+            Precision::F32 => Tolerances {
+                logits: 1e-4,
+                every_position: true,
+                expert_margin: 0.0,
+                states: Some(1e-4),
+                greedy: true,
+                loss: (1.0, 0.0),
+            },
+            Precision::Bf16 => Tolerances {
+                logits: 3e-2,
+                every_position: false,
+                expert_margin: 2e-2,
+                states: None,
+                greedy: false,
+                loss: (0.0, 1e-3),
+            },
+        }
+    }
+}
+
+/// What a run amounts to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Checks with a tolerance that were made.
+    pub checks: usize,
+    /// Those that failed, in words.
+    pub failures: Vec<String>,
+}
+
+/// A run in progress.
+struct Run<'a> {
+    engine: &'a mut dyn Engine,
+    out: &'a mut dyn Write,
+    tolerances: Tolerances,
+    report: Report,
+}
+
+/// Compares an engine with stored results and writes what it finds to `out`.
+///
+/// # Errors
+/// Of the engine and of `out`; differences are no errors, they are in the report.
+pub fn verify(
+    engine: &mut dyn Engine,
+    golden: &Golden,
+    options: Options,
+    out: &mut dyn Write,
+) -> anyhow::Result<Report> {
+    let tolerances = Tolerances::of(engine.precision());
+    writeln!(out, "engine: {}", engine.description())?;
+    let mut run = Run { engine, out, tolerances, report: Report::default() };
+    for (at, prompt) in golden.prompts.iter().enumerate() {
+        if prompt.ids.len() <= options.longest_prompt {
+            writeln!(run.out, "\nprompt {at} \"{}\", {} tokens", prompt.name, prompt.ids.len())?;
+            run.prompt(at, prompt)?;
+            run.pieces(at, prompt)?;
+            run.greedy(at, prompt, options.greedy_tokens)?;
+        }
+    }
+    if options.held_out {
+        run.held_out(golden)?;
+    }
+    let report = run.report;
+    writeln!(out)?;
+    for failure in &report.failures {
+        writeln!(out, "FAILED: {failure}")?;
+    }
+    let failed = report.failures.len();
+    writeln!(out, "{} checks, {} passed, {failed} failed", report.checks, report.checks - failed)?;
+    Ok(report)
+}
+
+impl Run<'_> {
+    /// Counts a check and keeps what failed.
+    fn check(&mut self, passed: bool, what: impl FnOnce() -> String) {
+        self.report.checks += 1;
+        if !passed {
+            self.report.failures.push(what());
+        }
+    }
+
+    /// Runs something in a session of its own.
+    fn in_session<T>(
+        &mut self,
+        body: impl FnOnce(&mut dyn Engine, crate::engine::SessionId) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let session = self.engine.open_session()?;
+        let result = body(self.engine, session);
+        self.engine.close_session(session);
+        result
+    }
+
+    /// Logits, hidden states, routing and states of one prompt in one piece.
+    fn prompt(&mut self, at: usize, prompt: &GoldenPrompt) -> anyhow::Result<()> {
+        let tolerances = self.tolerances;
+        let (trace, states) =
+            self.in_session(|engine, session| Ok((engine.trace(session, &prompt.ids)?, engine.states(session)?)))?;
+        let config = self.engine.config();
+        let (vocabulary, hidden, chosen) = (config.vocab_size, config.hidden_size, config.experts_per_token);
+        anyhow::ensure!(
+            trace.logits.len() == prompt.ids.len() * vocabulary
+                && trace.hidden.len() * hidden == prompt.hidden.len()
+                && trace.routing.len() == prompt.expert_margin.len(),
+            "the engine's trace does not have the model's shape"
+        );
+
+        let got = &trace.logits[prompt.logits_from * vocabulary..];
+        let rows = got.chunks_exact(vocabulary).zip(prompt.logits.chunks_exact(vocabulary));
+        let mut errors: Vec<f64> = rows.map(|(got, want)| relative_error(got, want)).collect();
+        errors.sort_by(f64::total_cmp);
+        let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
+        let binding = if tolerances.every_position { worst } else { median };
+        let whole = relative_error(got, &prompt.logits);
+        writeln!(
+            self.out,
+            "  logits     error {whole:.1e}, by position: median {median:.1e}, worst {worst:.1e} (tolerance {:.0e})",
+            tolerances.logits
+        )?;
+        self.check(binding <= tolerances.logits, || {
+            format!("prompt {at}: logits are off by {binding:.2e}, more than {:.0e}", tolerances.logits)
+        });
+
+        for (layer, (got, want)) in trace.hidden.iter().zip(prompt.hidden.chunks_exact(hidden)).enumerate() {
+            let name = match layer {
+                0 => "embedding".into(),
+                n if n + 1 == trace.hidden.len() => "final norm".into(),
+                n => format!("layer {n:<4}"),
+            };
+            write!(self.out, "  {name:10} error {:.1e}", relative_error(got, want))?;
+            if let Some(at_routed) = trace.routing.iter().position(|routing| routing.layer + 1 == layer) {
+                self.routing(at, prompt, at_routed, &trace.routing[at_routed], chosen)?;
+            }
+            let stored = prompt.states.iter().find(|stored| stored.layer + 1 == layer);
+            if let (Some(stored), Some(LayerState::Kda { state, conv })) =
+                (stored, layer.checked_sub(1).and_then(|layer| states.get(layer)))
+            {
+                let (state, conv) = (relative_error(state, &stored.state), relative_error(conv, &stored.conv));
+                write!(self.out, "; state {state:.1e}, convolution {conv:.1e}")?;
+                if let Some(tolerance) = tolerances.states {
+                    self.check(state.max(conv) <= tolerance, || {
+                        format!("prompt {at}, layer {layer}: state off by {state:.2e}, convolution by {conv:.2e}")
+                    });
+                }
+            }
+            writeln!(self.out)?;
+        }
+        Ok(())
+    }
+
+    /// One router's choice against the stored one.
+    fn routing(
+        &mut self,
+        at: usize,
+        prompt: &GoldenPrompt,
+        routed: usize,
+        got: &crate::engine::LayerRouting,
+        chosen: usize,
+    ) -> anyhow::Result<()> {
+        let range = routed * chosen..(routed + 1) * chosen;
+        let (experts, margin) = (&prompt.experts[range.clone()], prompt.expert_margin[routed]);
+        let found = |expert: &u32| got.experts.iter().position(|e| e == expert);
+        let agreed = experts.iter().filter(|expert| found(expert).is_some()).count();
+        let near_tie = margin < self.tolerances.expert_margin;
+        write!(self.out, "; experts {agreed}/{chosen}")?;
+        if agreed == chosen {
+            let weights: Vec<f32> = experts.iter().filter_map(|e| got.weights.get(found(e)?).copied()).collect();
+            write!(self.out, ", weights error {:.1e}", relative_error(&weights, &prompt.expert_weights[range]))?;
+        } else {
+            write!(self.out, " (margin {margin:.1e}{})", if near_tie { ", a near tie" } else { "" })?;
+        }
+        let equal = agreed == chosen && got.experts.len() == chosen;
+        let layer = got.layer + 1;
+        self.check(equal || near_tie, || {
+            format!("prompt {at}, layer {layer}: {agreed} of {chosen} experts agree, at a margin of {margin:.2e}")
+        });
+        Ok(())
+    }
+
+    /// The same prompt in pieces must give the same last logits as in one piece.
+    fn pieces(&mut self, at: usize, prompt: &GoldenPrompt) -> anyhow::Result<()> {
+        let ids = &prompt.ids;
+        let want = self.in_session(|engine, session| engine.append(session, ids, Want::Last))?;
+        // Odd pieces, and as token by token as it stays quick.
+        for piece in [1, 7, 65].into_iter().filter(|piece| *piece < ids.len() && ids.len() / piece <= 128) {
+            let got = self.in_session(|engine, session| {
+                let mut logits = Vec::new();
+                for ids in ids.chunks(piece) {
+                    logits = engine.append(session, ids, Want::Last)?;
+                }
+                Ok(logits)
+            })?;
+            let (error, tolerance) = (relative_error(&got, &want), self.tolerances.logits);
+            writeln!(self.out, "  in pieces of {piece:<3} differs by {error:.1e} from one piece")?;
+            self.check(error <= tolerance, || format!("prompt {at}: pieces of {piece} differ by {error:.2e}"));
+        }
+        Ok(())
+    }
+
+    /// The greedy continuation.
+    fn greedy(&mut self, at: usize, prompt: &GoldenPrompt, tokens: usize) -> anyhow::Result<()> {
+        let want = &prompt.greedy[..tokens.min(prompt.greedy.len())];
+        let got = self.in_session(|engine, session| {
+            engine.append(session, &prompt.ids, Want::Nothing)?;
+            want.iter().map(|_| engine.step(session, &Sampling::greedy())).collect::<Result<Vec<_>, _>>()
+        })?;
+        let agreed = got.iter().zip(want).take_while(|(got, want)| got == want).count();
+        write!(self.out, "  greedy     {agreed}/{} tokens", want.len())?;
+        if agreed < want.len() {
+            let margin = prompt.greedy_margin[agreed];
+            write!(self.out, ", then {} for {} (whose lead is {margin:.2e})", got[agreed], want[agreed])?;
+        }
+        writeln!(self.out)?;
+        if self.tolerances.greedy {
+            self.check(agreed == want.len(), || {
+                format!("prompt {at}: {agreed} of {} greedy tokens are equal", want.len())
+            });
+        }
+        Ok(())
+    }
+
+    /// The loss on conversations that the model was not trained on.
+    fn held_out(&mut self, golden: &Golden) -> anyhow::Result<()> {
+        let vocabulary = self.engine.config().vocab_size;
+        let (mut total, mut want, mut worst) = (0.0, 0.0, (0.0, 0));
+        for (at, conversation) in golden.held_out.iter().enumerate() {
+            let ids = &conversation.ids;
+            let logits = self.in_session(|engine, session| engine.append(session, ids, Want::All))?;
+            let nll = negative_log_likelihood(&logits, ids, vocabulary);
+            total += nll;
+            want += conversation.nll;
+            let off = (nll - conversation.nll).abs();
+            if off.is_nan() || off > worst.0 {
+                worst = (off, at);
+            }
+        }
+        let (absolute, relative) = self.tolerances.loss;
+        let tolerance = absolute.max(relative * want);
+        let difference = total - want;
+        writeln!(
+            self.out,
+            "\nheld out   {} conversations: total loss {total:.2} nats for {want:.2}, {difference:+.3} (tolerance {tolerance:.1}); \
+             worst is conversation {}, off by {:.1e}",
+            golden.held_out.len(),
+            worst.1,
+            worst.0
+        )?;
+        self.check(difference.abs() <= tolerance, || {
+            format!("held-out loss is {total:.2}, off by {difference:+.3} from {want:.2}")
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
