@@ -18,6 +18,18 @@ pub enum Fact {
     Multiple16,
 }
 
+impl Fact {
+    /// What `value` in a slot of this kind justifies.
+    pub fn of(kind: SlotKind, value: u64) -> Fact {
+        match kind {
+            SlotKind::Scalar => Fact::Unknown,
+            SlotKind::Stride(_) if value == 1 => Fact::One,
+            _ if value.is_multiple_of(16) => Fact::Multiple16,
+            _ => Fact::Unknown,
+        }
+    }
+}
+
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SlotKind {
@@ -59,12 +71,6 @@ impl Kernel {
 
     /// The facts that these slot values justify.
     pub fn facts_of(slots: &[Slot], values: &[u64]) -> Vec<Fact> {
-        let fact = |(s, &v): (&Slot, &u64)| match s.kind {
-            SlotKind::Scalar => Fact::Unknown,
-            SlotKind::Stride(_) if v == 1 => Fact::One,
-            _ if v.is_multiple_of(16) => Fact::Multiple16,
-            _ => Fact::Unknown,
-        };
-        slots.iter().zip(values).map(fact).collect()
+        slots.iter().zip(values).map(|(s, &v)| Fact::of(s.kind, v)).collect()
     }
 }

@@ -1,0 +1,82 @@
+//! From a source to code that runs: stages a kernel once, compiles it once per device and set of facts.
+//!
+//! The table is read by every launch and written by first launches only: a hit takes two read locks and no allocation.
+//! Staging and compiling happen outside of the table's locks, under a lock of the one kernel concerned, so that two
+//! threads neither do the same work nor wait for different kernels. Failures are not kept: the next launch tries again
+//! and reports again.
+
+use crate::launch::{Slots, Source};
+use crate::{Device, Error, Result, knobs};
+use kiln_codegen::ir::{Fact, Kernel, Slot};
+use smallvec::SmallVec;
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+
+/// A staged kernel and what it has been compiled to.
+pub(crate) struct Staged {
+    /// As staged and verified, without facts.
+    pub(crate) kernel: Kernel,
+    pub(crate) slots: Vec<Slot>,
+    variants: RwLock<HashMap<(Device, Facts), Arc<Compiled>>>,
+    compiling: Mutex<()>,
+}
+
+/// The facts of all slots, inline for all but the largest kernels.
+type Facts = SmallVec<[Fact; 64]>;
+
+/// Code for one device and one set of facts.
+pub(crate) enum Compiled {}
+
+#[derive(Default)]
+struct Entry {
+    staged: RwLock<Option<Arc<Staged>>>,
+    staging: Mutex<()>,
+}
+
+/// The staged form of a source.
+pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
+    static TABLE: LazyLock<RwLock<HashMap<TypeId, Arc<Entry>>>> = LazyLock::new(Default::default);
+    // No lock of this file guards an invariant that a panic could break, so poisoning is ignored throughout.
+    let found = TABLE.read().unwrap_or_else(PoisonError::into_inner).get(&source.key).cloned();
+    let entry = found.unwrap_or_else(|| {
+        TABLE.write().unwrap_or_else(PoisonError::into_inner).entry(source.key).or_default().clone()
+    });
+    let ready = || entry.staged.read().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(staged) = ready() {
+        return Ok(staged);
+    }
+    let _one_at_a_time = entry.staging.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(staged) = ready() {
+        return Ok(staged);
+    }
+    let kernel = (source.stage)()?;
+    let slots = kernel.slots();
+    let staged = Arc::new(Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) });
+    *entry.staged.write().unwrap_or_else(PoisonError::into_inner) = Some(staged.clone());
+    Ok(staged)
+}
+
+/// Code of a staged kernel for a device, specialised to what these slot values justify.
+pub(crate) fn compiled(staged: &Staged, device: Device, slots: &Slots) -> Result<Arc<Compiled>> {
+    let facts: Facts = staged.slots.iter().zip(slots).map(|(s, &v)| Fact::of(s.kind, v)).collect();
+    let key = (device, facts);
+    let ready = || staged.variants.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+    if let Some(compiled) = ready() {
+        return Ok(compiled);
+    }
+    let _one_at_a_time = staged.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(compiled) = ready() {
+        return Ok(compiled);
+    }
+    let mut kernel = staged.kernel.clone();
+    kernel.facts = key.1.to_vec();
+    let compiled = Arc::new(compile(kernel, device)?);
+    staged.variants.write().unwrap_or_else(PoisonError::into_inner).insert(key, compiled.clone());
+    Ok(compiled)
+}
+
+fn compile(kernel: Kernel, device: Device) -> Result<Compiled> {
+    let _ = knobs::knobs();
+    Err(Error::Compile { kernel: kernel.name, device, message: "this build has no back end for it".into() })
+}

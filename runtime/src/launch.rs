@@ -1,0 +1,283 @@
+//! One launch of a kernel: collects the arguments, checks them, finds the compiled code and runs it.
+//!
+//! The checks are what makes a launch safe to call: dtype and rank are the parameters', all tensors are on one device,
+//! no output shares memory with another argument, and the grid does not let two programs own one block. A launch that
+//! was checked and compiled before allocates nothing: arguments and slots live inline.
+
+use crate::compile::{self, Staged};
+use crate::{Device, Error, Result, Tensor};
+use kiln_codegen::ir::{Bits, DType, Kernel, Shape, SlotKind};
+use smallvec::SmallVec;
+use std::any::TypeId;
+
+/// Where a kernel comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// The author's name of it.
+    pub name: &'static str,
+    /// Identifies the function and its generic arguments: equal keys stage equal kernels.
+    pub key: TypeId,
+    /// Stages it.
+    pub stage: fn() -> Result<Kernel>,
+}
+
+/// The number of programs along each axis of the grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid([usize; 3]);
+
+impl From<usize> for Grid {
+    fn from(x: usize) -> Grid {
+        Grid([x, 1, 1])
+    }
+}
+impl From<[usize; 1]> for Grid {
+    fn from([x]: [usize; 1]) -> Grid {
+        Grid([x, 1, 1])
+    }
+}
+impl From<[usize; 2]> for Grid {
+    fn from([x, y]: [usize; 2]) -> Grid {
+        Grid([x, y, 1])
+    }
+}
+impl From<[usize; 3]> for Grid {
+    fn from(g: [usize; 3]) -> Grid {
+        Grid(g)
+    }
+}
+
+/// An argument as the host gave it. A view says what the kernel's code takes it for.
+enum Arg<'a> {
+    View { tensor: &'a Tensor, dtype: DType, rank: usize, output: Option<Output> },
+    Scalar { dtype: DType, bits: Bits },
+}
+
+/// That a view is written, and in which blocks if by program.
+#[derive(Clone, Copy)]
+struct Output {
+    block: Option<Shape>,
+}
+
+/// A launch under construction. Made by the host function of a `#[kernel]`; ends with [`Launch::run`].
+#[must_use = "nothing happens until `run` is called"]
+pub struct Launch<'a> {
+    source: Source,
+    args: SmallVec<[Arg<'a>; 12]>,
+    grid: Option<Grid>,
+    device: Option<Device>,
+}
+
+impl<'a> Launch<'a> {
+    /// A launch without arguments.
+    pub fn new(source: Source) -> Launch<'a> {
+        Launch { source, args: SmallVec::new(), grid: None, device: None }
+    }
+
+    /// The next argument: a tensor that is read as a view of this dtype and rank. Messages name parameters as the
+    /// staged kernel does, so `_name` is for the reader of the call.
+    pub fn push_view(&mut self, _name: &str, tensor: &'a Tensor, dtype: DType, rank: usize) {
+        self.args.push(Arg::View { tensor, dtype, rank, output: None });
+    }
+
+    /// The next argument: a tensor that is written, in blocks by program id if `block` is given.
+    pub fn push_view_mut(
+        &mut self,
+        _name: &str,
+        tensor: &'a mut Tensor,
+        dtype: DType,
+        rank: usize,
+        block: Option<Shape>,
+    ) {
+        self.args.push(Arg::View { tensor, dtype, rank, output: Some(Output { block }) });
+    }
+
+    /// The next argument: a number.
+    pub fn push_scalar(&mut self, _name: &str, dtype: DType, bits: Bits) {
+        self.args.push(Arg::Scalar { dtype, bits });
+    }
+
+    /// The number of programs along each axis. Without it, as many as the outputs have blocks.
+    pub fn grid(mut self, grid: impl Into<Grid>) -> Launch<'a> {
+        self.grid = Some(grid.into());
+        self
+    }
+
+    /// The device of a kernel that has no tensor among its arguments.
+    pub fn on(mut self, device: Device) -> Launch<'a> {
+        self.device = Some(device);
+        self
+    }
+
+    /// Runs the kernel. On CUDA, queues it: a later copy to the host or [`Device::synchronize`] waits for it.
+    ///
+    /// # Errors
+    /// If the kernel cannot be staged or compiled; if an argument has not its parameter's dtype or rank, is on another
+    /// device than the rest, or is an output that shares memory with another argument; if there is no grid; if the
+    /// kernel fails (on CUDA that may surface at a later call).
+    pub fn run(self) -> Result<()> {
+        let device = self.find_device()?;
+        let staged = compile::staged(&self.source)?;
+        self.check_arguments(&staged.kernel)?;
+        self.check_overlaps(&staged.kernel)?;
+        let grid = self.find_grid(&staged.kernel, device)?;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let slots = self.slots(&staged)?;
+        compile::compiled(&staged, device, &slots).map(drop)
+    }
+
+    // -- checks --------------------------------------------------------------------------------------------------------
+
+    fn error(&self, message: impl Into<String>) -> Error {
+        Error::Launch { kernel: self.source.name.into(), message: message.into() }
+    }
+
+    fn argument_error(&self, kernel: &Kernel, index: usize, message: impl Into<String>) -> Error {
+        let argument = kernel.params.get(index).map_or_else(|| format!("#{index}"), |p| p.name.clone());
+        Error::Argument { kernel: self.source.name.into(), argument, message: message.into() }
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = (usize, &'a Tensor, Option<Output>)> {
+        self.args.iter().enumerate().filter_map(|(i, a)| match a {
+            Arg::View { tensor, output, .. } => Some((i, *tensor, *output)),
+            Arg::Scalar { .. } => None,
+        })
+    }
+
+    fn find_device(&self) -> Result<Device> {
+        let mut tensors = self.tensors();
+        let Some((_, first, _)) = tensors.next() else { return self.device.map_or_else(Device::auto, Ok) };
+        let device = first.device();
+        if let Some(other) = tensors.map(|(_, t, _)| t.device()).chain(self.device).find(|&d| d != device) {
+            return Err(self
+                .error(format!("tensors on {device} and on {other}: move them to one device with Tensor::to_device")));
+        }
+        Ok(device)
+    }
+
+    fn check_arguments(&self, kernel: &Kernel) -> Result<()> {
+        let (given, taken) = (self.args.len(), kernel.params.len());
+        if given != taken {
+            return Err(self.error(format!("{given} arguments for {taken} parameters")));
+        }
+        for (i, arg) in self.args.iter().enumerate() {
+            let ty = kernel.ty(kernel.params[i].value);
+            let fits = match *arg {
+                Arg::View { dtype, rank, .. } => ty == kiln_codegen::ir::Type::View(dtype, rank as u8),
+                Arg::Scalar { dtype, .. } => ty == kiln_codegen::ir::Type::scalar(dtype),
+            };
+            if !fits {
+                return Err(self.argument_error(kernel, i, format!("pushed as another type than the staged {ty}")));
+            }
+            let Arg::View { tensor, dtype, rank, .. } = *arg else { continue };
+            if tensor.dtype() != dtype {
+                let message = format!("expected a tensor of {dtype}, found {:?}", tensor);
+                return Err(self.argument_error(kernel, i, message));
+            }
+            if tensor.rank() != rank {
+                let message = format!("expected a tensor of rank {rank}, found {:?}", tensor);
+                return Err(self.argument_error(kernel, i, message));
+            }
+            if let Some(n) = tensor.shape().iter().find(|&&n| n > i32::MAX as usize) {
+                return Err(self.argument_error(kernel, i, format!("extent {n} is above {}", i32::MAX)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_overlaps(&self, kernel: &Kernel) -> Result<()> {
+        for (i, written, _) in self.tensors().filter(|t| t.2.is_some()) {
+            for (j, other, _) in self.tensors().filter(|&(j, ..)| j != i) {
+                if written.overlaps(other) {
+                    let name = &kernel.params[j].name;
+                    return Err(self.argument_error(
+                        kernel,
+                        i,
+                        format!("this output shares memory with argument `{name}`: give it memory of its own"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The grid given, or the one that covers the block outputs; either must give each block one owner.
+    fn find_grid(&self, kernel: &Kernel, device: Device) -> Result<[u32; 3]> {
+        let mut grid = self.grid.map(|g| g.0);
+        let explicit = grid.is_some();
+        let mut chosen_by = 0;
+        for (i, tensor, output) in self.tensors() {
+            let Some(block) = output.and_then(|o| o.block) else { continue };
+            if block.rank() != tensor.rank() {
+                let message = format!("blocks of rank {} of a tensor of rank {}", block.rank(), tensor.rank());
+                return Err(self.argument_error(kernel, i, message));
+            }
+            let mut blocks = [1; 4];
+            for (n, (&extent, &b)) in blocks.iter_mut().zip(tensor.shape().iter().zip(block.dims())) {
+                *n = extent.div_ceil(b as usize);
+            }
+            if blocks[3] > 1 {
+                let message = "dimension 3 is longer than its block, and a grid has axes 0 to 2 only";
+                return Err(self.argument_error(kernel, i, message));
+            }
+            let needed = if tensor.numel() == 0 { [0; 3] } else { [blocks[0], blocks[1], blocks[2]] };
+            match grid {
+                None => (grid, chosen_by) = (Some(needed), i),
+                Some(g) if explicit => {
+                    // Along an axis that the output lacks, a second program would own the same block.
+                    if let Some(axis) = (block.rank()..3).find(|&k| g[k] > 1) {
+                        let message = format!(
+                            "a grid of {g:?} has {} programs along axis {axis}, which this output of rank {} lacks: \
+                             each of its blocks would have several owners",
+                            g[axis],
+                            block.rank()
+                        );
+                        return Err(self.argument_error(kernel, i, message));
+                    }
+                }
+                Some(g) if g != needed => {
+                    let first = &kernel.params[chosen_by].name;
+                    let message = format!("has {needed:?} blocks, and output `{first}` {g:?}: they must be alike");
+                    return Err(self.argument_error(kernel, i, message));
+                }
+                Some(_) => {}
+            }
+        }
+        let grid = grid.ok_or_else(|| {
+            self.error("no grid: call .grid([x, y, z]), since no `&mut Block` output says how many programs there are")
+        })?;
+        let limits = match device {
+            Device::Cuda(_) => [i32::MAX as usize, 65535, 65535],
+            _ => [i32::MAX as usize; 3],
+        };
+        if let Some(axis) = (0..3).find(|&k| grid[k] > limits[k]) {
+            return Err(self
+                .error(format!("a grid of {grid:?}: axis {axis} has at most {} programs on {device}", limits[axis])));
+        }
+        Ok(grid.map(|n| n as u32))
+    }
+
+    // -- running -------------------------------------------------------------------------------------------------------
+
+    /// The values of the launch slots (see `ir/abi.rs`).
+    fn slots(&self, staged: &Staged) -> Result<Slots> {
+        let mut values = Slots::new();
+        for slot in &staged.slots {
+            values.push(match (&self.args[slot.param as usize], slot.kind) {
+                (Arg::Scalar { bits, .. }, SlotKind::Scalar) => bits.0,
+                (Arg::View { tensor, dtype, .. }, SlotKind::Address) => {
+                    tensor.storage().address() + (tensor.layout().offset * dtype.size()) as u64
+                }
+                (Arg::View { tensor, .. }, SlotKind::Extent(d)) => tensor.shape()[d as usize] as u64,
+                (Arg::View { tensor, .. }, SlotKind::Stride(d)) => tensor.strides()[d as usize] as u64,
+                // `check_arguments` compared every argument with its parameter's type.
+                _ => return Err(self.error("slots do not match the parameters")),
+            });
+        }
+        Ok(values)
+    }
+}
+
+/// Values of the launch slots, inline for all but the largest kernels.
+pub(crate) type Slots = SmallVec<[u64; 64]>;
