@@ -1,1 +1,64 @@
-//! stub
+//! The macros of Kiln: `#[kernel]`, `#[device]`, `#[derive(KernelArg)]`, `#[derive(Carried)]`.
+//!
+//! A kernel is a Rust function that is *staged*: run once, on the host, with handles in place of tiles, it appends
+//! operations to tile IR. Nearly all of Rust stages itself by operator overloading and traits, and rustc is the type
+//! checker. These macros rewrite the rest, and refuse what cannot be staged at the token, naming what to write instead:
+//!
+//! | author writes | rewritten by |
+//! |---|---|
+//! | the signature, options | `signature`, `function` |
+//! | `Tile<f32, 64, 128>` | `types` |
+//! | `a < b`, `a == b`, `a && b` | `rewrite` |
+//! | `if`, `for i in a..b`, `while` | `control`, with the carried variables found by `assigned` |
+//! | `assert!`, `static_assert!`, `print!` | `macro_calls` |
+//!
+//! The output names only `::kiln::..` and `::core`/`::std`. Every message is in `messages`.
+
+use proc_macro::TokenStream;
+
+mod assigned;
+mod control;
+mod derive;
+mod function;
+mod macro_calls;
+mod messages;
+mod rewrite;
+mod signature;
+#[cfg(test)]
+mod tests;
+mod types;
+
+/// Makes a function a kernel: a host function of the same name that returns a `Launch`.
+///
+/// Options: `warps` (1, 2, 4, .. 32; default 4) and `min_programs_per_sm` (default 0: the compiler decides), as in
+/// `#[kernel(warps = 8)]`; they may be constants and generic parameters.
+///
+/// Parameters: `&View<T, R>` (read), `&mut Block<T, N..>` (this program's own block of an output),
+/// `&mut View<T, R>` (written anywhere through `unsafe`), numbers (arrive as `Tile<T>`), and structs with
+/// `#[derive(KernelArg)]`.
+///
+/// In the body `if`, `while` and `for i in a..b` are staged; `if` on a `bool`, `match`, and loops over anything but a
+/// range (`for i in unroll(0..4)`) are decided while staging. `&&` and `||` evaluate both sides. Variables that a staged
+/// `if` or loop assigns are tiles, or tuples, arrays or structs (`#[derive(Carried)]`) of tiles.
+#[proc_macro_attribute]
+pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    function::kernel(attribute.into(), item.into()).into()
+}
+
+/// Makes a function usable from kernels: its types and body are rewritten as in [`macro@kernel`], its signature is free.
+#[proc_macro_attribute]
+pub fn device(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    function::device(attribute.into(), item.into()).into()
+}
+
+/// Makes a struct of views and scalars a kernel parameter, and defines `NameHost<'_>`, which the host passes for it.
+#[proc_macro_derive(KernelArg)]
+pub fn derive_kernel_arg(item: TokenStream) -> TokenStream {
+    derive::kernel_arg(item.into()).into()
+}
+
+/// Lets a staged loop or branch change variables of this struct, whose fields are tiles or made of tiles.
+#[proc_macro_derive(Carried)]
+pub fn derive_carried(item: TokenStream) -> TokenStream {
+    derive::carried(item.into()).into()
+}

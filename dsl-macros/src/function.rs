@@ -1,0 +1,213 @@
+//! `#[kernel]` and `#[device]`.
+//!
+//! A kernel becomes two functions: the host function of the same name, which binds arguments to a `Launch`, and inside it
+//! `__stage`, which runs the rewritten body once per set of generic arguments and returns tile IR. Its type names those
+//! arguments, so it is the cache's key. A device function stays one function with its types and body rewritten.
+//!
+//! A device function is *not* `#[track_caller]`: the operations in it should name their own line, and closures (the
+//! regions of its loops) would not inherit it, so that half of the body would be attributed to the caller.
+//!
+//! If anything is refused, the errors come with a function of the same signature, so that callers do not fail as well.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens, quote};
+use syn::parse::{Parse, ParseStream};
+use syn::visit_mut::VisitMut;
+use syn::{Attribute, Expr, ItemFn, Lit, Token};
+
+use crate::messages::{self, Errors};
+use crate::rewrite::Rewriter;
+use crate::signature::{self, carried_parameters, kernel_parameters, make_static};
+use crate::types::TypeNames;
+
+/// Lints that the expansion would trip over: it assigns carried values back whether or not they are read again, and its
+/// blocks replace syntax that needed none.
+const ALLOW: &str = "unused_assignments, unused_parens, unused_braces, unreachable_code, clippy::all";
+
+fn allow() -> TokenStream {
+    let lints: TokenStream = ALLOW.parse().expect("a list of lints");
+    quote!(#[allow(#lints)])
+}
+
+/// `warps = 4, min_programs_per_sm = 2`.
+struct Options {
+    warps: Option<Expr>,
+    min_programs_per_sm: Option<Expr>,
+}
+
+struct OptionList(Vec<(Ident, Expr)>);
+
+impl Parse for OptionList {
+    fn parse(input: ParseStream) -> syn::Result<Self> {
+        let mut options = vec![];
+        while !input.is_empty() {
+            let name = input.parse()?;
+            input.parse::<Token![=]>()?;
+            options.push((name, input.parse()?));
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        }
+        Ok(OptionList(options))
+    }
+}
+
+impl Options {
+    fn parse(attribute: TokenStream, errors: &Errors) -> Options {
+        let mut options = Options { warps: None, min_programs_per_sm: None };
+        let list = match syn::parse2::<OptionList>(attribute) {
+            Ok(list) => list.0,
+            Err(error) => {
+                errors.push(error);
+                vec![]
+            }
+        };
+        for (name, value) in list {
+            let slot = match name.to_string().as_str() {
+                "warps" => {
+                    if let Expr::Lit(literal) = &value
+                        && let Lit::Int(int) = &literal.lit
+                        && !int.base10_parse::<u32>().is_ok_and(|n| n.is_power_of_two() && n <= 32)
+                    {
+                        errors.over(&value, &messages::OPTION_WARPS);
+                    }
+                    &mut options.warps
+                }
+                "min_programs_per_sm" => &mut options.min_programs_per_sm,
+                _ => {
+                    errors.over(&name, &messages::OPTION_UNKNOWN);
+                    continue;
+                }
+            };
+            if slot.is_some() {
+                errors.over(&name, &messages::OPTION_TWICE);
+            }
+            *slot = Some(value);
+        }
+        options
+    }
+}
+
+impl ToTokens for Options {
+    fn to_tokens(&self, tokens: &mut TokenStream) {
+        let default: Expr = syn::parse_quote!(0);
+        let usual: Expr = syn::parse_quote!(4);
+        let warps = self.warps.as_ref().unwrap_or(&usual);
+        let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
+        tokens.extend(quote!(::kiln::stage::Options { warps: #warps, min_programs_per_sm: #programs }));
+    }
+}
+
+fn parse_function(item: TokenStream) -> syn::Result<ItemFn> {
+    syn::parse2(item.clone()).map_err(|error| match syn::parse2::<syn::Item>(item) {
+        // It is a function, so the mistake is inside it.
+        Err(_) => error,
+        Ok(other) => {
+            let errors = Errors::default();
+            let first = other.to_token_stream().into_iter().next();
+            errors.over(first, &messages::ITEM_NOT_FN);
+            errors.take().unwrap_or(error)
+        }
+    })
+}
+
+fn is_lint(attribute: &Attribute) -> bool {
+    ["allow", "expect", "warn", "deny", "forbid"].iter().any(|lint| attribute.path().is_ident(lint))
+}
+
+/// Rewrites types and body in place.
+fn rewrite(function: &mut ItemFn, errors: &Errors) {
+    let parameters = &carried_parameters(&function.sig);
+    let names = TypeNames::of(&function.sig.generics);
+    let mut rewriter = Rewriter { errors, names: &names, parameters };
+    rewriter.visit_signature_mut(&mut function.sig);
+    rewriter.visit_block_mut(&mut function.block);
+}
+
+pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let mut function = match parse_function(item) {
+        Ok(function) => function,
+        Err(error) => return error.into_compile_error(),
+    };
+    let errors = Errors::default();
+    let options = Options::parse(attribute, &errors);
+    rewrite(&mut function, &errors);
+    let parameters = kernel_parameters(&function.sig, &errors);
+    make_static(&mut function.sig.generics);
+
+    let ItemFn { attrs, vis, sig, block, .. } = &function;
+    let (name, fn_token) = (&sig.ident, &sig.fn_token);
+    let text = signature::name_text(name);
+    let host_generics = signature::with_host_lifetime(&sig.generics);
+    let (host_generics, _, where_clause) = host_generics.split_for_impl();
+    let hosts = parameters.iter().map(|p| p.host());
+    let doc = format!(
+        "Called on the host, `{text}` takes tensors and numbers and returns the `Launch` that runs the kernel: \
+         `{text}(..).grid(..).run()?`."
+    );
+    let head = quote! {
+        #(#attrs)*
+        #[doc = ""]
+        #[doc = #doc]
+        #[allow(clippy::too_many_arguments)]
+        #vis #fn_token #name #host_generics (#(#hosts),*) -> ::kiln::Launch<'kiln> #where_clause
+    };
+    if let Some(error) = errors.take() {
+        let error = error.into_compile_error();
+        return quote! {
+            #error
+            #[allow(unused_variables, unused_imports)]
+            #head { ::core::unreachable!() }
+        };
+    }
+
+    let hidden = |name| Ident::new(name, Span::mixed_site());
+    let (params, launch) = (hidden("params"), hidden("launch"));
+    let declared = parameters.iter().map(|p| p.declare(&params));
+    let bound = parameters.iter().map(|p| p.bind(&launch));
+    let (stage_generics, _, _) = sig.generics.split_for_impl();
+    let turbofish = signature::turbofish(&sig.generics);
+    let (allow, lints) = (allow(), attrs.iter().filter(|a| is_lint(a)));
+    quote! {
+        #head {
+            #(#lints)*
+            #allow
+            fn __stage #stage_generics () -> ::core::result::Result<::kiln::ir::Kernel, ::kiln::Error> #where_clause {
+                ::kiln::stage::build(#text, #options, |#params| {
+                    #(#declared)*
+                    #block
+                })
+            }
+            let mut #launch = ::kiln::Launch::new(::kiln::Source::new(#text, __stage #turbofish));
+            #(#bound)*
+            #launch
+        }
+    }
+}
+
+pub(crate) fn device(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let mut function = match parse_function(item) {
+        Ok(function) => function,
+        Err(error) => return error.into_compile_error(),
+    };
+    let errors = Errors::default();
+    if !attribute.is_empty() {
+        errors.over(attribute, &messages::DEVICE_OPTIONS);
+    }
+    signature::common(&function.sig, &errors);
+    rewrite(&mut function, &errors);
+    let allow = allow();
+    match errors.take() {
+        None => quote!(#allow #function),
+        Some(error) => {
+            let error = error.into_compile_error();
+            let ItemFn { attrs, vis, sig, .. } = &function;
+            quote! {
+                #error
+                #(#attrs)*
+                #[allow(unused_variables, unused_imports, unused_mut)]
+                #vis #sig { ::core::unreachable!() }
+            }
+        }
+    }
+}
