@@ -5,5 +5,6 @@
 //! feature `llvm`). Nothing here talks to a device, and nothing here is global: an IR goes in, code comes out.
 
 pub mod gpu;
+pub mod interp;
 pub mod ir;
 pub mod semantics;
