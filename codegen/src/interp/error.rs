@@ -141,7 +141,7 @@ impl Fault {
     }
 
     /// Names the location, unless an operation further in has done so.
-    pub(super) fn from_op(mut self, loc: Loc) -> Fault {
+    pub(super) fn located(mut self, loc: Loc) -> Fault {
         self.0.loc.get_or_insert(loc);
         self
     }

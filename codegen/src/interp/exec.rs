@@ -128,7 +128,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             if matches!(op.kind, OpKind::Yield) {
                 return Ok(self.get(&op.operands));
             }
-            self.step().and_then(|()| self.op(op)).map_err(|fault| fault.from_op(op.loc))?;
+            self.step().and_then(|()| self.op(op)).map_err(|fault| fault.located(op.loc))?;
             if self.options.trace.is_some() {
                 self.trace(id);
             }
@@ -317,7 +317,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         self.set(&region.args, left.iter().chain(right).cloned().map(Value::Tile));
         for &id in &region.ops {
             let op = self.kernel.op(id);
-            let inside = |fault: Fault| fault.from_op(op.loc);
+            let inside = |fault: Fault| fault.located(op.loc);
             self.step().map_err(inside)?;
             match &op.kind {
                 OpKind::Yield => return op.operands.iter().map(|&v| self.spread(v, lanes)).collect(),

@@ -105,6 +105,7 @@ impl Data {
     }
 
     #[inline]
+    #[allow(clippy::unnecessary_cast, reason = "it is one of four widths that is u64 already")]
     pub(super) fn get(&self, i: usize) -> Bits {
         with_elements!(self, v => Bits(v[i] as u64))
     }
@@ -112,11 +113,6 @@ impl Data {
     /// The elements at these positions, in this order.
     pub(super) fn permuted(&self, positions: impl Iterator<Item = usize>) -> Data {
         map_elements!(self, v => positions.map(|i| v[i]).collect())
-    }
-
-    pub(super) fn i32s(&self) -> impl Iterator<Item = i32> + '_ {
-        let Data::W4(v) = self else { panic!("an index tile is i32; the verifier refuses such a kernel") };
-        v.iter().map(|&x| x as i32)
     }
 
     pub(super) fn i32_at(&self, i: usize) -> i32 {
