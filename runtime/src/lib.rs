@@ -1,19 +1,34 @@
 //! Kiln: tiled kernels in Rust, for NVIDIA GPUs and CPUs.
 //!
-//! [`Device`] names a place, [`Tensor`] is memory there, [`Launch`] runs a kernel on tensors. Settings are environment
-//! variables, listed in [`knobs`].
+//! Kernels are written with what [`prelude`] brings: [`kernel`] functions on [`Tile`]s and [`View`]s. On the host,
+//! [`Device`] names a place, [`Tensor`] is memory there, and calling a kernel's function gives a [`Launch`] that runs it
+//! on tensors. Settings are environment variables, listed in [`knobs`].
+
+extern crate self as kiln;
 
 mod compile;
 mod device;
 mod error;
 pub mod knobs;
+pub mod lang;
 mod launch;
 mod layout;
+#[doc(hidden)]
+pub mod stage;
 mod tensor;
 
 pub use device::Device;
 pub use error::{Error, Result};
-pub use kiln_codegen::ir;
+pub use kiln_codegen::ir::{self, DType};
+pub use kiln_macros::{KernelArg, device, kernel};
+pub use lang::*;
 pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
+pub use stage::KernelArg;
 pub use tensor::{HostElement, Tensor};
+
+/// What a file with kernels imports: `use kiln::prelude::*;`.
+pub mod prelude {
+    pub use crate::lang::*;
+    pub use crate::{KernelArg, device, kernel};
+}
