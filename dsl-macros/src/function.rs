@@ -178,7 +178,7 @@ pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
                     #block
                 })
             }
-            let mut #launch = ::kiln::Launch::new(::kiln::Source::new(#text, __stage #turbofish));
+            let mut #launch = ::kiln::Launch::new(::kiln::Source::new(#text, __stage #turbofish, __stage #turbofish));
             #(#bound)*
             #launch
         }

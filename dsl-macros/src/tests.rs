@@ -56,7 +56,7 @@ fn kernel_becomes_host_function_and_staging_function() {
         "letstorage=<View<T,1>as::kiln::KernelArg>::declare(params,\"x\");letx=&storage;",
         "letout=&mutstorage;",
         "letmutalpha=<f32as::kiln::KernelArg>::declare(params,\"alpha\");",
-        "::kiln::Source::new(\"add\",__stage::<T,N>)",
+        "::kiln::Source::new(\"add\",__stage::<T,N>,__stage::<T,N>)",
         "<f32as::kiln::KernelArg>::bind(alpha,\"alpha\",&mutlaunch);",
     ] {
         assert!(expanded.contains(part), "{part}\nis missing from\n{expanded}");

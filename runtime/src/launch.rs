@@ -21,6 +21,13 @@ pub struct Source {
     pub stage: fn() -> Result<Kernel>,
 }
 
+impl Source {
+    /// A kernel by its staging function; `item` is that function once more, as its own type, which is the key.
+    pub fn new<F: 'static>(name: &'static str, _item: F, stage: fn() -> Result<Kernel>) -> Source {
+        Source { name, key: TypeId::of::<F>(), stage }
+    }
+}
+
 /// The number of programs along each axis of the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid([usize; 3]);

@@ -68,18 +68,19 @@ pub fn for_<V: Carried>(range: LoopRange, carried: V, body: impl FnOnce(Tile<i32
     rebuild(&results)
 }
 
-/// `while condition { body }`.
+/// `while condition { body }`. `part(body, carried)` stages the body (`body` true) or the condition, which it returns;
+/// one closure for both, because both may borrow the same outputs.
 #[track_caller]
-pub fn while_<V: Carried>(carried: V, condition: impl FnOnce(V) -> Tile<bool>, body: impl FnOnce(V) -> V) -> V {
+pub fn while_<V: Carried>(carried: V, mut part: impl FnMut(bool, V) -> (Option<Tile<bool>>, V)) -> V {
     let inits = flat(&carried);
     let types = types(&inits);
     let (condition_region, args) = emit(|b| b.open(&types));
-    let holds = condition(rebuild(&args));
+    let holds = part(false, rebuild(&args)).0.expect("the macro's closure returns the condition");
     let (body_region, args) = emit(|b| {
         b.close(&[holds.id()]);
         b.open(&types)
     });
-    let yielded = flat(&body(rebuild(&args)));
+    let yielded = flat(&part(true, rebuild(&args)).1);
     let results = emit(|b| {
         b.close(&yielded);
         let op = b.emit_with_regions(OpKind::While, &inits, &types, &[condition_region, body_region]);
@@ -97,41 +98,26 @@ pub fn while_<V: Carried>(carried: V, condition: impl FnOnce(V) -> Tile<bool>, b
 pub trait Condition {
     #[doc(hidden)]
     #[track_caller]
-    fn branch<V: Carried, R: Carried>(
-        self,
-        carried: V,
-        then: impl FnOnce(V) -> (V, R),
-        otherwise: impl FnOnce(V) -> (V, R),
-    ) -> (V, R);
+    fn branch<V: Carried, R: Carried>(self, carried: V, part: impl FnMut(bool, V) -> (V, R)) -> (V, R);
 }
 
 impl Condition for bool {
-    fn branch<V: Carried, R: Carried>(
-        self,
-        carried: V,
-        then: impl FnOnce(V) -> (V, R),
-        otherwise: impl FnOnce(V) -> (V, R),
-    ) -> (V, R) {
-        if self { then(carried) } else { otherwise(carried) }
+    fn branch<V: Carried, R: Carried>(self, carried: V, mut part: impl FnMut(bool, V) -> (V, R)) -> (V, R) {
+        part(self, carried)
     }
 }
 
 impl Condition for Tile<bool> {
     #[track_caller]
-    fn branch<V: Carried, R: Carried>(
-        self,
-        carried: V,
-        then: impl FnOnce(V) -> (V, R),
-        otherwise: impl FnOnce(V) -> (V, R),
-    ) -> (V, R) {
+    fn branch<V: Carried, R: Carried>(self, carried: V, mut part: impl FnMut(bool, V) -> (V, R)) -> (V, R) {
         let inits = flat(&carried);
         let (then_region, _) = emit(|b| b.open(&[]));
-        let yielded = flat(&then(rebuild(&inits)));
+        let yielded = flat(&part(true, rebuild(&inits)));
         let (else_region, _) = emit(|b| {
             b.close(&yielded);
             b.open(&[])
         });
-        let otherwise = flat(&otherwise(rebuild(&inits)));
+        let otherwise = flat(&part(false, rebuild(&inits)));
         let types = types(&yielded);
         let results = emit(|b| {
             b.close(&otherwise);
@@ -142,13 +128,13 @@ impl Condition for Tile<bool> {
     }
 }
 
-/// `if condition { then } else { otherwise }`.
+/// `if condition { then } else { otherwise }`. `part(then, carried)` stages one branch; one closure for both, because
+/// both may borrow the same outputs.
 #[track_caller]
 pub fn if_<C: Condition, V: Carried, R: Carried>(
     condition: C,
     carried: V,
-    then: impl FnOnce(V) -> (V, R),
-    otherwise: impl FnOnce(V) -> (V, R),
+    part: impl FnMut(bool, V) -> (V, R),
 ) -> (V, R) {
-    condition.branch(carried, then, otherwise)
+    condition.branch(carried, part)
 }
