@@ -7,4 +7,5 @@
 pub mod gpu;
 pub mod interp;
 pub mod ir;
+pub mod passes;
 pub mod semantics;
