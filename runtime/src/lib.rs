@@ -20,15 +20,15 @@ mod tensor;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use kiln_codegen::ir::{self, DType};
-pub use kiln_macros::{KernelArg, device, kernel};
+pub use kiln_macros::{Carried, KernelArg, device, kernel};
 pub use lang::*;
 pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
-pub use stage::KernelArg;
+pub use stage::{Carried, KernelArg};
 pub use tensor::{HostElement, Tensor};
 
 /// What a file with kernels imports: `use kiln::prelude::*;`.
 pub mod prelude {
     pub use crate::lang::*;
-    pub use crate::{KernelArg, device, kernel};
+    pub use crate::{Carried, KernelArg, device, kernel};
 }

@@ -68,25 +68,59 @@ pub fn for_<V: Carried>(range: LoopRange, carried: V, body: impl FnOnce(Tile<i32
     rebuild(&results)
 }
 
-/// `while condition { body }`. `part(body, carried)` stages the body (`body` true) or the condition, which it returns;
-/// one closure for both, because both may borrow the same outputs.
+/// What `while` takes: a scalar `Tile<bool>` (one loop on the device) or a compile-time `bool` (a loop while staging).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no condition of a loop",
+    label = "expected a scalar `Tile<bool>` or a compile-time bool",
+    note = "of a tile of conditions take `.any::<0>()` or `.all::<0>()`"
+)]
+pub trait LoopCondition<V>: Sized {
+    #[doc(hidden)]
+    #[track_caller]
+    fn repeat(carried: V, stage: impl FnMut(bool, V) -> (Option<Self>, V)) -> V;
+}
+
+/// What the closure of a `while` returns when it is asked for the condition.
+const ASKED: &str = "the condition was asked for";
+
+impl<V> LoopCondition<V> for bool {
+    fn repeat(mut carried: V, mut stage: impl FnMut(bool, V) -> (Option<bool>, V)) -> V {
+        loop {
+            let (holds, same) = stage(false, carried);
+            if !holds.expect(ASKED) {
+                return same;
+            }
+            carried = stage(true, same).1;
+        }
+    }
+}
+
+impl<V: Carried> LoopCondition<V> for Tile<bool> {
+    #[track_caller]
+    fn repeat(carried: V, mut stage: impl FnMut(bool, V) -> (Option<Tile<bool>>, V)) -> V {
+        let inits = flat(&carried);
+        let types = types(&inits);
+        let (condition_region, args) = emit(|b| b.open(&types));
+        let holds = stage(false, rebuild(&args)).0.expect(ASKED);
+        let (body_region, args) = emit(|b| {
+            b.close(&[holds.id()]);
+            b.open(&types)
+        });
+        let yielded = flat(&stage(true, rebuild(&args)).1);
+        let results = emit(|b| {
+            b.close(&yielded);
+            let op = b.emit_with_regions(OpKind::While, &inits, &types, &[condition_region, body_region]);
+            b.results(op)
+        });
+        rebuild(&results)
+    }
+}
+
+/// `while condition { body }`: `stage(false, v)` stages the condition, `stage(true, v)` the body. One closure, because
+/// both may use the same `&mut` parameter.
 #[track_caller]
-pub fn while_<V: Carried>(carried: V, mut part: impl FnMut(bool, V) -> (Option<Tile<bool>>, V)) -> V {
-    let inits = flat(&carried);
-    let types = types(&inits);
-    let (condition_region, args) = emit(|b| b.open(&types));
-    let holds = part(false, rebuild(&args)).0.expect("the macro's closure returns the condition");
-    let (body_region, args) = emit(|b| {
-        b.close(&[holds.id()]);
-        b.open(&types)
-    });
-    let yielded = flat(&part(true, rebuild(&args)).1);
-    let results = emit(|b| {
-        b.close(&yielded);
-        let op = b.emit_with_regions(OpKind::While, &inits, &types, &[condition_region, body_region]);
-        b.results(op)
-    });
-    rebuild(&results)
+pub fn while_<C: LoopCondition<V>, V>(carried: V, stage: impl FnMut(bool, V) -> (Option<C>, V)) -> V {
+    C::repeat(carried, stage)
 }
 
 /// What `if` takes: a compile-time `bool` (one branch is staged) or a scalar `Tile<bool>` (both are).
@@ -95,29 +129,30 @@ pub fn while_<V: Carried>(carried: V, mut part: impl FnMut(bool, V) -> (Option<T
     label = "expected a compile-time bool or a scalar `Tile<bool>`",
     note = "of a tile of conditions take `.any::<0>()` or `.all::<0>()`; for a choice per element use `select(c, x, y)`"
 )]
-pub trait Condition {
+pub trait Condition<V, R> {
     #[doc(hidden)]
     #[track_caller]
-    fn branch<V: Carried, R: Carried>(self, carried: V, part: impl FnMut(bool, V) -> (V, R)) -> (V, R);
+    fn branch(self, carried: V, stage: impl FnMut(bool, V) -> (V, R)) -> (V, R);
 }
 
-impl Condition for bool {
-    fn branch<V: Carried, R: Carried>(self, carried: V, mut part: impl FnMut(bool, V) -> (V, R)) -> (V, R) {
-        part(self, carried)
+// Compile-time branches carry and give anything, not only tiles.
+impl<V, R> Condition<V, R> for bool {
+    fn branch(self, carried: V, mut stage: impl FnMut(bool, V) -> (V, R)) -> (V, R) {
+        stage(self, carried)
     }
 }
 
-impl Condition for Tile<bool> {
+impl<V: Carried, R: Carried> Condition<V, R> for Tile<bool> {
     #[track_caller]
-    fn branch<V: Carried, R: Carried>(self, carried: V, mut part: impl FnMut(bool, V) -> (V, R)) -> (V, R) {
+    fn branch(self, carried: V, mut stage: impl FnMut(bool, V) -> (V, R)) -> (V, R) {
         let inits = flat(&carried);
         let (then_region, _) = emit(|b| b.open(&[]));
-        let yielded = flat(&part(true, rebuild(&inits)));
+        let yielded = flat(&stage(true, rebuild(&inits)));
         let (else_region, _) = emit(|b| {
             b.close(&yielded);
             b.open(&[])
         });
-        let otherwise = flat(&part(false, rebuild(&inits)));
+        let otherwise = flat(&stage(false, rebuild(&inits)));
         let types = types(&yielded);
         let results = emit(|b| {
             b.close(&otherwise);
@@ -128,13 +163,9 @@ impl Condition for Tile<bool> {
     }
 }
 
-/// `if condition { then } else { otherwise }`. `part(then, carried)` stages one branch; one closure for both, because
-/// both may borrow the same outputs.
+/// `if condition { .. } else { .. }`: `stage(true, v)` stages the first branch, `stage(false, v)` the second. One
+/// closure, because both may use the same `&mut` parameter.
 #[track_caller]
-pub fn if_<C: Condition, V: Carried, R: Carried>(
-    condition: C,
-    carried: V,
-    part: impl FnMut(bool, V) -> (V, R),
-) -> (V, R) {
-    condition.branch(carried, part)
+pub fn if_<C: Condition<V, R>, V, R>(condition: C, carried: V, stage: impl FnMut(bool, V) -> (V, R)) -> (V, R) {
+    condition.branch(carried, stage)
 }

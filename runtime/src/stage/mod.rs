@@ -11,7 +11,7 @@ mod control;
 pub use arguments::{KernelArg, Mut, Params};
 pub use carried::Carried;
 pub use compare::{Compare, and, eq, ge, gt, le, lt, ne, or};
-pub use control::{Condition, LoopRange, for_, if_, range, while_};
+pub use control::{Condition, LoopCondition, LoopRange, for_, if_, range, while_};
 
 use crate::lang::{D0, Element, Operand, Shape, Tile};
 use kiln_codegen::ir::{Access, Bits, Builder, Kernel, Loc, Options as IrOptions};
