@@ -54,9 +54,10 @@ pub enum EngineError {
 }
 
 /// Where a model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     /// The first GPU if there is one that works, else the CPU.
+    #[default]
     Auto,
     /// Kernels compiled for this machine's CPU.
     Cpu,

@@ -7,9 +7,11 @@
 //! | [`tokenizer`], [`template`] | text to tokens and back; chats without injection |
 //! | [`reference`] | the naive f64 definition of every operation, and of the whole model |
 //! | [`engine`] | what runs a model, as `verify` and `chat` see it |
+//! | [`chat`] | the interactive program |
 //! | [`golden`], [`verify`] | stored results of another implementation, and the comparison with them |
 //! | [`sampling`] | sampling parameters, the counter-based generator, the host sampler |
 
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod engine;
