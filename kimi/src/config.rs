@@ -27,7 +27,7 @@ pub const QK_NORM_EPSILON: f64 = 1e-6;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}", path = path.display())]
     Read { path: PathBuf, source: std::io::Error },
     /// The file is not a JSON object.
     #[error("{path} is not a JSON object: {reason}", path = path.display())]

@@ -49,8 +49,8 @@ pub enum EngineError {
     #[error("out of memory on {device}: {reason}")]
     OutOfMemory { device: String, reason: String },
     /// Anything else that went wrong on the device.
-    #[error("{0}")]
-    Device(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Device(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Where a model runs.

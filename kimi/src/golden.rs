@@ -14,7 +14,7 @@ use crate::weights::{Tensor, Weights, WeightsError};
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
     /// `golden.json` could not be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}", path = path.display())]
     Read { path: PathBuf, source: std::io::Error },
     /// `golden.json` is not what it should be.
     #[error("{path}: {reason}", path = path.display())]

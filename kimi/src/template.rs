@@ -52,11 +52,18 @@ pub enum TemplateError {
     )]
     Missing,
     /// The template is not valid jinja, or refused the messages.
-    #[error("the checkpoint's chat template: {0:#}")]
-    Jinja(#[from] minijinja::Error),
+    #[error("the checkpoint's chat template: {0}")]
+    Jinja(String),
     /// The messages contain every private-use character of plane 15, so that none is left to mark with.
     #[error("a message uses up all private-use characters")]
     NoMark,
+}
+
+impl From<minijinja::Error> for TemplateError {
+    fn from(error: minijinja::Error) -> Self {
+        // The alternate form tells the line and what caused the error.
+        TemplateError::Jinja(format!("{error:#}"))
+    }
 }
 
 /// A checkpoint's chat template.

@@ -25,7 +25,7 @@ const CONTROL_TOKENS: u32 = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// A file could not be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}", path = path.display())]
     Read { path: PathBuf, source: std::io::Error },
     /// `tiktoken.model` has a line that is not a token.
     #[error("{path}, line {line}: {reason}", path = path.display())]

@@ -24,7 +24,7 @@ const MAX_HEADER: u64 = 100_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// A file could not be opened, read or mapped.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}", path = path.display())]
     Read { path: PathBuf, source: std::io::Error },
     /// The folder has neither a single file nor an index.
     #[error("{path} holds neither model.safetensors nor model.safetensors.index.json", path = path.display())]

@@ -96,6 +96,7 @@ impl Talker {
     /// Loads a checkpoint; `progress(done, total)` is told bytes.
     pub fn open(folder: &Path, device: Device, progress: &mut dyn FnMut(usize, usize)) -> anyhow::Result<Talker> {
         let start = Instant::now();
+        anyhow::ensure!(folder.is_dir(), "there is no such folder");
         let tokenizer = Tokenizer::open(folder)?;
         let engine = engine::open(folder, device, progress)?;
         Talker::new(folder, tokenizer, engine, start.elapsed())
