@@ -5,6 +5,7 @@ mod control;
 mod elements;
 mod memory;
 mod rules;
+mod speed;
 
 use super::*;
 use crate::ir::{Builder, Shape, ValueId};
