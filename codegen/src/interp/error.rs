@@ -27,9 +27,6 @@ pub enum ErrorKind {
     /// `other` is one program of those it races with, `None` if several did the same; `how` is what they did.
     #[error("races with {}, which {how} the same memory", racers(other))]
     Race { other: Option<[u32; 3]>, how: &'static str },
-    /// A store through a view parameter that the kernel declares as read-only.
-    #[error("writes to a parameter that the kernel declares as read-only")]
-    ReadOnly,
     /// Two elements of one `store` or `scatter` fall on the same place.
     #[error("two elements of one tile are written to the same place")]
     DuplicateIndex,
@@ -44,8 +41,8 @@ pub enum ErrorKind {
     /// More operations than [`Options::step_limit`](super::Options::step_limit) permits: probably an endless loop.
     #[error("gave up after {0} operations in one program: does a loop never end?")]
     StepLimit(u64),
-    /// The IR breaks a rule that the verifier enforces.
-    #[error("invalid IR: {0}")]
+    /// The verifier refuses the kernel.
+    #[error("the kernel does not verify: {0}")]
     InvalidIr(String),
 }
 

@@ -5,7 +5,7 @@ use super::error::{ErrorKind, Fault};
 use super::memory::{self, Accessor, Indices, View};
 use super::tile::{Data, Tile, map_elements, unflatten};
 use super::{Held, Options, Order, TraceEvent, dot, elementwise, shape};
-use crate::ir::{Access, Bits, Combine, DType, Kernel, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
+use crate::ir::{Bits, Combine, DType, Kernel, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
 use smallvec::SmallVec;
 use std::rc::Rc;
 
@@ -265,7 +265,6 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             (OpKind::Select, [c, x, y]) => elementwise::select(c, x, y),
             (OpKind::Cast, [x]) => elementwise::cast(from, result, x),
             (OpKind::Bitcast, [x]) => elementwise::bitcast(result, x),
-            (OpKind::Broadcast | OpKind::Reshape, [x]) => (**x).clone(),
             (kind, _) => return Err(invalid(format!("{kind:?} is not possible here"))),
         })
     }
@@ -321,7 +320,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             self.step().map_err(inside)?;
             match &op.kind {
                 OpKind::Yield => return op.operands.iter().map(|&v| self.spread(v, lanes)).collect(),
-                OpKind::Const(_) | OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } | OpKind::Dim { .. } => {
+                OpKind::Const(_) => {
                     let value = self.value(op).map_err(inside)?;
                     self.set(&op.results, [value]);
                 }
@@ -382,7 +381,6 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
                 memory::gather(&mut self.held.memories[view.buffer], who, &view, &index, shape.numel(), masked)
             }
             OpKind::Atomic { op: f, masked } => {
-                self.check_writable(&view)?;
                 let (value, index, mask) = self.value_index_mask(op, *masked)?;
                 let index = Indices(index.iter().map(|x| &**x).collect());
                 let memory = &mut self.held.memories[view.buffer];
@@ -396,7 +394,6 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     /// Store, scatter.
     fn write(&mut self, op: &Op) -> Result<(), Fault> {
         let view = self.view(op.operands[0])?;
-        self.check_writable(&view)?;
         let name = &self.kernel.params[view.param].name;
         let who = Accessor { program: self.linear, grid: self.grid };
         let result = match op.kind {
@@ -427,14 +424,6 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         let mask = if masked { index.pop() } else { None };
         let value = index.remove(0);
         Ok((value, index, mask))
-    }
-
-    fn check_writable(&self, view: &View) -> Result<(), Fault> {
-        let param = &self.kernel.params[view.param];
-        match param.access {
-            Access::Write => Ok(()),
-            Access::Read => Err(Fault::from(ErrorKind::ReadOnly).of(&param.name)),
-        }
     }
 
     // -- control -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@
 //! error.rs        what can go wrong                     dot.rs          the matrix product
 //! ```
 //!
-//! Invariants: a kernel that verifies never panics here; nothing outside of the arguments' buffers is touched; a launch
+//! Invariants: nothing panics (a kernel that does not verify is refused); nothing outside of the arguments' buffers is touched; a launch
 //! holds the locks of its buffers (taken in address order) until it ends.
 
 mod axis;
@@ -33,7 +33,7 @@ pub use buffer::{Buffer, BufferError};
 pub use error::{Error, ErrorKind};
 pub use tile::Tile;
 
-use crate::ir::{Access, Bits, DType, Fact, Kernel, Loc, OpId, SlotKind, Type};
+use crate::ir::{Access, Bits, DType, Fact, Kernel, Loc, OpId, SlotKind, Type, verify};
 use buffer::{MAX_PROGRAMS, Memory};
 use error::Fault;
 use exec::{Machine, Value};
@@ -51,6 +51,11 @@ pub enum Arg {
 }
 
 impl Arg {
+    /// A scalar by value, rounded or wrapped to `dtype`.
+    pub fn scalar(dtype: DType, value: f64) -> Arg {
+        Arg::Scalar(Bits::from_f64(dtype, value))
+    }
+
     /// A view of a whole buffer, row-major.
     pub fn contiguous(buffer: &Arc<Buffer>, shape: &[i64]) -> Arg {
         let mut strides = vec![1i64; shape.len()];
@@ -100,10 +105,10 @@ impl Default for Options<'_> {
     }
 }
 
-/// Runs every program of `grid`. `args` are those of `kernel.params`, in order; the kernel must verify.
+/// Runs every program of `grid`. `args` are those of `kernel.params`, in order.
 ///
 /// # Errors
-/// If the arguments do not fit or a program breaks a rule. Memory then holds what was written until then.
+/// If the kernel does not verify, the arguments do not fit or a program breaks a rule. Memory then holds what was written until then.
 pub fn run(kernel: &Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), Error> {
     run_with(kernel, grid, args, &mut Options::default())
 }
@@ -114,6 +119,7 @@ pub fn run(kernel: &Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), Error> {
 /// As [`run`].
 pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Options<'_>) -> Result<(), Error> {
     let reject = |fault: Fault| Error::new(&kernel.name, kernel.loc, None, fault);
+    verify(kernel).map_err(|e| reject(ErrorKind::InvalidIr(e.to_string()).into()))?;
     let (values, buffers) = bind(kernel, args).map_err(reject)?;
     let programs = grid.iter().map(|&n| n as u128).product::<u128>();
     if programs > MAX_PROGRAMS as u128 {
@@ -217,13 +223,5 @@ impl<'b> Held<'b> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.memories.iter_mut().for_each(|m| m.end_history());
-    }
-}
-
-/// Bits of a dtype, for callers that have values.
-impl Arg {
-    /// A scalar by value, rounded or wrapped to `dtype`.
-    pub fn scalar(dtype: DType, value: f64) -> Arg {
-        Arg::Scalar(Bits::from_f64(dtype, value))
     }
 }

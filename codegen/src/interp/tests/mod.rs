@@ -2,6 +2,7 @@
 
 mod axes;
 mod control;
+mod document;
 mod elements;
 mod memory;
 mod rules;

@@ -218,13 +218,19 @@ fn one_place_twice() {
 }
 
 #[test]
-fn read_only_parameters() {
+fn kernels_that_do_not_verify_are_refused() {
     let mut c = Case::new();
     let view = c.view("x", F32, &[4], Access::Read, &f32s(&[0.; 4]));
     let zeros = c.zeros(1);
     let value = c.b.splat(F32, dims(&[4]), 1.0);
     c.b.store(view, value, &zeros);
-    assert_eq!(*c.run().unwrap_err().kind(), ErrorKind::ReadOnly);
+    let error = c.run().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::InvalidIr(_)), "{error}");
+    // A tile where the region of a combination needs a scalar.
+    let mut c = Case::new();
+    let x = c.input(F32, &[2, 4], &[0.; 8]);
+    c.b.reduce_by(&[x], 0, |_, _, _| vec![x]);
+    assert!(matches!(c.run().unwrap_err().kind(), ErrorKind::InvalidIr(_)));
 }
 
 #[test]
