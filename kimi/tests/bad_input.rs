@@ -1,0 +1,125 @@
+//! Bad input, seen from outside: every damaged checkpoint gets an error that names what is wrong and a failing exit
+//! status, and a checkpoint whose numbers are off by little is noticed by `kimi verify`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/kimi-tiny")
+}
+
+/// A folder with the shipped checkpoint's files, removed when dropped.
+struct Checkpoint(PathBuf);
+
+impl Checkpoint {
+    fn new(name: &str) -> Checkpoint {
+        let folder = std::env::temp_dir().join(format!("kimi-bad-input-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for file in
+            ["config.json", "generation_config.json", "tokenizer_config.json", "tiktoken.model", "model.safetensors"]
+        {
+            std::fs::copy(kimi::shipped_model().join(file), folder.join(file)).unwrap();
+        }
+        Checkpoint(folder)
+    }
+
+    fn edit(self, file: &str, edit: impl FnOnce(&mut Vec<u8>)) -> Checkpoint {
+        let path = self.0.join(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        edit(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+        self
+    }
+
+    /// Replaces a text that is there exactly once by one of the same length.
+    fn replace(self, file: &str, from: &str, to: &str) -> Checkpoint {
+        self.edit(file, |bytes| {
+            let places: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(from.as_bytes())).collect();
+            assert_eq!(places.len(), 1, "{from:?} in {file}");
+            bytes.splice(places[0]..places[0] + from.len(), to.bytes());
+        })
+    }
+
+    /// Runs `kimi verify` on two short prompts; gives its success and everything it wrote.
+    fn verify(&self) -> (bool, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_kimi"))
+            .args(["verify", "--device", "reference", "--prompts", "short", "--tokens", "2"])
+            .args([&self.0, &golden()])
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+}
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[track_caller]
+fn refused(checkpoint: Checkpoint, words: &[&str]) {
+    let (success, text) = checkpoint.verify();
+    assert!(!success && words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn the_shipped_checkpoint_passes() {
+    let (success, text) = Checkpoint::new("whole").verify();
+    assert!(success && text.contains("18 checks, 18 passed, 0 failed"), "{text}");
+}
+
+#[test]
+fn damaged_weights_are_refused() {
+    let model = "model.safetensors";
+    refused(
+        Checkpoint::new("cut").edit(model, |bytes| bytes.truncate(bytes.len() - 1)),
+        &["truncated", "lies at bytes"],
+    );
+    refused(Checkpoint::new("stub").edit(model, |bytes| bytes.truncate(5)), &["truncated", "5 bytes"]);
+    refused(Checkpoint::new("empty").edit(model, Vec::clear), &[model]);
+    refused(Checkpoint::new("text").edit(model, |bytes| bytes[8] = b'x'), &["not a JSON object"]);
+    // The final norm moved onto its neighbour.
+    let overlap = Checkpoint::new("overlap").replace(model, "[19666512,19667024]", "[19666510,19667022]");
+    refused(overlap, &["overlap", "model.norm.weight"]);
+    let renamed = Checkpoint::new("renamed").replace(model, "\"model.norm.weight\"", "\"model.Norm.weight\"");
+    refused(renamed, &["`model.norm.weight` is missing"]);
+    let missing = Checkpoint::new("missing");
+    std::fs::remove_file(missing.0.join(model)).unwrap();
+    refused(missing, &["neither model.safetensors nor"]);
+}
+
+#[test]
+fn configs_of_other_models_are_refused() {
+    let config = "config.json";
+    let edit = |name: &str, from: &str, to: &str| Checkpoint::new(name).replace(config, from, to);
+    refused(edit("rope", "\"mla_use_nope\": true", "\"mla_use_nope\": false"), &["mla_use_nope", "rotary"]);
+    refused(
+        edit("mtp", "\"num_nextn_predict_layers\": 0", "\"num_nextn_predict_layers\": 1"),
+        &["num_nextn_predict_layers"],
+    );
+    refused(
+        edit("shape", "\"hidden_size\": 256", "\"hidden_size\": 512"),
+        &["model.embed_tokens.weight", "[4096, 512]"],
+    );
+    refused(edit("list", "            7\n", "            6\n"), &["linear_attn_config.", "exactly one list"]);
+    refused(Checkpoint::new("half").edit(config, |bytes| bytes.truncate(100)), &["config.json", "not a JSON object"]);
+}
+
+#[test]
+fn small_mistakes_in_numbers_are_noticed() {
+    // The selection bias of layer 1 counts for one expert as if it were far larger: other experts are chosen.
+    let bias = Checkpoint::new("bias").edit("model.safetensors", |bytes| {
+        let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[data + 1040..data + 1044].copy_from_slice(&5f32.to_le_bytes());
+    });
+    let (success, text) = bias.verify();
+    assert!(!success && text.contains("FAILED: prompt 1, layer 2: "), "{text}");
+
+    let epsilon =
+        Checkpoint::new("epsilon").replace("config.json", "\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 1e-03");
+    let (success, text) = epsilon.verify();
+    assert!(!success && text.contains("logits are off"), "{text}");
+}
