@@ -4,7 +4,7 @@ use super::axis::{self, Lines};
 use super::error::{ErrorKind, Fault};
 use super::memory::{self, Accessor, Indices, View};
 use super::tile::{Data, Tile, map_elements, unflatten};
-use super::{Held, Options, Order, TraceEvent, dot, elementwise, shape};
+use super::{Held, Options, TraceEvent, dot, elementwise, shape};
 use crate::ir::{Bits, Combine, DType, Kernel, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
 use smallvec::SmallVec;
 use std::rc::Rc;
@@ -55,23 +55,6 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             values[param.value.index()] = value;
         }
         Machine { kernel, grid, held, options, values, program: [0; 3], linear: 0, steps: 0 }
-    }
-
-    /// The linear numbers of all programs, in the order to run them.
-    pub(super) fn program_order(&self, programs: u32) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..programs).collect();
-        if let Order::Shuffled(seed) = self.options.order {
-            // Fisher-Yates, with splitmix64 (Steele, Lea, Flood 2014) as the generator.
-            let mut state = seed;
-            for i in (1..order.len()).rev() {
-                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                let mut z = state;
-                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                order.swap(i, ((z ^ (z >> 31)) % (i as u64 + 1)) as usize);
-            }
-        }
-        order
     }
 
     /// Runs one program.

@@ -100,14 +100,12 @@ impl View {
 
     /// The offset of an element, in elements, if the view has it.
     fn locate(&self, index: &[i64]) -> Result<usize, ErrorKind> {
-        let mut offset = self.offset;
-        for (dim, &i) in index.iter().enumerate() {
-            if !(0..self.dims[dim]).contains(&i) {
-                return Err(ErrorKind::OutOfBounds { dim, index: i, extent: self.dims[dim] });
-            }
-            offset += i * self.strides[dim];
+        let outside = |(dim, &i): (usize, &i64)| !(0..self.dims[dim]).contains(&i);
+        if let Some(dim) = index.iter().enumerate().position(outside) {
+            return Err(ErrorKind::OutOfBounds { dim, index: index[dim], extent: self.dims[dim] });
         }
-        Ok(offset as usize)
+        // Only now: the strides of a view without elements may be anything, and the sum would overflow.
+        Ok(index.iter().zip(&self.strides).fold(self.offset, |at, (i, stride)| at + i * stride) as usize)
     }
 
     /// Whether different indices are certainly different places: sorted by stride, each dimension steps over all that

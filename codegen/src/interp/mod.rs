@@ -87,7 +87,7 @@ pub struct TraceEvent<'a> {
     pub results: &'a [Tile],
 }
 
-/// How to interpret.
+/// How to interpret. The callbacks run while the launch holds its buffers: reading those there would wait for ever.
 pub struct Options<'a> {
     pub order: Order,
     /// The most operations that one program may execute.
@@ -135,12 +135,30 @@ pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Opt
     };
     // One program cannot race, and what nobody writes nobody can race for.
     let held = Held::lock(&buffers, |i| programs > 1 && written(i));
+    let order = options.order;
     let mut machine = Machine::new(kernel, grid, held, values, options);
-    for n in machine.program_order(programs) {
-        let program = program_index(n, grid);
-        machine.program(n, program).map_err(|fault| Error::new(&kernel.name, kernel.loc, Some(program), fault))?;
+    let mut program = |n: u32| {
+        let index = program_index(n, grid);
+        machine.program(n, index).map_err(|fault| Error::new(&kernel.name, kernel.loc, Some(index), fault))
+    };
+    match order {
+        Order::Grid => (0..programs).try_for_each(&mut program),
+        Order::Shuffled(seed) => shuffled(programs, seed).into_iter().try_for_each(&mut program),
     }
-    Ok(())
+}
+
+/// A permutation of 0 … n-1: Fisher-Yates, with splitmix64 (Steele, Lea, Flood 2014) as the generator.
+fn shuffled(n: u32, seed: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n).collect();
+    let mut state = seed;
+    for i in (1..order.len()).rev() {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        order.swap(i, ((z ^ (z >> 31)) % (i as u64 + 1)) as usize);
+    }
+    order
 }
 
 /// The parameters' values and the distinct buffers behind them.

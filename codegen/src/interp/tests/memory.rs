@@ -86,6 +86,29 @@ fn empty_views() {
 }
 
 #[test]
+fn the_strides_of_an_empty_view_may_be_anything() {
+    let mut c = Case::new();
+    let arg = Arg::View {
+        buffer: Arc::new(Buffer::uninit(0)),
+        offset_elements: usize::MAX,
+        shape: vec![4, 0, 4],
+        strides: vec![i64::MAX, 1, i64::MIN],
+    };
+    let view = c.strided("x", F32, Access::Write, arg);
+    let three = c.b.i32(3);
+    let zero = c.b.i32(0);
+    let t = c.b.load(view, &[three, zero, three], dims(&[2, 2, 2]), None);
+    c.b.store(view, t, &[three, zero, three]);
+    let row = c.b.view_select(view, 0, three);
+    let part = c.b.view_narrow(row, 1, three, three);
+    let t = c.b.load(part, &[zero, zero], dims(&[2, 2]), None);
+    let mask = c.b.constant(DType::Bool, dims(&[2, 2]), Bits(1));
+    let index = c.b.splat(I32, dims(&[2, 2]), 1.0);
+    let t = c.b.gather(part, &[index, index], Some((mask, t)));
+    assert_eq!(c.values(t), [0.0; 4]);
+}
+
+#[test]
 fn rank_zero_views() {
     let x = f32s(&[7.0, 8.0]);
     let mut c = Case::new();
