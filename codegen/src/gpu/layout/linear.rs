@@ -241,37 +241,32 @@ impl LinearLayout {
     }
 
     /// The widest vectors in which a thread can access its elements in a memory that is contiguous along `axis`:
-    /// at most `max` elements (a power of two), aligned to their width. Every element appears in one access.
+    /// at most `max` elements (a power of two), aligned to their width. Every register appears in one access.
     pub fn vectorise(&self, axis: usize, max: usize) -> VectorAccess {
-        let shift = axis_shift(&self.shape, axis);
-        let unit: Vec<u32> = (0..super::bits::axis_bits(&self.shape, axis)).map(|k| 1 << (shift + k)).collect();
-        let wanted = unit.iter().take(max.max(1).ilog2() as usize).copied();
-        self.vectorise_along(wanted)
-    }
-
-    /// As [`LinearLayout::vectorise`], where consecutive elements differ by these flat coordinates: 1 apart by the
-    /// first, 2 by the second, and so on.
-    pub(super) fn vectorise_along(&self, steps: impl Iterator<Item = u32>) -> VectorAccess {
-        let bases = self.bases(Level::Register);
-        let mut within: Vec<u32> = Vec::new();
-        let mut used = 0u32;
-        for step in steps {
-            // A register bit of its own for this step...
-            let Some(bit) = bases.iter().position(|&b| b == step) else { break };
-            // ...that no other hardware bit moves along, or the access would not be aligned.
-            let others = self.all_bases().enumerate().filter(|&(i, _)| i != bit);
-            if others.map(|(_, &b)| b).any(|b| b & step != 0) {
-                break;
-            }
-            within.push(1 << bit);
-            used |= 1 << bit;
-        }
-        let width = 1 << within.len();
-        let groups = (0..self.registers() as u32)
-            .filter(|r| r & used == 0)
-            .map(|first| (0..width as u32).map(|j| first ^ super::f2::apply(&within, j)).collect())
+        let shift = if axis < self.shape.rank() { axis_shift(&self.shape, axis) } else { 0 };
+        let bits = if axis < self.shape.rank() { super::bits::axis_bits(&self.shape, axis) } else { 0 };
+        let registers = Span::of(self.bases(Level::Register));
+        let by_thread = Level::ALL[1..].iter().flat_map(|&l| self.bases(l)).fold(0, |m, b| m | b);
+        // Register numbers one, two, four, … elements further on. Where the thread's first element is not aligned,
+        // the order within a vector would depend on the thread.
+        let within: Vec<u32> = (0..bits.min(max.max(1).ilog2()))
+            .map(|k| 1u32 << (shift + k))
+            .map_while(|step| if by_thread & step != 0 { None } else { registers.solve(step) })
             .collect();
-        VectorAccess { width, groups }
+        // The first registers of the accesses: one for each coset, made aligned.
+        let low = (1u32 << within.len()) - 1;
+        let mut span = Span::of(&within);
+        let mut firsts: Vec<u32> = Vec::new();
+        for (i, &b) in self.bases(Level::Register).iter().enumerate() {
+            if span.insert(1 << i, 0) {
+                firsts.push((1 << i) ^ super::f2::apply(&within, (b >> shift) & low));
+            }
+        }
+        let groups = (0..1u32 << firsts.len())
+            .map(|g| super::f2::apply(&firsts, g))
+            .map(|first| (0..=low).map(|j| first ^ super::f2::apply(&within, j)).collect())
+            .collect();
+        VectorAccess { width: 1 << within.len(), groups }
     }
 
     /// Whether each basis vector lies either along `axis` or across it; reductions need that.

@@ -8,15 +8,24 @@
 //!
 //! - [`F2Map`], [`Span`]: linear maps and subspaces over F2.
 //! - [`LinearLayout`]: tiles in registers; `families` has the constructors, `transfer` follows the shape operations.
+//! - [`SharedLayout`]: tiles in shared memory, swizzles and bank conflicts; [`Ldmatrix`].
+//! - [`Conversion`]: plans to get from one layout to another.
 //!
 //! Invariant: coordinates are kept *flat*, as the row-major index of the element. Since extents are powers of two this
 //! is the concatenation of the coordinates' bits, so a reshape changes no basis vector and a transposition permutes
 //! their bits.
 
 mod bits;
+mod convert;
+#[cfg(test)]
+mod convert_tests;
 mod f2;
 mod families;
+mod ldmatrix;
 mod linear;
+mod scratch;
+mod shared;
+mod shuffle;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
@@ -24,9 +33,14 @@ mod tests;
 mod transfer;
 
 pub use bits::{ShiftTerm, coords, extents_ok, flat};
+pub use convert::{Affine, Conversion, SCRATCH_BYTES};
 pub use f2::{F2Map, Span};
 pub use families::{LayoutBuilder, Operand};
+pub use ldmatrix::{Ldmatrix, LdmatrixInstruction};
 pub use linear::{Level, LinearLayout, Place, VectorAccess};
+pub use scratch::{ScratchAccess, ScratchPass, ScratchPlan, ScratchSide};
+pub use shared::{SharedLayout, Swizzle, Wavefronts, wavefronts_of};
+pub use shuffle::{ShufflePlan, ShuffleRound};
 pub use transfer::{JoinMap, ReducePlan, SliceMap};
 
 /// What is wrong with a layout or a request for one.
