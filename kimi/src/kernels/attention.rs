@@ -1,0 +1,206 @@
+//! Multi-head latent attention (MLA; "DeepSeek-V2", arXiv 2405.04434) without positions.
+//!
+//! The cache keeps per token the normalised latent c `[R]` and the shared key part k_r `[P]`. Prefill expands c to
+//! per-head keys and values and runs flash attention (arXiv 2307.08691). Decode *absorbs* the expansion into the query
+//! and the output: all heads share one key (c, k_r) and one value c; the context is split over programs and the parts
+//! are combined by their log-sum-exps.
+
+use kiln::prelude::*;
+
+/// Splits the projection of a token into the cache's two parts, normalising the latent.
+///
+/// projected `[n, R + P]`, weight `[R]` → latent cache `[capacity, R]` and rope cache `[capacity, P]`, at rows
+/// `position ..`. Program: token. `PB` ≥ P is a power of two.
+#[kernel]
+pub fn mla_cache<T: Float, W: Float, const R: usize, const PB: usize>(
+    projected: &View<T, 2>,
+    weight: &View<W, 1>,
+    eps: f32,
+    position: &View<i32, 1>,
+    latent: &mut View<T, 2>,
+    shared: &mut View<T, 2>,
+) {
+    let token = program_id(0);
+    let at = position.get(0) + token;
+    let row = projected.select(0, token);
+    let c: Tile<f32, R> = row.load(0).cast();
+    let weight: Tile<f32, R> = weight.load(0).cast();
+    let scale = ((c * c).sum::<0>() / (R as f32) + eps).rsqrt();
+    let k: Tile<T, PB> = row.load(R);
+    // SAFETY: each token has a row of the cache of its own.
+    unsafe {
+        latent.store((at, 0), (c * scale * weight).cast::<T>().reshape::<D2<1, R>>());
+        shared.store((at, 0), k.reshape::<D2<1, PB>>());
+    }
+}
+
+/// Flash attention of a prompt (piece) over the expanded cache, causal.
+///
+/// q `[n, heads·(N + P)]` (per head N without, then P), kv `[context, heads·(N + V)]` (per head N of key, then V of
+/// value), shared `[context, P]` → out `[n, heads·V]`. Query i stands at position `position[0] + i` and sees keys up to
+/// there. Program: (tile of `M` queries, head); `B` keys at a time. `PB` ≥ P is a power of two.
+#[kernel]
+pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: usize, const B: usize>(
+    q: &View<T, 2>,
+    kv: &View<T, 2>,
+    shared: &View<T, 2>,
+    position: &View<i32, 1>,
+    scale: f32,
+    out: &mut Block<T, M, V>,
+) where
+    T: Float + DotElement<Acc = f32>,
+{
+    let (first, head) = (program_id(0) * M, program_id(1));
+    let rope = shared.dim(1);
+    let q_at = head * (rope + N);
+    let kv_at = head * (N + V);
+    let position = position.get(0) + first;
+    let q_nope: Tile<T, M, N> = q.load((first, q_at));
+    let q_rope: Tile<T, M, PB> = q.narrow(1, 0, q_at + N + rope).load((first, q_at + N));
+    let query = iota::<M>() + position;
+
+    let mut highest: Tile<f32, M> = full(f64::NEG_INFINITY);
+    let mut total: Tile<f32, M> = zeros();
+    let mut acc: Tile<f32, M, V> = zeros();
+    // exp2 with the scale folded in: 2^(s·log2 e) = e^s.
+    let scale = scale * std::f32::consts::LOG2_E;
+    let context = (position + M).min(kv.dim(0));
+    for start in (0..context).step_by(B) {
+        let k_nope: Tile<T, B, N> = kv.load((start, kv_at));
+        let k_rope: Tile<T, B, PB> = shared.load((start, 0));
+        let key = iota::<B>() + start;
+        let visible = (key.row().tile() <= query.col().tile()) & (key < kv.dim(0)).row().tile();
+        let s = dot(q_rope, k_rope.t(), dot(q_nope, k_nope.t(), zeros()));
+        let s = select(visible, s * scale, f32::NEG_INFINITY);
+        let new_highest = highest.max(s.amax::<1>());
+        // A row that has seen no key yet keeps -inf as its highest; subtracting 0 instead keeps NaN away.
+        let base = select(new_highest == f32::NEG_INFINITY, zeros(), new_highest);
+        let p = (s - base.col()).exp2();
+        let correction = (highest - base).exp2();
+        total = total * correction + p.sum::<1>();
+        let v: Tile<T, B, V> = kv.load((start, kv_at + N));
+        acc = dot(p.cast::<T>(), v, acc * correction.col());
+        highest = new_highest;
+    }
+    out.store((acc / total.max(1e-30).col()).cast::<T>());
+}
+
+/// Per head, a row times a slice of kv_b: the absorbed query, or the output from the latent.
+///
+/// `KEY`: x `[n, heads·(N + P)]` → y `[n, heads·R]`, y = xᵀ·W_k with W_k `[N, R]` = rows `head·(N + V) ..` of kv_b.
+/// Program: (token, head). `B` rows of kv_b at a time.
+#[kernel]
+pub fn mla_absorb_query<T: Float, W: Float, const N: usize, const R: usize, const B: usize>(
+    q: &View<T, 2>,
+    kv_b: &View<W, 2>,
+    rope: i32,
+    value: i32,
+    y: &mut Block<T, 1, R>,
+) {
+    let (token, head) = (program_id(0), program_id(1));
+    let q = q.select(0, token);
+    let mut sum: Tile<f32, R> = zeros();
+    for n in (0..N).step_by(B) {
+        let q: Tile<f32, B> = q.load(head * (rope + N) + n).cast();
+        let w: Tile<f32, B, R> = kv_b.load((head * (value + N) + n, 0)).cast();
+        sum += (w * q.col()).sum::<0>();
+    }
+    y.store(sum.cast::<T>().reshape());
+}
+
+/// The value half of kv_b applied to the attended latent: x `[n, heads·R]` f32 → y `[n, heads·V]`, y = W_v·x with W_v
+/// `[V, R]` = rows `head·(N + V) + N ..` of kv_b. Program: (token, head).
+#[kernel]
+pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, const B: usize>(
+    x: &View<f32, 2>,
+    kv_b: &View<W, 2>,
+    nope: i32,
+    y: &mut Block<T, 1, V>,
+) {
+    let (token, head) = (program_id(0), program_id(1));
+    let x = x.select(0, token);
+    let mut acc: Tile<f32, V, B> = zeros();
+    for r in (0..R).step_by(B) {
+        let x: Tile<f32, B> = x.load(head * R + r);
+        let w: Tile<f32, V, B> = kv_b.load((head * (nope + V) + nope, r)).cast();
+        acc += w * x.row();
+    }
+    y.store(acc.sum::<1>().cast::<T>().reshape());
+}
+
+/// One split of absorbed attention for one token: `H` heads share the keys.
+///
+/// q_latent `[n, heads·R]`, q `[n, heads·(N + P)]`, latent `[context, R]`, shared `[context, P]` → partial
+/// `[n, splits, heads, R]` f32 (not normalised), and per split the highest score and the sum, `[n, splits, heads]`, in
+/// units of log2. Token i sees `position[0] + i + 1` keys. Program: (split, tile of `H` heads, token).
+#[kernel]
+pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize>(
+    q_latent: &View<T, 3>,
+    q: &View<T, 3>,
+    latent: &View<T, 2>,
+    shared: &View<T, 2>,
+    position: &View<i32, 1>,
+    scale: f32,
+    partial: &mut View<f32, 4>,
+    highest_out: &mut View<f32, 3>,
+    total_out: &mut View<f32, 3>,
+) where
+    T: Float + DotElement<Acc = f32>,
+{
+    let (split, head, token) = (program_id(0), program_id(1) * H, program_id(2));
+    let q_latent: Tile<T, H, R> = q_latent.select(0, token).load((head, 0));
+    let rope = shared.dim(1);
+    let q_rope: Tile<T, H, PB> = q.select(0, token).load((head, q.dim(2) - rope));
+    let context = (position.get(0) + token + 1).min(latent.dim(0));
+    let share = ((context + num_programs(0) - 1) / num_programs(0) + (B - 1)) / B * B;
+    let (first, last) = (share * split, (share * (split + 1)).min(context));
+
+    let mut highest: Tile<f32, H> = full(f64::NEG_INFINITY);
+    let mut total: Tile<f32, H> = zeros();
+    let mut acc: Tile<f32, H, R> = zeros();
+    let scale = scale * std::f32::consts::LOG2_E;
+    for start in (first..last).step_by(B) {
+        let c: Tile<T, B, R> = latent.load((start, 0));
+        let k: Tile<T, B, PB> = shared.load((start, 0));
+        let s = dot(q_rope, k.t(), dot(q_latent, c.t(), zeros()));
+        let visible = iota::<B>() + start < last;
+        let s = select(visible.row(), s * scale, f32::NEG_INFINITY);
+        // The first key of a block is always visible, so the highest is finite.
+        let new_highest = highest.max(s.amax::<1>());
+        let p = (s - new_highest.col()).exp2();
+        let correction = (highest - new_highest).exp2();
+        total = total * correction + p.sum::<1>();
+        acc = dot(p.cast::<T>(), c, acc * correction.col());
+        highest = new_highest;
+    }
+    // SAFETY: a program writes its own split, heads and token.
+    unsafe {
+        partial.store((token, split, head, 0), acc.reshape::<D4<1, 1, H, R>>());
+        highest_out.store((token, split, head), highest.reshape::<D3<1, 1, H>>());
+        total_out.store((token, split, head), total.reshape::<D3<1, 1, H>>());
+    }
+}
+
+/// The splits of [`mla_decode`] put together: out `[n, heads·R]` f32. Program: (token, head).
+#[kernel]
+pub fn mla_combine<const R: usize>(
+    partial: &View<f32, 4>,
+    highest: &View<f32, 3>,
+    total: &View<f32, 3>,
+    out: &mut Block<f32, 1, R>,
+) {
+    let (token, head) = (program_id(0), program_id(1));
+    let mut best: Tile<f32> = full(f64::NEG_INFINITY);
+    for split in 0..highest.dim(1) {
+        best = best.max(highest.get((token, split, head)));
+    }
+    let mut sum: Tile<f32, R> = zeros();
+    let mut weight: Tile<f32> = zeros();
+    for split in 0..highest.dim(1) {
+        let factor = (highest.get((token, split, head)) - best).exp2();
+        let part: Tile<f32, R> = partial.select(0, token).select(0, split).select(0, head).load(0);
+        sum += part * factor;
+        weight += total.get((token, split, head)) * factor;
+    }
+    out.store((sum / weight).reshape());
+}

@@ -1,0 +1,56 @@
+//! Linear layers: `y = x·Wᵀ` with W `[out, in]` as checkpoints store it, optionally added to what `y` holds.
+
+use kiln::prelude::*;
+
+/// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`; `ADD`: y += x·Wᵀ.
+#[kernel]
+pub fn linear<T, W, Y, const ADD: bool, const M: usize, const N: usize, const K: usize>(
+    x: &View<T, 2>,
+    weight: &View<W, 2>,
+    y: &mut Block<Y, M, N>,
+) where
+    T: Float + DotElement<Acc = f32>,
+    W: Float,
+    Y: Float,
+{
+    let mut acc: Tile<f32, M, N> = zeros();
+    for k in (0..x.dim(1)).step_by(K) {
+        let x: Tile<T, M, K> = x.load((y.origin(0), k));
+        let weight: Tile<W, N, K> = weight.load((y.origin(1), k));
+        acc = dot(x, weight.cast::<T>().t(), acc);
+    }
+    if ADD {
+        acc += y.load().cast::<f32>();
+    }
+    y.store(acc.cast::<Y>());
+}
+
+/// For few rows: one row of x against `N` rows of the weight; the weight is read once per row of x.
+#[kernel]
+pub fn linear_row<T: Float, W: Float, Y: Float, const ADD: bool, const N: usize, const K: usize>(
+    x: &View<T, 2>,
+    weight: &View<W, 2>,
+    y: &mut Block<Y, 1, N>,
+) {
+    let x = x.select(0, program_id(0));
+    let mut acc: Tile<f32, N, K> = zeros();
+    for k in (0..x.dim(0)).step_by(K) {
+        let x: Tile<f32, K> = x.load(k).cast();
+        let weight: Tile<f32, N, K> = weight.load((y.origin(1), k)).cast();
+        acc += weight * x.row();
+    }
+    let mut sum: Tile<f32, 1, N> = acc.sum::<1>().reshape();
+    if ADD {
+        sum += y.load().cast::<f32>();
+    }
+    y.store(sum.cast::<Y>());
+}
+
+/// SwiGLU of a fused projection: gate_up `[n, 2·width]` (gate, then up) → out `[n, width]` = silu(gate) · up.
+#[kernel]
+pub fn swiglu<T: Float, const B: usize>(gate_up: &View<T, 2>, out: &mut Block<T, 1, B>) {
+    let (row, at, width) = (gate_up.select(0, program_id(0)), out.origin(1), out.dim(1));
+    let gate: Tile<f32, B> = row.load(at).cast();
+    let up: Tile<f32, B> = row.load(at + width).cast();
+    out.store((gate.silu() * up).cast::<T>().reshape());
+}
