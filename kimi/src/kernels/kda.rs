@@ -29,7 +29,7 @@ pub fn kda_gate<T: Float, const D: usize>(
     q: &mut Block<f32, 1, 1, D>,
     k: &mut Block<f32, 1, 1, D>,
     g: &mut Block<f32, 1, 1, D>,
-    beta: &mut Block<f32, 1, 1>,
+    beta: &mut Block<f32, 1, 1, 1>,
 ) {
     let (token, head, heads) = (program_id(0), program_id(1), q.dim(1));
     let row = qkv.select(0, token);

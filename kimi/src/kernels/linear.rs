@@ -2,22 +2,23 @@
 
 use kiln::prelude::*;
 
-/// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`; `ADD`: y += x·Wᵀ.
+/// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`; `ADD`: y += x·Wᵀ. Products of `C`, sums in f32.
 #[kernel]
-pub fn linear<T, W, Y, const ADD: bool, const M: usize, const N: usize, const K: usize>(
+pub fn linear<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut Block<Y, M, N>,
 ) where
-    T: Float + DotElement<Acc = f32>,
+    T: Float,
     W: Float,
+    C: Float + DotElement<Acc = f32>,
     Y: Float,
 {
     let mut acc: Tile<f32, M, N> = zeros();
     for k in (0..x.dim(1)).step_by(K) {
         let x: Tile<T, M, K> = x.load((y.origin(0), k));
         let weight: Tile<W, N, K> = weight.load((y.origin(1), k));
-        acc = dot(x, weight.cast::<T>().t(), acc);
+        acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
     }
     if ADD {
         acc += y.load().cast::<f32>();
