@@ -53,6 +53,17 @@ pub enum EngineError {
     Device(Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl From<kiln::Error> for EngineError {
+    fn from(error: kiln::Error) -> EngineError {
+        match error {
+            kiln::Error::OutOfMemory { device, .. } => {
+                EngineError::OutOfMemory { device: device.to_string(), reason: error.to_string() }
+            }
+            error => EngineError::Device(Box::new(error)),
+        }
+    }
+}
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {

@@ -16,6 +16,8 @@ pub mod checkpoint;
 pub mod config;
 pub mod engine;
 pub mod golden;
+pub mod kernels;
+pub mod model;
 pub mod reference;
 pub mod sampling;
 pub mod template;

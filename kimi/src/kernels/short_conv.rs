@@ -28,7 +28,8 @@ pub fn short_conv<T: Float, W: Float, const J: usize, const B: usize>(
         let here: Tile<T, 1, B> = x.load((select(t >= start, t, -1), channels));
         let before: Tile<T, 1, B> = state.load((select(t < start, t - start + (J - 1), -1), channels));
         let weight: Tile<f32, B, 1> = weight.load((channels, j)).cast();
-        sum += (here.cast::<f32>() + before.cast::<f32>()).reshape() * weight.reshape();
+        let input: Tile<f32, B> = (here + before).cast::<f32>().reshape();
+        sum += input * weight.reshape::<D1<B>>();
     }
     y.store(sum.silu().cast::<T>().reshape());
 }
@@ -54,7 +55,7 @@ pub fn short_conv_state<T: Float, const J: usize, const B: usize>(
         let t = end + j - (J - 1);
         let here: Tile<T, 1, B> = x.load((select(t >= start, t, -1), channels));
         let old: Tile<T, 1, 1, B> = state.load((slot, select(t < start, t - start + (J - 1), -1), channels));
-        let value: Tile<T, 1, B> = here + old.reshape();
+        let value = here + old.reshape::<D2<1, B>>();
         // SAFETY: the slot belongs to this sequence alone, and this program to its channels.
         unsafe { state.store((slot, j, channels), value.reshape::<D3<1, 1, B>>()) };
     }

@@ -104,7 +104,7 @@ pub fn weight_type(config: &Config, weights: &Weights) -> Result<DType, EngineEr
 
 fn dtype_of(dtype: Dtype) -> DType {
     match dtype {
-        Dtype::Bf16 => DType::BF16,
+        Dtype::BF16 => DType::BF16,
         Dtype::F16 => DType::F16,
         _ => DType::F32,
     }

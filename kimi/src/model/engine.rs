@@ -1,0 +1,186 @@
+//! [`Engine`] on kernels.
+
+use super::load::{ModelWeights, weight_type};
+use super::ops::{Activation, Ops, activation_type};
+use super::{Memory, Model, Passed, Session, describe, last_routing};
+use crate::config::Config;
+use crate::engine::{Engine, EngineError, LayerState, Precision, SessionId, Trace, Want, check_append};
+use crate::sampling::Sampling;
+use crate::weights::Weights;
+use kiln::{DType, Device, Float, Tensor, bf16, f16};
+use std::collections::BTreeMap;
+
+/// Tokens of one pass; a longer prompt goes through in pieces, which bounds the memory of activations.
+const PIECE: usize = 2048;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+struct KernelEngine<T, W> {
+    model: Model<T, W>,
+    sessions: BTreeMap<SessionId, Session>,
+    opened: usize,
+}
+
+/// Loads a checkpoint onto a device; `progress(done, total)` is told bytes.
+///
+/// # Errors
+/// As [`crate::engine::open`].
+pub fn open(
+    config: Config,
+    weights: &Weights,
+    device: Device,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Box<dyn Engine>> {
+    device.check()?;
+    fn load<T: Activation, W: Float>(
+        config: Config,
+        weights: &Weights,
+        device: Device,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Box<dyn Engine>> {
+        let weights = ModelWeights::load(&config, weights, device, progress)?;
+        let model = Model::<T, W> { config, weights, ops: Ops::new(device) };
+        Ok(Box::new(KernelEngine { model, sessions: BTreeMap::new(), opened: 0 }))
+    }
+    match (activation_type(device), weight_type(&config, weights)?) {
+        (DType::BF16, DType::BF16) => load::<bf16, bf16>(config, weights, device, progress),
+        (DType::BF16, DType::F16) => load::<bf16, f16>(config, weights, device, progress),
+        (DType::BF16, _) => load::<bf16, f32>(config, weights, device, progress),
+        (_, DType::BF16) => load::<f32, bf16>(config, weights, device, progress),
+        (_, DType::F16) => load::<f32, f16>(config, weights, device, progress),
+        _ => load::<f32, f32>(config, weights, device, progress),
+    }
+}
+
+impl<T: Activation, W: Float> KernelEngine<T, W> {
+    /// Runs tokens in pieces; `each` gets the final norm's output of every piece. If the device fails half-way the
+    /// session is closed, since its memory is of no defined position.
+    fn run(
+        &mut self,
+        id: SessionId,
+        ids: &[u32],
+        mut passed: Option<&mut Passed>,
+        mut each: impl FnMut(&Model<T, W>, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let session = self.sessions.get_mut(&id).ok_or(EngineError::UnknownSession(id))?;
+        check_append(&self.model.config, session.tokens, ids)?;
+        let mut work = || -> Result<()> {
+            for piece in ids.chunks(PIECE) {
+                let h = self.model.forward(session, piece, passed.as_deref_mut())?;
+                each(&self.model, &h)?;
+                let last = h.narrow(0, piece.len() - 1, 1)?;
+                session.logits = Some(self.model.logits(&last)?);
+                if let Some(p) = &mut passed {
+                    p.hidden.push(h);
+                }
+            }
+            Ok(())
+        };
+        let done = work();
+        if done.is_err() {
+            self.sessions.remove(&id);
+        }
+        done
+    }
+
+    fn session(&self, id: SessionId) -> Result<&Session> {
+        self.sessions.get(&id).ok_or(EngineError::UnknownSession(id))
+    }
+
+    fn draw(&self, id: SessionId, sampling: &Sampling) -> Result<Tensor> {
+        let session = self.session(id)?;
+        let logits = session.logits.as_ref().ok_or(EngineError::NoLogits)?;
+        let position = self.model.ops.integers(&[session.tokens as i32])?;
+        self.model.ops.sample(logits, sampling, &position)
+    }
+}
+
+impl<T: Activation, W: Float> Engine for KernelEngine<T, W> {
+    fn config(&self) -> &Config {
+        &self.model.config
+    }
+
+    fn description(&self) -> String {
+        describe(self.model.ops.device, T::DTYPE, W::DTYPE)
+    }
+
+    fn precision(&self) -> Precision {
+        if T::DTYPE == DType::F32 { Precision::F32 } else { Precision::Bf16 }
+    }
+
+    fn open_session(&mut self) -> Result<SessionId> {
+        let id = SessionId(self.opened);
+        let session = self.model.new_session()?;
+        self.opened += 1;
+        self.sessions.insert(id, session);
+        Ok(id)
+    }
+
+    fn close_session(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+    }
+
+    fn tokens(&self, session: SessionId) -> usize {
+        self.sessions.get(&session).map_or(0, |s| s.tokens)
+    }
+
+    fn append(&mut self, session: SessionId, ids: &[u32], want: Want) -> Result<Vec<f32>> {
+        let mut all = vec![];
+        self.run(session, ids, None, |model, h| {
+            if want == Want::All {
+                all.extend(model.logits(h)?.to_vec::<f32>()?);
+            }
+            Ok(())
+        })?;
+        match (want, &self.session(session)?.logits) {
+            (Want::Last, Some(logits)) => Ok(logits.to_vec::<f32>()?),
+            _ => Ok(all),
+        }
+    }
+
+    fn sample(&mut self, session: SessionId, sampling: &Sampling) -> Result<u32> {
+        Ok(self.draw(session, sampling)?.to_vec::<i32>()?[0] as u32)
+    }
+
+    fn trace(&mut self, session: SessionId, ids: &[u32]) -> Result<Trace> {
+        if ids.is_empty() {
+            return Err(EngineError::NoLogits);
+        }
+        let mut trace = Trace::default();
+        let pieces = ids.len().div_ceil(PIECE);
+        for (i, piece) in ids.chunks(PIECE).enumerate() {
+            let mut passed = Passed::default();
+            let mut logits = vec![];
+            self.run(session, piece, Some(&mut passed), |model, h| {
+                logits = model.logits(h)?.to_vec::<f32>()?;
+                Ok(())
+            })?;
+            trace.logits.extend(logits);
+            if i + 1 == pieces {
+                for h in &passed.hidden {
+                    trace.hidden.push(h.select(0, h.shape()[0] - 1)?.to_vec_f32()?);
+                }
+                trace.routing = passed.routing.iter().map(last_routing).collect::<Result<_>>()?;
+            }
+        }
+        Ok(trace)
+    }
+
+    fn states(&mut self, session: SessionId) -> Result<Vec<LayerState>> {
+        let session = self.session(session)?;
+        let states = session.memory.iter().map(|memory| {
+            Ok(match memory {
+                // The device keeps [taps, channels]; the interface wants each channel's taps together.
+                Memory::Kda { conv, state } => LayerState::Kda {
+                    state: state.to_vec_f32()?,
+                    conv: conv.select(0, 0)?.transpose(0, 1)?.to_vec_f32()?,
+                },
+                Memory::Mla { latent, shared } => LayerState::Mla {
+                    latent: latent.narrow(0, 0, session.tokens)?.to_vec_f32()?,
+                    shared: shared.narrow(0, 0, session.tokens)?.to_vec_f32()?,
+                },
+            })
+        });
+        states.collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! The model on a device: weights, what a session remembers, and the forward pass.
+//!
+//! The residual stream is f32; between kernels activations are `T` (f32, or bf16 on a GPU). A forward pass only queues
+//! work: nothing in it waits for the device.
+
+mod engine;
+mod load;
+mod ops;
+
+pub use engine::open;
+
+use crate::config::{Config, LATENT_NORM_EPSILON, Mixer};
+use crate::engine::{EngineError, LayerRouting};
+use kiln::{Device, Element, Float, Tensor};
+use load::{FeedForward, FeedForwardWeights, KdaWeights, MixerWeights, MlaWeights, ModelWeights, MoeWeights};
+use ops::{Activation, Batch, MlaShape, Ops};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Rows of a fresh latent cache; it doubles when it is full.
+const FIRST_CAPACITY: usize = 256;
+/// Up to so many tokens attend through the absorbed form, which never expands the cache.
+const ABSORBED_TOKENS: usize = 4;
+
+/// What one layer remembers of a session.
+enum Memory {
+    /// The last inputs of the convolutions [1, taps - 1, 3·channels], and the state [1, heads, key, value] f32.
+    Kda { conv: Tensor, state: Tensor },
+    /// Latents [capacity, latent] and shared keys [capacity, rope].
+    Mla { latent: Tensor, shared: Tensor },
+}
+
+/// One sequence.
+struct Session {
+    memory: Vec<Memory>,
+    tokens: usize,
+    /// Logits of the last token [1, vocabulary] f32.
+    logits: Option<Tensor>,
+}
+
+/// What [`Model::forward`] passed by, still on the device.
+#[derive(Default)]
+struct Passed {
+    /// The residual stream [n, hidden] after the embedding and each layer, copied; then the final norm's output.
+    hidden: Vec<Tensor>,
+    /// (layer, chosen [n, k], weights [n, k]).
+    routing: Vec<(usize, Tensor, Tensor)>,
+}
+
+struct Model<T, W> {
+    config: Config,
+    weights: ModelWeights,
+    ops: Ops<T, W>,
+}
+
+impl<T: Activation, W: Float> Model<T, W> {
+    fn new_session(&self) -> Result<Session> {
+        let c = &self.config;
+        let device = self.ops.device;
+        let mut memory = vec![];
+        for mixer in &c.mixers {
+            memory.push(match mixer {
+                Mixer::Kda => Memory::Kda {
+                    conv: Tensor::zeros(&[1, c.conv_kernel - 1, 3 * c.kda_channels()], T::DTYPE, device)?,
+                    state: Tensor::zeros(&[1, c.kda_heads, c.kda_head_dim, c.kda_head_dim], f32::DTYPE, device)?,
+                },
+                Mixer::Mla => Memory::Mla {
+                    latent: Tensor::zeros(&[FIRST_CAPACITY, c.kv_lora_rank], T::DTYPE, device)?,
+                    shared: Tensor::zeros(&[FIRST_CAPACITY, c.qk_rope_head_dim], T::DTYPE, device)?,
+                },
+            });
+        }
+        Ok(Session { memory, tokens: 0, logits: None })
+    }
+
+    /// Runs tokens (at least one) after those that the session has; gives the final norm's output [n, hidden].
+    fn forward(&self, session: &mut Session, ids: &[u32], mut passed: Option<&mut Passed>) -> Result<Tensor> {
+        let (c, ops) = (&self.config, self.ops);
+        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let at = Place {
+            batch: Batch::single(ops, ids.len())?,
+            position: ops.integers(&[session.tokens as i32])?,
+            first: session.tokens,
+            count: ids.len(),
+        };
+        let mut x = ops.embedding(&ops.integers(&ids)?, &self.weights.embedding)?;
+        if let Some(p) = &mut passed {
+            p.hidden.push(x.deep_clone()?);
+        }
+        for (index, (layer, memory)) in self.weights.layers.iter().zip(&mut session.memory).enumerate() {
+            let h = ops.rms_norm::<T>(&x, &layer.input_norm, c.rms_norm_eps)?;
+            match (&layer.mixer, memory) {
+                (MixerWeights::Kda(w), Memory::Kda { conv, state }) => self.kda(w, &h, conv, state, &at, &mut x)?,
+                (MixerWeights::Mla(w), Memory::Mla { latent, shared }) => self.mla(w, &h, latent, shared, &at, &mut x)?,
+                _ => unreachable!("weights and memory are both built from config.mixers"),
+            }
+            let h = ops.rms_norm::<T>(&x, &layer.post_norm, c.rms_norm_eps)?;
+            match &layer.feed_forward {
+                FeedForward::Dense(w) => self.feed_forward(w, &h, &mut x)?,
+                FeedForward::Moe(w) => {
+                    let (chosen, weights) = self.moe(w, &h, &mut x)?;
+                    if let Some(p) = &mut passed {
+                        p.routing.push((index, chosen, weights));
+                    }
+                }
+            }
+            if let Some(p) = &mut passed {
+                p.hidden.push(x.deep_clone()?);
+            }
+        }
+        session.tokens += at.count;
+        ops.rms_norm::<T>(&x, &self.weights.norm, c.rms_norm_eps)
+    }
+
+    /// h [n, hidden] normalised; adds to x [n, hidden].
+    fn kda(
+        &self,
+        w: &KdaWeights,
+        h: &Tensor,
+        conv: &mut Tensor,
+        state: &mut Tensor,
+        at: &Place,
+        x: &mut Tensor,
+    ) -> Result<()> {
+        let (c, ops, n) = (&self.config, self.ops, at.count);
+        let (heads, head) = (c.kda_heads, c.kda_head_dim);
+        let qkv = ops.linear::<T>(h, &w.qkv)?;
+        let qkv = ops.short_conv(&qkv, &w.conv, conv, &at.batch)?;
+        let low_rank = ops.linear::<T>(h, &w.low_rank)?;
+        let decay = ops.linear::<T>(&low_rank.narrow(1, 0, head)?, &w.decay)?;
+        let gate = ops.linear::<T>(&low_rank.narrow(1, head, head)?, &w.gate)?;
+        let beta = low_rank.narrow(1, 2 * head, heads)?;
+        let o = ops.delta_rule(&qkv, &decay, &beta, &w.a_log, &w.dt_bias, state, &at.batch)?;
+        let o = ops.gated_rms_norm(&o, &gate.reshape(&[n, heads, head])?, &w.norm, c.rms_norm_eps)?;
+        ops.linear_add(&o.reshape(&[n, heads * head])?, &w.out, x)
+    }
+
+    fn mla(
+        &self,
+        w: &MlaWeights,
+        h: &Tensor,
+        latent: &mut Tensor,
+        shared: &mut Tensor,
+        at: &Place,
+        x: &mut Tensor,
+    ) -> Result<()> {
+        let (c, ops) = (&self.config, self.ops);
+        let shape = MlaShape {
+            heads: c.mla_heads,
+            nope: c.qk_nope_head_dim,
+            rope: c.qk_rope_head_dim,
+            value: c.v_head_dim,
+        };
+        let context = at.first + at.count;
+        grow(latent, at.first, context)?;
+        grow(shared, at.first, context)?;
+        let q = ops.linear::<T>(h, &w.q)?;
+        let projected = ops.linear::<T>(h, &w.kv_a)?;
+        ops.mla_cache(&projected, &w.norm, LATENT_NORM_EPSILON, &at.position, latent, shared)?;
+        let (latent, shared) = (latent.narrow(0, 0, context)?, shared.narrow(0, 0, context)?);
+        let o = if at.count <= ABSORBED_TOKENS {
+            ops.mla_decode(&q, &latent, &shared, &w.kv_b, &at.position, shape)?
+        } else {
+            let kv = ops.linear::<T>(&latent, &w.kv_b)?;
+            ops.mla_prefill(&q, &kv, &shared, &at.position, shape)?
+        };
+        ops.linear_add(&o, &w.out, x)
+    }
+
+    fn feed_forward(&self, w: &FeedForwardWeights, h: &Tensor, x: &mut Tensor) -> Result<()> {
+        let gate_up = self.ops.linear::<T>(h, &w.gate_up)?;
+        self.ops.linear_add(&self.ops.swiglu(&gate_up)?, &w.down, x)
+    }
+
+    fn moe(&self, w: &MoeWeights, h: &Tensor, x: &mut Tensor) -> Result<(Tensor, Tensor)> {
+        let (c, ops) = (&self.config, self.ops);
+        let logits = ops.router_logits(h, &w.router)?;
+        let (chosen, weights) =
+            ops.route(&logits, &w.bias, c.experts_per_token, c.moe_renormalize, c.routed_scaling_factor)?;
+        if let Some(shared) = &w.shared {
+            self.feed_forward(shared, h, x)?;
+        }
+        ops.experts_add(h, &w.gate, &w.up, &w.down, &chosen, &weights, x)?;
+        Ok((chosen, weights))
+    }
+
+    /// h [n, hidden] after the final norm → [n, vocabulary] f32.
+    fn logits(&self, h: &Tensor) -> Result<Tensor> {
+        self.ops.linear::<f32>(h, self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding))
+    }
+}
+
+/// Where the tokens of a pass stand.
+struct Place {
+    batch: Batch,
+    /// [1]: the first token's position.
+    position: Tensor,
+    first: usize,
+    count: usize,
+}
+
+/// Makes room for `needed` rows, keeping the first `used`.
+fn grow(cache: &mut Tensor, used: usize, needed: usize) -> Result<()> {
+    let capacity = cache.shape()[0];
+    if needed > capacity {
+        let rows = needed.max(2 * capacity);
+        let larger = Tensor::zeros(&[rows, cache.shape()[1]], cache.dtype(), cache.device())?;
+        larger.narrow(0, 0, used)?.copy_from(&cache.narrow(0, 0, used)?)?;
+        *cache = larger;
+    }
+    Ok(())
+}
+
+/// The last row of chosen experts and weights.
+fn last_routing((layer, chosen, weights): &(usize, Tensor, Tensor)) -> Result<LayerRouting> {
+    let last = chosen.shape()[0] - 1;
+    let experts = chosen.select(0, last)?.to_vec::<i32>()?.into_iter().map(|e| e as u32).collect();
+    Ok(LayerRouting { layer: *layer, experts, weights: weights.select(0, last)?.to_vec::<f32>()? })
+}
+
+/// One line about where the model runs.
+fn describe(device: Device, activations: kiln::DType, matrices: kiln::DType) -> String {
+    let place = device.describe().unwrap_or_else(|_| device.to_string());
+    format!("{place}; activations {activations}, weights {matrices}")
+}
