@@ -237,13 +237,14 @@ pub fn open(
 ) -> Result<Box<dyn Engine>, EngineError> {
     let config = Config::read(&folder.join("config.json"))?;
     let weights = Weights::open(folder)?;
-    match device {
-        Device::Auto | Device::Reference => Ok(Box::new(ReferenceEngine::load(config, &weights, progress)?)),
-        Device::Cpu | Device::Cuda(_) | Device::Interpret => {
-            let reason = "this build has no kernels for it".into();
-            Err(EngineError::Unavailable { device, reason })
-        }
-    }
+    let device = match device {
+        Device::Reference => return Ok(Box::new(ReferenceEngine::load(config, &weights, progress)?)),
+        Device::Auto => kiln::Device::auto()?,
+        Device::Cpu => kiln::Device::Cpu,
+        Device::Interpret => kiln::Device::Interpret,
+        Device::Cuda(n) => kiln::Device::Cuda(u32::try_from(n).unwrap_or(u32::MAX)),
+    };
+    crate::model::open(config, &weights, device, progress)
 }
 
 #[cfg(test)]
