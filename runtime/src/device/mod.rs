@@ -191,11 +191,18 @@ impl Storage {
     }
 
     /// Copies pieces `(to, from, bytes)`; the two memories may be of different devices, or one.
-    pub(crate) fn copy(&self, from: &Storage, pieces: impl Iterator<Item = (usize, usize, usize)>) -> Result<()> {
+    pub(crate) fn copy(
+        self: &Arc<Storage>,
+        from: &Arc<Storage>,
+        pieces: impl Iterator<Item = (usize, usize, usize)>,
+    ) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let (Storage::Cuda(to), Storage::Cuda(from)) = (self, from)
-            && to.device() == from.device()
+        if let (Storage::Cuda(to), Storage::Cuda(at)) = (&**self, &**from)
+            && to.device() == at.device()
         {
+            return to.copy(at, pieces, [self, from]);
+        }
+        if let (Storage::Interpret(to), Storage::Interpret(from)) = (&**self, &**from) {
             return to.copy(from, pieces);
         }
         let mut bytes = vec![];

@@ -1,0 +1,135 @@
+//! Compiled kernels on disk, found by the hash of everything that went into them.
+//!
+//! Invariant: the cache never turns a working launch into a failing one. A directory that cannot be written, an entry
+//! that is damaged or of another version is a miss; entries are written to a temporary file and renamed, so nobody
+//! reads half of one.
+
+use crate::knobs;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The hash of what an entry was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key([u8; 32]);
+
+impl Key {
+    /// From all that determines the result besides this compiler, which is added here.
+    pub(crate) fn new(parts: &[&[u8]]) -> Key {
+        let mut hash = Sha256::new();
+        for part in [compiler().as_bytes()].iter().chain(parts) {
+            // With its length, so that no two lists of parts run into the same bytes.
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Key(hash.finalize().into())
+    }
+
+    /// Sixteen digits, enough to tell variants of a kernel apart in file names.
+    pub(crate) fn short(&self) -> String {
+        self.0[..8].iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    fn hex(&self) -> String {
+        self.0.iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// This compiler: its version, and size and age of the program it is part of, so that a rebuilt compiler does not find
+/// what its predecessor made.
+fn compiler() -> &'static str {
+    static COMPILER: OnceLock<String> = OnceLock::new();
+    COMPILER.get_or_init(|| {
+        let program = std::env::current_exe().and_then(std::fs::metadata).ok();
+        let modified = program.as_ref().and_then(|m| m.modified().ok());
+        format!("{} {:?} {modified:?}", env!("CARGO_PKG_VERSION"), program.map(|m| m.len()))
+    })
+}
+
+/// The entry of `key`, if there is a whole one.
+pub(crate) fn get(key: &Key) -> Option<Vec<u8>> {
+    read(knobs::knobs().cache_dir.as_deref()?, key)
+}
+
+/// Keeps `data` as the entry of `key`, if that is possible.
+pub(crate) fn put(key: &Key, data: &[u8]) {
+    if let Some(dir) = knobs::knobs().cache_dir.as_deref() {
+        // A failure costs time at the next start, nothing else.
+        let _ = write(dir, key, data);
+    }
+}
+
+fn path(dir: &Path, key: &Key) -> PathBuf {
+    dir.join(format!("{}.kernel", key.hex()))
+}
+
+fn read(dir: &Path, key: &Key) -> Option<Vec<u8>> {
+    let mut entry = std::fs::read(path(dir, key)).ok()?;
+    let (digest, data) = entry.split_at_checked(32)?;
+    if Sha256::digest(data)[..] != *digest {
+        return None;
+    }
+    entry.drain(..32);
+    Some(entry)
+}
+
+fn write(dir: &Path, key: &Key, data: &[u8]) -> std::io::Result<()> {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    std::fs::create_dir_all(dir)?;
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let temporary = dir.join(format!("{}-{}-{serial}.tmp", key.short(), std::process::id()));
+    let entry = [&Sha256::digest(data)[..], data].concat();
+    let done = std::fs::write(&temporary, entry).and_then(|()| std::fs::rename(&temporary, path(dir, key)));
+    if done.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("kiln-cache-test-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        dir
+    }
+
+    #[test]
+    fn entries_round_trip_and_keys_tell_parts_apart() {
+        let dir = directory("round-trip");
+        let key = Key::new(&[b"ab", b"c"]);
+        assert_ne!(key, Key::new(&[b"a", b"bc"]));
+        assert_eq!(read(&dir, &key), None);
+        write(&dir, &key, b"code").unwrap();
+        assert_eq!(read(&dir, &key).as_deref(), Some(&b"code"[..]));
+        assert_eq!(read(&dir, &Key::new(&[b"other"])), None);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "no temporary file is left");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn damaged_entries_are_misses() {
+        let dir = directory("damaged");
+        let key = Key::new(&[b"x"]);
+        write(&dir, &key, b"some code").unwrap();
+        let whole = std::fs::read(path(&dir, &key)).unwrap();
+        for damaged in [&whole[..whole.len() - 1], &whole[..10], &[], &[&whole[..], b"!"].concat()] {
+            std::fs::write(path(&dir, &key), damaged).unwrap();
+            assert_eq!(read(&dir, &key), None);
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_is_no_failure() {
+        let dir = directory("file");
+        std::fs::write(&dir, "in the way").unwrap();
+        let key = Key::new(&[]);
+        assert!(write(&dir, &key, b"code").is_err());
+        assert_eq!(read(&dir, &key), None);
+        std::fs::remove_file(dir).unwrap();
+    }
+}

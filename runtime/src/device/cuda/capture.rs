@@ -1,0 +1,140 @@
+//! Graphs: a sequence of launches recorded once and replayed as one.
+//!
+//! A replay touches the addresses that were recorded, so the graph keeps alive whatever was touched: tensors from
+//! outside, and the memory that was allocated while capturing. The latter is reused within the graph once the tensor
+//! that held it is dropped, as it would be outside, and by nobody else while the graph lives.
+
+use super::{Context, sys};
+use crate::device::Storage;
+use crate::Result;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::ThreadId;
+
+/// What is kept while recording.
+pub(super) struct Capture {
+    thread: ThreadId,
+    /// By address of the storage.
+    kept: HashMap<usize, Kept>,
+}
+
+struct Kept {
+    storage: Arc<Storage>,
+    /// Allocated in this capture.
+    own: bool,
+}
+
+impl Capture {
+    pub(super) fn is_mine(&self) -> bool {
+        self.thread == std::thread::current().id()
+    }
+
+    /// Memory of the capture that nobody else holds any more, of that size or a quarter larger at most.
+    pub(super) fn reuse(&self, size: usize) -> Option<Arc<Storage>> {
+        let fits = |kept: &&Kept| match &*kept.storage {
+            Storage::Cuda(m) => (size..=size + size / 4).contains(&m.size()),
+            _ => false,
+        };
+        let unused = |kept: &&Kept| kept.own && Arc::strong_count(&kept.storage) == 1;
+        self.kept.values().filter(unused).find(fits).map(|kept| kept.storage.clone())
+    }
+
+    pub(super) fn own(&mut self, storage: &Arc<Storage>) {
+        self.kept.insert(Arc::as_ptr(storage) as usize, Kept { storage: storage.clone(), own: true });
+    }
+
+    fn keep(&mut self, storage: &Arc<Storage>) {
+        let kept = || Kept { storage: storage.clone(), own: false };
+        self.kept.entry(Arc::as_ptr(storage) as usize).or_insert_with(kept);
+    }
+}
+
+/// A recorded sequence, ready to replay.
+pub(crate) struct CapturedGraph {
+    context: &'static Context,
+    executable: sys::CUgraphExec,
+    /// Returned to the pool after the graph is destroyed; later users come later on the stream.
+    _kept: HashMap<usize, Kept>,
+}
+
+// SAFETY: the handle may be used from any thread; the driver wants launches of one graph one at a time, and `replay`
+// holds the queue's lock.
+unsafe impl Send for CapturedGraph {}
+// SAFETY: as above.
+unsafe impl Sync for CapturedGraph {}
+
+/// If a graph is being captured, keeps these storages alive with it.
+pub(super) fn keep<'s>(capture: &mut Option<Capture>, storages: impl Iterator<Item = &'s Arc<Storage>>) {
+    if let Some(capture) = capture {
+        storages.for_each(|s| capture.keep(s));
+    }
+}
+
+impl Context {
+    /// Records what `f` asks of this device.
+    pub(crate) fn capture(&'static self, f: impl FnOnce() -> Result<()>) -> Result<CapturedGraph> {
+        /// Ends the capture, also when `f` panics.
+        struct Recording(&'static Context);
+        impl Recording {
+            fn end(&self) -> (sys::CUresult, sys::CUgraph, Option<Capture>) {
+                let mut queue = self.0.lock();
+                let mut graph = std::ptr::null_mut();
+                // SAFETY: the stream that the capture was begun on; the pointer is to a local.
+                let code = unsafe { sys::cuStreamEndCapture(self.0.stream, &mut graph) };
+                (code, graph, queue.capture.take())
+            }
+        }
+        impl Drop for Recording {
+            fn drop(&mut self) {
+                let (_, graph, kept) = self.end();
+                if !graph.is_null() {
+                    // SAFETY: just returned by the driver and known to nobody else.
+                    let _ = unsafe { sys::cuGraphDestroy(graph) };
+                }
+                // After the lock is released: giving memory back takes it.
+                drop(kept);
+            }
+        }
+
+        let mut queue = self.queue_uncaptured("a capture in a capture")?;
+        // Relaxed: allocating and loading code while recording is fine, neither is work on the stream.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the context's own stream, on which nothing is being captured.
+        self.check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })?;
+        queue.capture = Some(Capture { thread: std::thread::current().id(), kept: HashMap::new() });
+        drop(queue);
+
+        let recording = Recording(self);
+        f()?;
+        let (code, graph, capture) = recording.end();
+        std::mem::forget(recording);
+        self.check("cuStreamEndCapture", code)?;
+        let mut executable = std::ptr::null_mut();
+        // SAFETY: a graph just returned by the driver; it is not needed once instantiated.
+        let code = unsafe {
+            let code = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
+            let _ = sys::cuGraphDestroy(graph);
+            code
+        };
+        self.check("cuGraphInstantiate", code)?;
+        let kept = capture.map(|c| c.kept).unwrap_or_default();
+        Ok(CapturedGraph { context: self, executable, _kept: kept })
+    }
+}
+
+impl CapturedGraph {
+    /// Queues the recorded work once more.
+    pub(crate) fn replay(&self) -> Result<()> {
+        let _queue = self.context.queue_uncaptured("a replay in a capture")?;
+        // SAFETY: an instantiated graph of this context; all memory that it touches is kept alive by `self`.
+        let code = unsafe { sys::cuGraphLaunch(self.executable, self.context.stream) };
+        self.context.check("cuGraphLaunch", code)
+    }
+}
+
+impl Drop for CapturedGraph {
+    fn drop(&mut self) {
+        // SAFETY: instantiated once, destroyed once; the driver finishes replays in flight first.
+        let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
+    }
+}

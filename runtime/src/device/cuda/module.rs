@@ -1,0 +1,201 @@
+//! From PTX to a function that can be launched.
+//!
+//! `ptxas`, if there is one, turns PTX into machine code that the disk cache can keep; otherwise, or if it does not
+//! know the chip, the driver compiles the PTX while loading it. Either log (registers, spills, what was ignored) is
+//! kept for the report on the kernel.
+
+use super::{Context, capture, sys};
+use crate::device::Storage;
+use crate::knobs::Assembler;
+use crate::{Error, Result};
+use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
+use std::ffi::{CString, c_void};
+use std::process::Command;
+use std::sync::Arc;
+
+/// A compiled kernel before it is loaded: what the disk cache holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// PTX text, or a cubin.
+    pub(crate) code: Vec<u8>,
+    pub(crate) entry: String,
+    /// Per program.
+    pub(crate) threads: u32,
+    /// Dynamic shared memory per program.
+    pub(crate) shared_bytes: u32,
+    /// What the compiler has to say: fallbacks and their reasons.
+    pub(crate) notes: Vec<String>,
+    /// What the assembler has to say; empty while `code` is PTX.
+    pub(crate) log: String,
+}
+
+/// A kernel loaded on one GPU. Modules are never unloaded: the table of compiled kernels keeps them, and so may graphs.
+pub(crate) struct Function {
+    context: &'static Context,
+    function: sys::CUfunction,
+    threads: u32,
+    shared_bytes: u32,
+    /// Registers per thread.
+    pub(crate) registers: u32,
+    /// Local memory per thread, in bytes: spills and arrays.
+    pub(crate) local_bytes: u32,
+    /// The assembler's log.
+    pub(crate) log: String,
+}
+
+// SAFETY: the handle may be used from any thread whose current context is its own, which `launch` sees to.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// Assembles `image.code` in place if an assembler is configured and knows the chip; otherwise leaves it to the driver.
+/// `target` is `sm_90a` and the like.
+pub(crate) fn assemble(image: &mut Image, assembler: &Assembler, target: &str) {
+    let Assembler::Ptxas(ptxas) = assembler else { return };
+    match run_ptxas(ptxas, &image.code, target) {
+        Ok((cubin, log)) => (image.code, image.log) = (cubin, log),
+        Err(why) => image.notes.push(format!("{} was not used: {why}", ptxas.display())),
+    }
+}
+
+fn run_ptxas(ptxas: &std::path::Path, ptx: &[u8], target: &str) -> Result<(Vec<u8>, String), String> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let path = |end| std::env::temp_dir().join(format!("kiln-{}-{serial}.{end}", std::process::id()));
+    let (source, cubin) = (path("ptx"), path("cubin"));
+    let result = (|| {
+        std::fs::write(&source, ptx).map_err(|e| format!("cannot write {}: {e}", source.display()))?;
+        let output = Command::new(ptxas).arg(format!("-arch={target}")).arg("-v").arg("-o").arg(&cubin).arg(&source);
+        let output = output.output().map_err(|e| format!("cannot be run: {e}"))?;
+        let log = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if !output.status.success() {
+            return Err(log.trim().to_string());
+        }
+        let code = std::fs::read(&cubin).map_err(|e| format!("cannot read its output: {e}"))?;
+        Ok((code, log))
+    })();
+    // Best effort: the temporary directory is cleaned by others too.
+    let _ = (std::fs::remove_file(source), std::fs::remove_file(cubin));
+    result
+}
+
+impl Function {
+    /// Loads an image. The error is the driver's log.
+    pub(crate) fn load(context: &'static Context, image: &Image) -> Result<Function, String> {
+        context.bind().map_err(|e| e.to_string())?;
+        let (module, driver_log) = load_module(&image.code)?;
+        let entry = CString::new(image.entry.as_str()).map_err(|_| "the entry's name has a zero byte".to_string())?;
+        let check = |call: &str, code| match code {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            code => Err(format!("{call} failed: {}", super::explain(code))),
+        };
+        let mut function = std::ptr::null_mut();
+        // SAFETY: a loaded module, a terminated name, a pointer to a local.
+        let code = unsafe { sys::cuModuleGetFunction(&mut function, module, entry.as_ptr()) };
+        check("cuModuleGetFunction", code)?;
+        let attribute = |a| {
+            let mut value = 0;
+            // SAFETY: a loaded function, a pointer to a local.
+            check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut value, a, function) })?;
+            Ok::<u32, String>(value.max(0) as u32)
+        };
+        // Above 48 KiB a kernel must ask; asking for what the chip lacks is the error to report.
+        if image.shared_bytes > 48 << 10 {
+            let a = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a loaded function.
+            let code = unsafe { sys::cuFuncSetAttribute(function, a, image.shared_bytes as i32) };
+            check("cuFuncSetAttribute", code)
+                .map_err(|e| format!("{} bytes of shared memory per program are too many: {e}", image.shared_bytes))?;
+        }
+        Ok(Function {
+            context,
+            function,
+            threads: image.threads,
+            shared_bytes: image.shared_bytes,
+            registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            log: if image.log.is_empty() { driver_log } else { image.log.clone() },
+        })
+    }
+
+    /// Queues a launch. The grid is not empty and within the hardware's limits.
+    ///
+    /// # Safety
+    /// `slots` are those of the kernel that was compiled, and every view that they describe lies in one of `storages`,
+    /// all of which are of this function's GPU.
+    pub(crate) unsafe fn launch<'s>(
+        &self,
+        slots: &[u64],
+        grid: [u32; 3],
+        storages: impl Iterator<Item = &'s Arc<Storage>>,
+    ) -> Result<()> {
+        let mut parameters: smallvec::SmallVec<[*mut c_void; 64]> =
+            slots.iter().map(|s| std::ptr::from_ref(s).cast_mut().cast()).collect();
+        let mut queue = self.context.queue()?;
+        capture::keep(&mut queue.capture, storages);
+        let ([x, y, z], stream) = (grid, self.context.stream);
+        // SAFETY: the kernel takes one 64-bit parameter per slot, which the driver copies before it returns; memory
+        // is the caller's promise, and freed blocks are reused in stream order only.
+        let code = unsafe {
+            sys::cuLaunchKernel(
+                self.function,
+                x,
+                y,
+                z,
+                self.threads,
+                1,
+                1,
+                self.shared_bytes,
+                stream,
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.context.check("cuLaunchKernel", code)
+    }
+}
+
+/// Loads PTX or a cubin; returns the module and the driver's log, or the log as an error.
+fn load_module(code: &[u8]) -> Result<(sys::CUmodule, String), String> {
+    const LOG: usize = 16 << 10;
+    let (mut info, mut error) = (vec![0u8; LOG], vec![0u8; LOG]);
+    let mut options = [
+        Jit::CU_JIT_INFO_LOG_BUFFER,
+        Jit::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+        Jit::CU_JIT_ERROR_LOG_BUFFER,
+        Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        Jit::CU_JIT_LOG_VERBOSE,
+    ];
+    // The driver takes numbers in the place of pointers.
+    let mut values: [*mut c_void; 5] = [
+        info.as_mut_ptr().cast(),
+        std::ptr::without_provenance_mut(LOG),
+        error.as_mut_ptr().cast(),
+        std::ptr::without_provenance_mut(LOG),
+        std::ptr::without_provenance_mut(1),
+    ];
+    // PTX is text and must end with a zero; a cubin does not mind.
+    let mut image = code.to_vec();
+    image.push(0);
+    let mut module = std::ptr::null_mut();
+    // SAFETY: a context is current; the image is terminated; options and values are as many as said, and the buffers
+    // as long as said.
+    let code = unsafe {
+        sys::cuModuleLoadDataEx(
+            &mut module,
+            image.as_ptr().cast(),
+            options.len() as u32,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    let text = |log: &[u8]| {
+        let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
+        String::from_utf8_lossy(&log[..end]).trim().to_string()
+    };
+    match code {
+        CUresult::CUDA_SUCCESS => Ok((module, text(&info))),
+        code => Err(format!("the driver refused it: {}\n{}", super::explain(code), text(&error))),
+    }
+}
