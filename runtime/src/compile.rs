@@ -5,9 +5,13 @@
 //! threads neither do the same work nor wait for different kernels. Failures are not kept: the next launch tries again
 //! and reports again.
 
+#[cfg(feature = "cuda")]
+use crate::device::cuda;
+use crate::knobs::{self, Stage};
 use crate::launch::{Slots, Source};
-use crate::{Device, Error, Result, knobs};
-use kiln_codegen::ir::{Fact, Kernel, Slot};
+use crate::{Device, Error, Result};
+use kiln_codegen::ir::{Fact, Kernel, Slot, verify};
+use kiln_codegen::passes;
 use smallvec::SmallVec;
 use std::any::TypeId;
 use std::collections::HashMap;
@@ -26,7 +30,10 @@ pub(crate) struct Staged {
 type Facts = SmallVec<[Fact; 64]>;
 
 /// Code for one device and one set of facts.
-pub(crate) enum Compiled {}
+pub(crate) enum Compiled {
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Function),
+}
 
 #[derive(Default)]
 struct Entry {
@@ -51,6 +58,9 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
         return Ok(staged);
     }
     let kernel = (source.stage)()?;
+    knobs::knobs().dump(Stage::Tile, &kernel.name, "", || kernel.to_string());
+    verify(&kernel)
+        .map_err(|e| Error::Launch { kernel: kernel.name.clone(), message: format!("staged to invalid IR: {e}") })?;
     let slots = kernel.slots();
     let staged = Arc::new(Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) });
     *entry.staged.write().unwrap_or_else(PoisonError::into_inner) = Some(staged.clone());
@@ -71,12 +81,12 @@ pub(crate) fn compiled(staged: &Staged, device: Device, slots: &Slots) -> Result
     }
     let mut kernel = staged.kernel.clone();
     kernel.facts = key.1.to_vec();
-    let compiled = Arc::new(compile(kernel, device)?);
+    passes::optimize(&mut kernel);
+    let compiled = Arc::new(compile(&kernel, device)?);
     staged.variants.write().unwrap_or_else(PoisonError::into_inner).insert(key, compiled.clone());
     Ok(compiled)
 }
 
-fn compile(kernel: Kernel, device: Device) -> Result<Compiled> {
-    let _ = knobs::knobs();
-    Err(Error::Compile { kernel: kernel.name, device, message: "this build has no back end for it".into() })
+fn compile(kernel: &Kernel, device: Device) -> Result<Compiled> {
+    Err(Error::Compile { kernel: kernel.name.clone(), device, message: "this build has no back end for it".into() })
 }

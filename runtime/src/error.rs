@@ -55,8 +55,12 @@ pub enum Error {
     Compile { kernel: String, device: Device, message: String },
 
     /// The kernel ran and failed: an assertion, an access that the interpreter refuses.
-    #[error("kernel `{kernel}` failed on {device}: {message}")]
-    Run { kernel: String, device: Device, message: String },
+    #[error("{device}: {message}")]
+    Run {
+        device: Device,
+        /// Names kernel, place in the source and program, as far as they are known.
+        message: String,
+    },
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;

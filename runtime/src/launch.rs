@@ -4,8 +4,12 @@
 //! no output shares memory with another argument, and the grid does not let two programs own one block. A launch that
 //! was checked and compiled before allocates nothing: arguments and slots live inline.
 
+#[cfg(feature = "cuda")]
+use crate::compile::Compiled;
 use crate::compile::{self, Staged};
+use crate::device::Storage;
 use crate::{Device, Error, Result, Tensor};
+use kiln_codegen::interp;
 use kiln_codegen::ir::{Bits, DType, Kernel, Shape, SlotKind};
 use smallvec::SmallVec;
 use std::any::TypeId;
@@ -130,8 +134,18 @@ impl<'a> Launch<'a> {
         if grid.contains(&0) {
             return Ok(());
         }
+        if device == Device::Interpret {
+            return self.run_on_interpreter(&staged, grid);
+        }
         let slots = self.slots(&staged)?;
-        compile::compiled(&staged, device, &slots).map(drop)
+        match *compile::compiled(&staged, device, &slots)? {
+            #[cfg(feature = "cuda")]
+            // SAFETY: the slots were made for this kernel from the tensors' own layouts, which lie in these storages,
+            // all on this device.
+            Compiled::Cuda(ref function) => unsafe {
+                function.launch(&slots, grid, self.tensors().map(|(_, t, _)| t.storage()))
+            },
+        }
     }
 
     // -- checks --------------------------------------------------------------------------------------------------------
@@ -266,6 +280,26 @@ impl<'a> Launch<'a> {
     }
 
     // -- running -------------------------------------------------------------------------------------------------------
+
+    /// Runs the kernel as it was staged: the interpreter defines operations, so it sees the author's.
+    fn run_on_interpreter(&self, staged: &Staged, grid: [u32; 3]) -> Result<()> {
+        let signed = |dims: &[usize]| dims.iter().map(|&n| n as i64).collect();
+        let arg = |arg: &Arg<'_>| match *arg {
+            Arg::Scalar { bits, .. } => Ok(interp::Arg::Scalar(bits)),
+            Arg::View { tensor, .. } => match &**tensor.storage() {
+                Storage::Interpret(memory) => Ok(interp::Arg::View {
+                    buffer: memory.buffer().clone(),
+                    offset_elements: tensor.layout().offset,
+                    shape: signed(tensor.shape()),
+                    strides: signed(tensor.strides()),
+                }),
+                _ => Err(self.error("a tensor is not the interpreter's")),
+            },
+        };
+        let args = self.args.iter().map(arg).collect::<Result<Vec<_>>>()?;
+        interp::run(&staged.kernel, grid, &args)
+            .map_err(|e| Error::Run { device: Device::Interpret, message: e.to_string() })
+    }
 
     /// The values of the launch slots (see `ir/abi.rs`).
     fn slots(&self, staged: &Staged) -> Result<Slots> {

@@ -6,9 +6,13 @@
 
 extern crate self as kiln;
 
+mod bench;
+#[cfg(feature = "cuda")]
+mod cache;
 mod compile;
 mod device;
 mod error;
+mod graph;
 pub mod knobs;
 pub mod lang;
 mod launch;
@@ -17,15 +21,17 @@ mod layout;
 pub mod stage;
 mod tensor;
 
+pub use bench::{Bench, Timing};
 pub use device::Device;
 pub use error::{Error, Result};
+pub use graph::Graph;
 pub use kiln_codegen::ir::{self, DType};
 pub use kiln_macros::{Carried, KernelArg, device, kernel};
 pub use lang::*;
 pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
 pub use stage::{Carried, KernelArg};
-pub use tensor::{HostElement, Tensor};
+pub use tensor::Tensor;
 
 /// What a file with kernels imports: `use kiln::prelude::*;`.
 pub mod prelude {

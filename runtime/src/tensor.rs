@@ -7,30 +7,12 @@
 //! Nothing here computes: a tensor is storage with a shape, and arithmetic is what kernels are for.
 
 use crate::device::{Fill, Storage};
+use crate::lang::Element;
 use crate::layout::Layout;
 use crate::{Device, Error, Result};
-use half::{bf16, f16};
 use kiln_codegen::ir::{Bits, DType};
 use std::fmt;
 use std::sync::Arc;
-
-/// A host type that is a dtype, bit for bit.
-///
-/// # Safety
-/// The type has the size of `DTYPE`, no padding, and every bit pattern is a value of it (of `bool`: 0 and 1, the only
-/// patterns that a copy to the host produces).
-pub unsafe trait HostElement: Copy + Send + Sync + 'static {
-    const DTYPE: DType;
-}
-
-macro_rules! host_elements {
-    ($($t:ty => $d:ident),*) => {$(
-        // SAFETY: the dtype is named after this type and is stored as Rust stores it.
-        unsafe impl HostElement for $t { const DTYPE: DType = DType::$d; }
-    )*};
-}
-host_elements!(bool => Bool, i8 => I8, i16 => I16, i32 => I32, i64 => I64, u8 => U8, u16 => U16, u32 => U32,
-    u64 => U64, f16 => F16, bf16 => BF16, f32 => F32);
 
 /// A multidimensional array on a device. Cloning shares the memory.
 #[derive(Clone)]
@@ -45,8 +27,9 @@ fn poison(dtype: DType) -> u8 {
     if dtype == DType::Bool { 1 } else { 0xff }
 }
 
-fn bytes_of<T: HostElement>(data: &[T]) -> &[u8] {
-    // SAFETY: `HostElement` has no padding, so all bytes are initialised; the length is the slice's in bytes.
+fn bytes_of<T: Element>(data: &[T]) -> &[u8] {
+    // SAFETY: the sealed list of `Element` has types without padding only, so all bytes are initialised; the length is
+    // the slice's in bytes.
     unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
 }
 
@@ -90,7 +73,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If `data` does not have the shape's number of elements, or the device is not there or has not that much memory.
-    pub fn from_slice<T: HostElement>(data: &[T], shape: &[usize], device: Device) -> Result<Tensor> {
+    pub fn from_slice<T: Element>(data: &[T], shape: &[usize], device: Device) -> Result<Tensor> {
         Tensor::from_bytes(bytes_of(data), T::DTYPE, shape, device)
     }
 
@@ -286,7 +269,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If dtype or number of elements differ.
-    pub fn write_slice<T: HostElement>(&mut self, data: &[T]) -> Result<()> {
+    pub fn write_slice<T: Element>(&mut self, data: &[T]) -> Result<()> {
         if T::DTYPE != self.dtype {
             return Err(Error::tensor("write_slice", format!("data of {} for a tensor of {}", T::DTYPE, self.dtype)));
         }
@@ -358,7 +341,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If `T` is not the dtype, the device fails, or (on the interpreter) an element was never written.
-    pub fn to_vec<T: HostElement>(&self) -> Result<Vec<T>> {
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         if T::DTYPE != self.dtype {
             return Err(Error::tensor("to_vec", format!("a tensor of {} read as {}", self.dtype, T::DTYPE)));
         }
@@ -367,8 +350,8 @@ impl Tensor {
             bytes.iter_mut().for_each(|b| *b = (*b != 0) as u8);
         }
         let mut out = Vec::<T>::with_capacity(self.numel());
-        // SAFETY: the bytes are `numel` values of `T`, of which every pattern is valid (bools were made 0 or 1 above);
-        // the vector has room for them, and its own alignment.
+        // SAFETY: the bytes are `numel` values of `T`: the sealed list of `Element` has types of the dtype's size only,
+        // of which every pattern is valid (bools were made 0 or 1 above). The vector has room, and its own alignment.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.as_mut_ptr().cast::<u8>(), bytes.len());
             out.set_len(self.numel());

@@ -146,7 +146,7 @@ impl Storage {
             Device::Cpu => Ok(Arc::new(Storage::Cpu(HostMemory::allocate(bytes, fill)?))),
             Device::Interpret => Ok(Arc::new(Storage::Interpret(InterpretMemory::allocate(bytes, fill)?))),
             #[cfg(feature = "cuda")]
-            Device::Cuda(n) => cuda::Memory::allocate(&cuda::Context::get(n)?, bytes, fill),
+            Device::Cuda(n) => cuda::Memory::allocate(cuda::Context::get(n)?, bytes, fill),
             #[cfg(not(feature = "cuda"))]
             Device::Cuda(_) => Err(device.not_built()),
         }
@@ -161,11 +161,11 @@ impl Storage {
         }
     }
 
-    /// Where the memory starts, in the device's addresses.
+    /// Where the memory starts, in the device's addresses; the interpreter has none.
     pub(crate) fn address(&self) -> u64 {
         match self {
             Storage::Cpu(m) => m.address(),
-            Storage::Interpret(m) => m.address(),
+            Storage::Interpret(_) => 0,
             #[cfg(feature = "cuda")]
             Storage::Cuda(m) => m.address(),
         }

@@ -5,8 +5,8 @@
 //! that held it is dropped, as it would be outside, and by nobody else while the graph lives.
 
 use super::{Context, sys};
-use crate::device::Storage;
 use crate::Result;
+use crate::device::Storage;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::ThreadId;

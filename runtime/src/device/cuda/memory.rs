@@ -20,7 +20,11 @@ pub(super) struct Pool {
 impl Pool {
     /// The size of the block for `bytes`: powers of two up to 1 MiB, then multiples of 2 MiB.
     fn block_size(bytes: usize) -> Option<usize> {
-        if bytes <= 1 << 20 { Some(bytes.max(512).next_power_of_two()) } else { bytes.checked_next_multiple_of(2 << 20) }
+        if bytes <= 1 << 20 {
+            Some(bytes.max(512).next_power_of_two())
+        } else {
+            bytes.checked_next_multiple_of(2 << 20)
+        }
     }
 
     /// Takes a free block of that size, or one a quarter larger at most.

@@ -57,7 +57,11 @@ fn explain(code: CUresult) -> String {
     // SAFETY: `text` receives a pointer to a constant of the driver, or stays null.
     unsafe {
         let _ = sys::cuGetErrorString(code, &mut text);
-        if text.is_null() { format!("{code:?}") } else { format!("{} ({code:?})", CStr::from_ptr(text).to_string_lossy()) }
+        if text.is_null() {
+            format!("{code:?}")
+        } else {
+            format!("{} ({code:?})", CStr::from_ptr(text).to_string_lossy())
+        }
     }
 }
 

@@ -5,9 +5,9 @@
 //! kept for the report on the kernel.
 
 use super::{Context, capture, sys};
+use crate::Result;
 use crate::device::Storage;
 use crate::knobs::Assembler;
-use crate::{Error, Result};
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
 use std::ffi::{CString, c_void};
 use std::process::Command;
@@ -66,8 +66,9 @@ fn run_ptxas(ptxas: &std::path::Path, ptx: &[u8], target: &str) -> Result<(Vec<u
     let (source, cubin) = (path("ptx"), path("cubin"));
     let result = (|| {
         std::fs::write(&source, ptx).map_err(|e| format!("cannot write {}: {e}", source.display()))?;
-        let output = Command::new(ptxas).arg(format!("-arch={target}")).arg("-v").arg("-o").arg(&cubin).arg(&source);
-        let output = output.output().map_err(|e| format!("cannot be run: {e}"))?;
+        let mut command = Command::new(ptxas);
+        command.arg(format!("-arch={target}")).arg("-v").arg("-o").arg(&cubin).arg(&source);
+        let output = command.output().map_err(|e| format!("cannot be run: {e}"))?;
         let log = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if !output.status.success() {
             return Err(log.trim().to_string());
