@@ -5,7 +5,7 @@
 
 mod engine;
 mod load;
-mod ops;
+pub mod ops;
 
 pub use engine::open;
 

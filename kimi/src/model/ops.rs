@@ -24,6 +24,8 @@ impl<T: Float + DotElement<Acc = f32>> Activation for T {}
 #[derive(Clone, Copy)]
 pub struct Ops<T, W> {
     pub device: Device,
+    /// Choose the tile sizes that suit a GPU.
+    gpu: bool,
     _types: PhantomData<(T, W)>,
 }
 
@@ -46,11 +48,13 @@ macro_rules! with_const {
 
 impl<T: Activation, W: Float> Ops<T, W> {
     pub fn new(device: Device) -> Self {
-        Ops { device, _types: PhantomData }
+        Ops { device, gpu: matches!(device, Device::Cuda(_)), _types: PhantomData }
     }
 
-    fn gpu(self) -> bool {
-        matches!(self.device, Device::Cuda(_))
+    /// The same with the tile sizes of a GPU whatever the device is, so that its kernel instances can be examined, or
+    /// interpreted, without one.
+    pub fn with_gpu_tiles(self) -> Self {
+        Ops { gpu: true, ..self }
     }
 
     fn empty<E: Element>(self, shape: &[usize]) -> Result<Tensor> {
@@ -121,7 +125,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         y: &mut Tensor,
     ) -> Result<()> {
         let few = x.shape()[0] < FEW_ROWS;
-        match (few, self.gpu()) {
+        match (few, self.gpu) {
             (true, true) => linear::linear_row::<T, V, Y, ADD, 16, 256>(x, weight, y).run()?,
             (true, false) => linear::linear_row::<T, V, Y, ADD, 32, 64>(x, weight, y).run()?,
             (false, true) => linear::linear::<T, V, C, Y, ADD, 64, 128, 32>(x, weight, y).run()?,
@@ -217,7 +221,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let scale = shape.scale();
         with_const!(V = shape.value, of [32, 64, 128], "v_head_dim", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
-                if self.gpu() {
+                if self.gpu {
                     attention::mla_prefill::<T, V, P, V, 64, 64>(q, kv, shared, position, scale, &mut out).run()?
                 } else {
                     attention::mla_prefill::<T, V, P, V, 16, 32>(q, kv, shared, position, scale, &mut out).run()?
