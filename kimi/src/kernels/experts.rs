@@ -45,7 +45,7 @@ pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
     let (first, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
     let count = count.get(expert);
     if first < count {
-        let assignment: Tile<i32, M> = list.select(0, expert).load(first);
+        let assignment: Tile<i32, M> = list.select(0, expert).narrow(0, 0, count).load(first);
         let valid = iota::<M>() + first < count;
         let token = assignment / choices;
         let (gate, up) = (gate.select(0, expert), up.select(0, expert));
@@ -82,7 +82,7 @@ pub fn experts_down<T, W, const M: usize, const N: usize, const K: usize>(
     let (first, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
     let count = count.get(expert);
     if first < count {
-        let assignment: Tile<i32, M> = list.select(0, expert).load(first);
+        let assignment: Tile<i32, M> = list.select(0, expert).narrow(0, 0, count).load(first);
         let valid = iota::<M>() + first < count;
         let down = down.select(0, expert);
         let mut acc: Tile<f32, M, N> = zeros();
