@@ -14,6 +14,23 @@
 //! Invariant: coordinates are kept *flat*, as the row-major index of the element. Since extents are powers of two this
 //! is the concatenation of the coordinates' bits, so a reshape changes no basis vector and a transposition permutes
 //! their bits.
+//!
+//! ```
+//! use kiln_codegen::gpu::layout::{Conversion, LinearLayout, Operand};
+//! use kiln_codegen::ir::Shape;
+//!
+//! // Where a 16x8 accumulator lives: lane 5 holds in register 2 the element (9, 2).
+//! let c = LinearLayout::mma_accumulator(Shape::new(&[16, 8]), [1, 1])?;
+//! assert_eq!(c.to_string(), "16x8 reg[(0,1) (8,0)] lane[(0,2) (0,4) (1,0) (2,0) (4,0)] warp[]");
+//! assert_eq!(c.apply(2, 5, 0)[..2], [9, 2]);
+//!
+//! // An accumulator already is the next product's operand.
+//! let tile = Shape::new(&[64, 64]);
+//! let c = LinearLayout::mma_accumulator(tile, [4, 1])?;
+//! let a = LinearLayout::mma_operand(tile, Operand::A, 2, [4, 1])?;
+//! assert_eq!(Conversion::plan(&c, &a, 2)?, Conversion::Identity);
+//! # Ok::<(), kiln_codegen::gpu::layout::LayoutError>(())
+//! ```
 
 mod bits;
 mod convert;

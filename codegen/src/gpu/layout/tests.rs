@@ -37,6 +37,14 @@ fn places_redundancy_and_inverse() {
         for (p, x) in places(&l) {
             assert_eq!(compact.flat_at(Place { register: map[p.register as usize], ..p }), x);
         }
+        for axis in 0..shape.rank() {
+            let sums = places(&l).iter().all(|(p, x)| {
+                let (thread, register) = (l.flat(0, p.lane, p.warp), l.flat(p.register, 0, 0));
+                let [whole, thread, register] = [*x, thread, register].map(|f| coords(&shape, f)[axis]);
+                whole == thread + register
+            });
+            assert_eq!(l.registers_add(axis), sums, "{l}");
+        }
         for level in Level::ALL {
             for axis in 0..shape.rank() {
                 let terms = ShiftTerm::of(&l.axis_bases(level, axis));
