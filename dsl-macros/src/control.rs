@@ -120,6 +120,14 @@ pub(crate) fn lower_for(rewriter: &mut Rewriter, looped: &mut ExprForLoop) -> Op
         rewriter.visit_block_mut(&mut looped.body);
         return None;
     }
+    let one_name = match &*looped.pat {
+        Pat::Ident(name) => name.by_ref.is_none() && name.subpat.is_none(),
+        Pat::Wild(_) => true,
+        _ => false,
+    };
+    if !one_name && is_range(&looped.expr) {
+        rewriter.errors.over(&looped.pat, &messages::FOR_PATTERN);
+    }
     let Some(range) = staged_range(rewriter, &mut looped.expr) else {
         rewriter.visit_expr_mut(&mut looped.expr);
         rewriter.visit_pat_mut(&mut looped.pat);
@@ -127,14 +135,6 @@ pub(crate) fn lower_for(rewriter: &mut Rewriter, looped: &mut ExprForLoop) -> Op
         return None;
     };
     let pattern = &looped.pat;
-    let one_name = match &**pattern {
-        Pat::Ident(name) => name.by_ref.is_none() && name.subpat.is_none(),
-        Pat::Wild(_) => true,
-        _ => false,
-    };
-    if !one_name {
-        rewriter.errors.over(pattern, &messages::FOR_PATTERN);
-    }
     let carried = places([Part::Body(pattern, &looped.body)], rewriter.parameters);
     rewriter.visit_block_mut(&mut looped.body);
     let body = &looped.body;
@@ -192,6 +192,16 @@ fn unrolled(rewriter: &Rewriter, expr: &mut Expr) -> Option<Expr> {
         rewriter.errors.over(&*call, &messages::UNROLL_ARITY);
     }
     call.args.first().cloned()
+}
+
+fn is_range(expr: &Expr) -> bool {
+    match expr {
+        Expr::Range(_) => true,
+        Expr::Paren(inner) => is_range(&inner.expr),
+        Expr::Group(inner) => is_range(&inner.expr),
+        Expr::MethodCall(call) => is_range(&call.receiver),
+        _ => false,
+    }
 }
 
 /// `a..b` with hints behind it, as a call of `::kiln::stage::range`; `None` if no range leads the expression.

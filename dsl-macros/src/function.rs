@@ -115,15 +115,6 @@ fn is_lint(attribute: &Attribute) -> bool {
     ["allow", "expect", "warn", "deny", "forbid"].iter().any(|lint| attribute.path().is_ident(lint))
 }
 
-/// Rewrites types and body in place.
-fn rewrite(function: &mut ItemFn, errors: &Errors) {
-    let parameters = &carried_parameters(&function.sig);
-    let names = TypeNames::of(&function.sig.generics);
-    let mut rewriter = Rewriter { errors, names: &names, parameters };
-    rewriter.visit_signature_mut(&mut function.sig);
-    rewriter.visit_block_mut(&mut function.block);
-}
-
 pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let mut function = match parse_function(item) {
         Ok(function) => function,
@@ -131,8 +122,12 @@ pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     };
     let errors = Errors::default();
     let options = Options::parse(attribute, &errors);
-    rewrite(&mut function, &errors);
-    let parameters = kernel_parameters(&function.sig, &errors);
+    let mut parameters = kernel_parameters(&function.sig, &errors);
+    let (names, carried) = (TypeNames::of(&function.sig.generics), carried_parameters(&function.sig));
+    let mut rewriter = Rewriter { errors: &errors, names: &names, parameters: &carried };
+    rewriter.visit_generics_mut(&mut function.sig.generics);
+    parameters.iter_mut().for_each(|parameter| rewriter.visit_type_mut(&mut parameter.ty));
+    rewriter.visit_block_mut(&mut function.block);
     make_static(&mut function.sig.generics);
 
     let ItemFn { attrs, vis, sig, block, .. } = &function;
@@ -195,7 +190,10 @@ pub(crate) fn device(attribute: TokenStream, item: TokenStream) -> TokenStream {
         errors.over(attribute, &messages::DEVICE_OPTIONS);
     }
     signature::common(&function.sig, &errors);
-    rewrite(&mut function, &errors);
+    let (names, carried) = (TypeNames::of(&function.sig.generics), carried_parameters(&function.sig));
+    let mut rewriter = Rewriter { errors: &errors, names: &names, parameters: &carried };
+    rewriter.visit_signature_mut(&mut function.sig);
+    rewriter.visit_block_mut(&mut function.block);
     let allow = allow();
     match errors.take() {
         None => quote!(#allow #function),

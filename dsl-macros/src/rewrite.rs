@@ -95,15 +95,15 @@ impl VisitMut for Rewriter<'_> {
                 *expr = Expr::Verbatim(tokens);
             }
             Expr::Loop(looped) => {
-                let span = looped.loop_token.span;
+                self.errors.at(looped.loop_token.span, &messages::LOOP);
                 // The body may hold more to report.
                 self.visit_block_mut(&mut looped.body);
-                self.refuse(expr, span, &messages::LOOP);
+                *expr = Expr::Verbatim(quote!(::core::unreachable!()));
             }
             Expr::Block(block) if block.label.is_some() => {
-                let span = block.label.span();
+                self.errors.over(&block.label, &messages::LABEL);
                 self.visit_block_mut(&mut block.block);
-                self.refuse(expr, span, &messages::LABEL);
+                *expr = Expr::Verbatim(quote!(::core::unreachable!()));
             }
             Expr::Break(e) => {
                 let span = e.break_token.span;

@@ -15,8 +15,10 @@ use crate::types::last_name;
 
 pub(crate) enum Passing {
     Value,
-    Shared,
-    Mutable,
+    /// With the author's `&`.
+    Shared(Token![&]),
+    /// With the author's `&` and `mut`.
+    Mutable(Token![&], Token![mut]),
 }
 
 pub(crate) struct Parameter {
@@ -33,7 +35,7 @@ impl Parameter {
     fn argument(&self) -> TokenStream {
         let ty = &self.ty;
         match self.passing {
-            Passing::Mutable => quote_spanned!(ty.span()=> ::kiln::stage::Mut<#ty>),
+            Passing::Mutable(..) => quote_spanned!(ty.span()=> ::kiln::stage::Mut<#ty>),
             _ => ty.to_token_stream(),
         }
     }
@@ -46,15 +48,18 @@ impl Parameter {
 
     /// The statements that declare the parameter and bind its name inside the kernel.
     pub(crate) fn declare(&self, params: &Ident) -> TokenStream {
-        let (name, argument, mutability) = (&self.name, self.argument(), &self.mutability);
+        let (name, ty, argument, mutability) = (&self.name, &self.ty, self.argument(), &self.mutability);
         let text = name_text(name);
         let declared = quote_spanned!(self.ty.span()=> <#argument as ::kiln::KernelArg>::declare(#params, #text));
         // Hygienic: only the reference has the author's name.
         let storage = Ident::new("storage", proc_macro2::Span::mixed_site());
-        match self.passing {
+        // The annotation is the author's own, so that rustc's suggestions about it are ones that he can follow.
+        match &self.passing {
             Passing::Value => quote!(let #mutability #name = #declared;),
-            Passing::Shared => quote!(let #storage = #declared; let #mutability #name = &#storage;),
-            Passing::Mutable => quote!(let mut #storage = #declared; let #mutability #name = &mut #storage;),
+            Passing::Shared(and) => quote!(let #storage = #declared; let #mutability #name: #and #ty = &#storage;),
+            Passing::Mutable(and, keyword) => {
+                quote!(let mut #storage = #declared; let #mutability #name: #and #keyword #ty = &mut #storage;)
+            }
         }
     }
 
@@ -123,7 +128,10 @@ fn parameter(input: &FnArg, errors: &Errors) -> Option<Parameter> {
             if let Some(lifetime) = &reference.lifetime {
                 errors.over(lifetime, &messages::KERNEL_LIFETIME);
             }
-            let passing = if reference.mutability.is_some() { Passing::Mutable } else { Passing::Shared };
+            let passing = match reference.mutability {
+                Some(keyword) => Passing::Mutable(reference.and_token, keyword),
+                None => Passing::Shared(reference.and_token),
+            };
             (passing, (*reference.elem).clone())
         }
         ty => (Passing::Value, ty.clone()),
@@ -151,12 +159,12 @@ fn judge(passing: &Passing, ty: &Type) -> Option<&'static messages::Message> {
     );
     match (passing, name.as_str()) {
         (_, "Tile") => Some(&messages::PARAMETER_TILE),
-        (Passing::Shared, "Block") => Some(&messages::PARAMETER_SHARED_BLOCK),
+        (Passing::Shared(..), "Block") => Some(&messages::PARAMETER_SHARED_BLOCK),
         (Passing::Value, "Block") => Some(&messages::PARAMETER_BLOCK_VALUE),
         (Passing::Value, "View") => Some(&messages::PARAMETER_VIEW_VALUE),
-        (Passing::Shared | Passing::Mutable, _) if is_scalar => Some(&messages::PARAMETER_SCALAR_REFERENCE),
-        (Passing::Mutable, "Block" | "View") => None,
-        (Passing::Mutable, _) => Some(&messages::PARAMETER_MUT_OTHER),
+        (Passing::Shared(..) | Passing::Mutable(..), _) if is_scalar => Some(&messages::PARAMETER_SCALAR_REFERENCE),
+        (Passing::Mutable(..), "Block" | "View") => None,
+        (Passing::Mutable(..), _) => Some(&messages::PARAMETER_MUT_OTHER),
         _ => None,
     }
 }
@@ -186,7 +194,8 @@ pub(crate) fn make_static(generics: &mut Generics) {
         let is_static =
             |bound: &TypeParamBound| matches!(bound, TypeParamBound::Lifetime(lifetime) if lifetime.ident == "static");
         if !parameter.bounds.iter().any(is_static) {
-            let span = parameter.ident.span();
+            // Where rustc would add a bound of its own.
+            let span = parameter.bounds.last().map_or_else(proc_macro2::Span::call_site, |bound| bound.span());
             parameter.bounds.push(TypeParamBound::Lifetime(Lifetime::new("'static", span)));
         }
         parameter.colon_token.get_or_insert_default();

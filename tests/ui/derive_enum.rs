@@ -1,0 +1,8 @@
+use kiln::prelude::*;
+
+#[derive(KernelArg)]
+enum Gate {
+    On,
+}
+
+fn main() {}

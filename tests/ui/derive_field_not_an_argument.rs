@@ -1,0 +1,8 @@
+use kiln::prelude::*;
+
+#[derive(KernelArg)]
+struct Gate {
+    name: String,
+}
+
+fn main() {}

@@ -1,0 +1,8 @@
+use kiln::prelude::*;
+
+#[derive(KernelArg)]
+struct Gate {
+    x: &'static View<f32, 1>,
+}
+
+fn main() {}

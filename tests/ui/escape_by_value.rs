@@ -1,0 +1,12 @@
+//! A kernel's value is nothing.
+
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &View<f32, 1>, out: &mut Block<f32, 8>) {
+    let a: Tile<f32, 8> = x.load(0);
+    out.store(a);
+    a
+}
+
+fn main() {}

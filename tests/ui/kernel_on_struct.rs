@@ -1,0 +1,6 @@
+use kiln::prelude::*;
+
+#[kernel]
+struct K;
+
+fn main() {}

@@ -1,0 +1,12 @@
+//! A label has nothing to label.
+
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &View<f32, 1>, out: &mut Block<f32, 8>) {
+    'outer: for i in 0..x.dim(0) {
+        out.store(x.load(i));
+    }
+}
+
+fn main() {}

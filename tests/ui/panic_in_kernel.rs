@@ -1,0 +1,10 @@
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &View<f32, 1>, out: &mut Block<f32, 8>) {
+    if x.dim(0) == 0 {
+        panic!("empty");
+    }
+}
+
+fn main() {}

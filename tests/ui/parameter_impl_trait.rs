@@ -1,0 +1,6 @@
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: impl Float) {}
+
+fn main() {}

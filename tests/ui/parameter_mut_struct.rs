@@ -1,0 +1,6 @@
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &mut Gate) {}
+
+fn main() {}

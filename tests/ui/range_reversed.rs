@@ -1,0 +1,12 @@
+//! Iterator methods belong to compile-time loops.
+
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &View<f32, 1>, out: &mut Block<f32, 8>) {
+    for i in (0..8).rev() {
+        out.store(x.load(i));
+    }
+}
+
+fn main() {}

@@ -1,0 +1,9 @@
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &View<f32, 1>, out: &mut Block<f32, 8>) {
+    let a: Tile<f32, 8> = x.load(1.5);
+    out.store(a);
+}
+
+fn main() {}

@@ -1,0 +1,9 @@
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &View<f32, 1>, out: &mut Block<f32, 8>) {
+    let a: Tile<f32, 16> = x.load(0);
+    out.store(a);
+}
+
+fn main() {}

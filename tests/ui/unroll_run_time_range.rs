@@ -1,0 +1,12 @@
+//! Unrolling needs a range that is known at compile time.
+
+use kiln::prelude::*;
+
+#[kernel]
+fn k(x: &View<f32, 1>, out: &mut Block<f32, 8>) {
+    for i in unroll(0..x.dim(0)) {
+        out.store(x.load(i));
+    }
+}
+
+fn main() {}
