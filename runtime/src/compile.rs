@@ -59,8 +59,15 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
     }
     let kernel = (source.stage)()?;
     knobs::knobs().dump(Stage::Tile, &kernel.name, "", || kernel.to_string());
-    verify(&kernel)
-        .map_err(|e| Error::Launch { kernel: kernel.name.clone(), message: format!("staged to invalid IR: {e}") })?;
+    verify(&kernel).map_err(|e| {
+        // The one mistake that types do not catch: a native variable that holds tiles and changes unseen.
+        let escape = "a tile that is made inside a staged loop or branch is used outside of it. A variable changes there \
+                      by `x = ..` or through `&mut x`; write `(&mut x).method(..)` where a method changes it";
+        if e.is_escape() {
+            return Error::staging(&kernel.name, [(e.loc, escape.to_string())]);
+        }
+        Error::Launch { kernel: kernel.name.clone(), message: format!("staged to invalid IR: {e}") }
+    })?;
     let slots = kernel.slots();
     let staged = Arc::new(Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) });
     *entry.staged.write().unwrap_or_else(PoisonError::into_inner) = Some(staged.clone());

@@ -29,6 +29,16 @@ pub struct VerifyError {
     pub found: Box<str>,
 }
 
+/// What an operand is expected to be.
+const VISIBLE: &str = "a value that is defined before and visible";
+
+impl VerifyError {
+    /// Whether a value is used outside the region that makes it.
+    pub fn is_escape(&self) -> bool {
+        &*self.expected == VISIBLE
+    }
+}
+
 /// Checks all rules; the first that is broken is the error.
 pub fn verify(kernel: &Kernel) -> Result<(), VerifyError> {
     let mut v = Verifier { k: kernel, op: None, visible: vec![false; kernel.values.len()] };
@@ -143,7 +153,7 @@ impl Verifier<'_> {
             for (n, &v) in o.operands.iter().enumerate() {
                 let what = format!("operand {n}");
                 let visible = self.visible.get(v.index()).copied().unwrap_or(false);
-                self.require(visible, &what, "a value that is defined before and visible", format!("{v:?}"))?;
+                self.require(visible, &what, VISIBLE, format!("{v:?}"))?;
             }
             // First of all: what follows computes with shapes.
             for (n, &v) in o.results.iter().enumerate() {
