@@ -1,0 +1,620 @@
+//! Gives every tile value the layouts in which it exists.
+//!
+//! Two walks. Forwards, anchors (memory accesses, matrix products, reductions, carried values) choose a *home* layout,
+//! and pure operations on anchored values inherit the best of their operands'. Values that cost nothing to compute
+//! anywhere (constants, indices, broadcasts and what is computed from those alone) get none. Backwards, operations
+//! with effects *demand* their operands in certain layouts; a demand on a value without home becomes demands on its
+//! operands, one on a value with a home a conversion. Every version of a value is made right after its definition, so
+//! conversions leave loops by themselves and no version is made twice.
+//!
+//! Invariants: scalars have exactly one version, replicated in every thread; `versions[v]` starts with the home, if
+//! there is one and anybody demands `v`; a value nobody demands has no version and is not computed.
+
+use super::facts;
+use super::layout::{LayoutBuilder, Level, LinearLayout, Operand};
+use super::mma::{self, DotPlan};
+use crate::ir::{Combine, Def, Kernel, Loc, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
+use std::collections::HashMap;
+use std::fmt::Write;
+
+/// How much a layout should be kept when several meet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Rank {
+    /// Any layout would do.
+    Default,
+    /// Follows from another by a reduction or a change of shape.
+    Derived,
+    /// Made for memory accesses.
+    Memory,
+    /// Fixed by the tensor cores.
+    Matrix,
+}
+
+/// The GPU IR of a kernel: tile IR beside this table of layouts.
+pub struct Assignment {
+    /// Warps of a program.
+    pub warps: usize,
+    /// Per value the layouts it exists in, the home first.
+    pub versions: Vec<Vec<LinearLayout>>,
+    /// Per value the layout it is defined in, if it has one.
+    pub home: Vec<Option<LinearLayout>>,
+    /// How each matrix product is computed.
+    pub dots: HashMap<OpId, DotPlan>,
+    /// The layout that an operation with effects (or a reduction) works in.
+    pub work: HashMap<OpId, LinearLayout>,
+    /// What the author may want to know.
+    pub notes: Vec<(Loc, String)>,
+}
+
+struct Assigner<'k> {
+    k: &'k Kernel,
+    out: Assignment,
+    ranks: Vec<Rank>,
+}
+
+/// The warps a kernel runs with: the author's number, else 8 where a matrix product is large, else 4.
+fn choose_warps(k: &Kernel) -> usize {
+    if k.options.warps > 0 {
+        return (k.options.warps as usize).next_power_of_two().min(32);
+    }
+    let large = |o: &Op| matches!(o.kind, OpKind::Dot(_)) && k.ty(o.results[0]).shape().numel() >= 128 * 128;
+    if k.ops.iter().any(large) { 8 } else { 4 }
+}
+
+/// Assigns layouts to a verified kernel.
+pub fn assign(k: &Kernel) -> Assignment {
+    let warps = choose_warps(k);
+    let out = Assignment {
+        warps,
+        versions: vec![vec![]; k.values.len()],
+        home: vec![None; k.values.len()],
+        dots: HashMap::new(),
+        work: HashMap::new(),
+        notes: vec![],
+    };
+    let mut a = Assigner { k, out, ranks: vec![Rank::Default; k.values.len()] };
+    a.plan_dots();
+    a.walk(k.body);
+    a.demand_region(k.body, &[]);
+    a.out
+}
+
+impl Assignment {
+    /// Row-major over the threads, a few elements each.
+    pub fn default_layout(&self, shape: Shape) -> LinearLayout {
+        let vector = (shape.numel() / (32 * self.warps)).clamp(1, 4);
+        coalesced(shape, shape.rank().saturating_sub(1), vector, self.warps)
+    }
+
+    pub fn scalar_layout(&self) -> LinearLayout {
+        LinearLayout::replicated(Shape::SCALAR, 5, self.warps.trailing_zeros() as usize)
+    }
+
+    /// The number of a version of `v`.
+    ///
+    /// # Panics
+    /// If nobody demanded it, which is a mistake of this module.
+    pub fn version(&self, v: ValueId, layout: &LinearLayout) -> usize {
+        let found = self.versions[v.index()].iter().position(|l| l == layout);
+        found.unwrap_or_else(|| panic!("{v:?} was not demanded in layout {layout}"))
+    }
+
+    /// The layouts, one line per version.
+    pub fn dump(&self) -> String {
+        let mut s = format!("warps {}\n", self.warps);
+        for (i, versions) in self.versions.iter().enumerate() {
+            for (j, l) in versions.iter().enumerate() {
+                let home = if self.home[i].as_ref() == Some(l) { " (home)" } else { "" };
+                let _ = writeln!(s, "%{i}.{j}: {l}{home}");
+            }
+        }
+        s
+    }
+}
+
+fn coalesced(shape: Shape, axis: usize, vector: usize, warps: usize) -> LinearLayout {
+    LinearLayout::coalesced(shape, axis, vector, warps).expect("the verifier checked that extents are powers of two")
+}
+
+/// A layout in which the hardware bits along `axis` are in order: registers innermost, then lanes, then warps.
+pub fn in_order_layout(shape: Shape, axis: usize, warps: usize) -> LinearLayout {
+    let bits = |n: usize| n.trailing_zeros() as usize;
+    let along = bits(shape.dim(axis));
+    let across = bits(shape.numel()) - along;
+    let warp_bits = bits(warps);
+    let across_warps = across.min(warp_bits);
+    let across_lanes = (across - across_warps).min(5usize.saturating_sub(along.min(5)));
+    let along_lanes = along.min(5 - across_lanes);
+    let along_warps = (along - along_lanes).min(warp_bits - across_warps);
+    let mut b = LayoutBuilder::new(shape)
+        .expect("the verifier checked that extents are powers of two")
+        .step(Level::Register, axis, along - along_lanes - along_warps)
+        .step(Level::Lane, axis, along_lanes);
+    let mut others: Vec<(usize, usize)> =
+        (0..shape.rank()).rev().filter(|&a| a != axis).map(|a| (a, bits(shape.dim(a)))).collect();
+    for (level, mut wanted) in [(Level::Lane, 5 - along_lanes), (Level::Warp, warp_bits - along_warps)] {
+        for (a, left) in &mut others {
+            let n = wanted.min(*left);
+            b = b.step(level, *a, n);
+            *left -= n;
+            wanted -= n;
+        }
+        if level == Level::Warp {
+            b = b.step(level, axis, along_warps);
+        }
+        b = b.copies(level, wanted);
+    }
+    b.finish(&[])
+}
+
+/// For each bit of the index along `axis`, lowest first, the hardware bit that counts it. `None` if the layout is not
+/// that simple (then convert first).
+pub fn axis_bits(layout: &LinearLayout, axis: usize) -> Option<Vec<(Level, usize)>> {
+    let count = layout.shape().dim(axis).trailing_zeros();
+    if !layout.is_axis_aligned(axis) {
+        return None;
+    }
+    let mut found = vec![];
+    for bit in 0..count {
+        let mut holders = vec![];
+        for level in Level::ALL {
+            for (i, b) in layout.axis_bases(level, axis).into_iter().enumerate() {
+                if b & (1 << bit) != 0 {
+                    holders.push((level, i, b));
+                }
+            }
+        }
+        match holders[..] {
+            [(level, i, b)] if b == 1 << bit => found.push((level, i)),
+            _ => return None,
+        }
+    }
+    Some(found)
+}
+
+impl Assigner<'_> {
+    fn set(&mut self, v: ValueId, layout: Option<LinearLayout>, rank: Rank) {
+        self.out.home[v.index()] = layout;
+        self.ranks[v.index()] = rank;
+    }
+
+    fn home(&self, v: ValueId) -> Option<LinearLayout> {
+        self.out.home[v.index()].clone()
+    }
+
+    fn is_scalar(&self, v: ValueId) -> bool {
+        self.k.ty(v).is_scalar()
+    }
+
+    /// The home of `v`, or what it would be stored as.
+    fn home_or_default(&self, v: ValueId) -> LinearLayout {
+        let shape = self.k.ty(v).shape();
+        if shape.rank() == 0 {
+            return self.out.scalar_layout();
+        }
+        self.home(v).unwrap_or_else(|| self.out.default_layout(shape))
+    }
+
+    /// Of several values of one shape the layout most worth keeping.
+    fn best(&self, values: &[ValueId]) -> (Option<LinearLayout>, Rank) {
+        let mut best: (Option<LinearLayout>, Rank) = (None, Rank::Default);
+        for &v in values {
+            if let Some(l) = self.home(v)
+                && (best.0.is_none() || self.ranks[v.index()] > best.1)
+            {
+                best = (Some(l), self.ranks[v.index()]);
+            }
+        }
+        best
+    }
+
+    fn plan_dots(&mut self) {
+        let k = self.k;
+        for (i, op) in k.ops.iter().enumerate() {
+            if let OpKind::Dot(precision) = op.kind {
+                let id = OpId(i as u32);
+                let plan = mma::plan(k, id, precision, self.out.warps, &mut self.out.notes)
+                    .unwrap_or_else(|| DotPlan::Fma { layout: self.out.default_layout(k.ty(op.results[0]).shape()) });
+                self.out.dots.insert(id, plan);
+            }
+        }
+    }
+
+    // -- forwards ----------------------------------------------------------------------------------------------------
+
+    fn walk(&mut self, region: RegionId) {
+        for &op in &self.k.region(region).ops {
+            self.forward(op);
+        }
+    }
+
+    fn yielded(&self, region: RegionId) -> &[ValueId] {
+        let last = *self.k.region(region).ops.last().expect("regions end with a yield");
+        &self.k.op(last).operands
+    }
+
+    fn forward(&mut self, id: OpId) {
+        let k = self.k;
+        let op = k.op(id);
+        let ty = op.results.first().map(|&r| k.ty(r));
+        let scalar_result = matches!(ty, Some(Type::Tile(_, s)) if s.rank() == 0);
+        match &op.kind {
+            OpKind::Const(_) | OpKind::Iota { .. } | OpKind::Broadcast if !scalar_result => {
+                self.set(op.results[0], None, Rank::Default);
+            }
+            OpKind::Unary(_)
+            | OpKind::Binary(_)
+            | OpKind::Compare(_)
+            | OpKind::Select
+            | OpKind::Cast
+            | OpKind::Bitcast
+                if !scalar_result =>
+            {
+                let (layout, rank) = self.best(&op.operands);
+                self.set(op.results[0], layout, rank);
+            }
+            OpKind::Transpose { perm } if !scalar_result => {
+                let layout = self.home(op.operands[0]).map(|l| l.transpose(perm));
+                self.set(op.results[0], layout, Rank::Derived);
+            }
+            OpKind::Reshape if !scalar_result => {
+                let shape = k.ty(op.results[0]).shape();
+                let layout = if self.is_scalar(op.operands[0]) { None } else { self.home(op.operands[0]) };
+                let layout = layout.map(|l| l.reshape(shape).expect("the verifier checked the number of elements"));
+                self.set(op.results[0], layout, Rank::Derived);
+            }
+            OpKind::Slice { offsets } if !scalar_result => {
+                let shape = k.ty(op.results[0]).shape();
+                let layout = self.home(op.operands[0]).map(|l| match l.slice(offsets, shape) {
+                    Some(map) => map.layout,
+                    None => self.out.default_layout(shape),
+                });
+                self.set(op.results[0], layout, Rank::Derived);
+            }
+            OpKind::Join { axis } => {
+                let half = self.best(&op.operands).0.unwrap_or_else(|| self.home_or_default(op.operands[0]));
+                self.set(op.results[0], Some(half.join(*axis as usize)), Rank::Derived);
+            }
+            OpKind::Reduce { axis, combine } => {
+                let layout = self.axis_layout(op, *axis as usize, *combine, false);
+                for &r in &op.results {
+                    let result = (!self.is_scalar(r)).then(|| layout.reduce(*axis as usize));
+                    self.set(r, result, Rank::Derived);
+                }
+                self.out.work.insert(id, layout);
+            }
+            OpKind::Scan { axis, combine, .. } => {
+                let layout = self.axis_layout(op, *axis as usize, *combine, true);
+                for &r in &op.results {
+                    self.set(r, Some(layout.clone()), Rank::Derived);
+                }
+                self.out.work.insert(id, layout);
+            }
+            OpKind::Dot(_) => {
+                let layout = self.out.dots[&id].accumulator().clone();
+                let rank = if self.out.dots[&id].is_mma() { Rank::Matrix } else { Rank::Default };
+                self.set(op.results[0], Some(layout), rank);
+            }
+            OpKind::Load { .. } if !scalar_result => {
+                let shape = k.ty(op.results[0]).shape();
+                let coords = &op.operands[1..1 + shape.rank()];
+                let access = facts::access(k, op.operands[0], shape, coords);
+                self.set(op.results[0], Some(self.memory_layout(shape, access)), Rank::Memory);
+            }
+            OpKind::Gather { .. } if !scalar_result => {
+                let (layout, rank) = self.best(&op.operands[1..]);
+                let shape = k.ty(op.results[0]).shape();
+                let layout = layout.unwrap_or_else(|| self.out.default_layout(shape));
+                self.set(op.results[0], Some(layout), rank);
+            }
+            OpKind::Scatter { .. } | OpKind::Atomic { .. } => {
+                let layout = match self.best(&op.operands[1..]).0 {
+                    Some(l) => l,
+                    None => self.home_or_default(op.operands[1]),
+                };
+                if let Some(&r) = op.results.first()
+                    && !self.is_scalar(r)
+                {
+                    self.set(r, Some(layout.clone()), Rank::Derived);
+                }
+                self.out.work.insert(id, layout);
+            }
+            OpKind::Store => {
+                let layout = self.store_layout(op);
+                self.out.work.insert(id, layout);
+            }
+            OpKind::For { .. } => self.forward_for(op),
+            OpKind::While => self.forward_while(op),
+            OpKind::If => {
+                for &r in &op.regions {
+                    self.walk(r);
+                }
+                for (i, &r) in op.results.iter().enumerate() {
+                    if self.is_scalar(r) {
+                        continue;
+                    }
+                    let ends: Vec<ValueId> = op.regions.iter().map(|&region| self.yielded(region)[i]).collect();
+                    let (layout, rank) = self.best(&ends);
+                    let layout = layout.unwrap_or_else(|| self.out.default_layout(k.ty(r).shape()));
+                    self.set(r, Some(layout), rank);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn memory_layout(&self, shape: Shape, access: facts::Access) -> LinearLayout {
+        coalesced(shape, access.axis, access.vector, self.out.warps)
+    }
+
+    /// The layout to reduce or scan in: the operands' own if its hardware bits can be told apart.
+    fn axis_layout(&self, op: &Op, axis: usize, combine: Combine, scan: bool) -> LinearLayout {
+        let shape = self.k.ty(op.operands[0]).shape();
+        let named = combine != Combine::Region && !scan;
+        let ok = |l: &LinearLayout| axis_bits(l, axis).is_some();
+        match self.best(&op.operands).0 {
+            Some(l) if ok(&l) => l,
+            _ if named => self.out.default_layout(shape),
+            _ => in_order_layout(shape, axis, self.out.warps),
+        }
+    }
+
+    /// The layout to store in: the value's own if its threads write runs that are long enough.
+    fn store_layout(&self, op: &Op) -> LinearLayout {
+        let shape = self.k.ty(op.operands[1]).shape();
+        if shape.rank() == 0 {
+            return self.out.scalar_layout();
+        }
+        let access = facts::access(self.k, op.operands[0], shape, &op.operands[2..]);
+        let ideal = self.memory_layout(shape, access);
+        let size = self.k.ty(op.operands[1]).dtype().size();
+        let Some(own) = self.home(op.operands[1]) else { return ideal };
+        // Bytes in a row that a warp writes at once, and the bytes per thread.
+        let quality = |l: &LinearLayout| {
+            let vector = l.vectorise(access.axis, access.vector).width;
+            let lanes = l.axis_bases(Level::Lane, access.axis);
+            let mut run = vector;
+            while run < shape.dim(access.axis) && lanes.contains(&(run as u32)) {
+                run *= 2;
+            }
+            ((run * size).min(64), (vector * size).min(8))
+        };
+        let (have, best) = (quality(&own), quality(&ideal));
+        if have.0 >= best.0 && have.1 >= best.1 { own } else { ideal }
+    }
+
+    fn forward_for(&mut self, op: &Op) {
+        let region = op.regions[0];
+        let args = self.k.region(region).args[1..].to_vec();
+        let inits = op.operands[3..].to_vec();
+        for (&arg, &init) in args.iter().zip(&inits) {
+            if !self.is_scalar(arg) {
+                let (layout, rank) = self.best(&[init]);
+                self.set(arg, layout, rank);
+            }
+        }
+        self.settle(&args, region, region);
+        for (&arg, &r) in args.iter().zip(&op.results) {
+            let (layout, rank) = self.best(&[arg]);
+            self.set(r, layout, rank);
+        }
+    }
+
+    /// Walks a loop's body until the carried values' layouts are those that the body would like to yield.
+    fn settle(&mut self, args: &[ValueId], body: RegionId, yields: RegionId) {
+        for last in [false, false, true] {
+            self.walk(body);
+            let ends = self.yielded(yields).to_vec();
+            let mut changed = false;
+            for (&arg, &end) in args.iter().zip(&ends) {
+                if self.is_scalar(arg) || last && self.home(arg).is_some() {
+                    continue;
+                }
+                let (layout, rank) = self.best(&[arg, end]);
+                let layout = layout.unwrap_or_else(|| self.out.default_layout(self.k.ty(arg).shape()));
+                if self.home(arg).as_ref() != Some(&layout) {
+                    self.set(arg, Some(layout), rank);
+                    changed = true;
+                }
+            }
+            if !changed {
+                return;
+            }
+        }
+        self.walk(body);
+    }
+
+    fn forward_while(&mut self, op: &Op) {
+        let (condition, body) = (op.regions[0], op.regions[1]);
+        let (first, second) = (self.k.region(condition).args.clone(), self.k.region(body).args.clone());
+        for (i, &init) in op.operands.iter().enumerate() {
+            if !self.is_scalar(init) {
+                let (layout, rank) = self.best(&[init]);
+                let layout = layout.unwrap_or_else(|| self.out.default_layout(self.k.ty(init).shape()));
+                for v in [first[i], second[i], op.results[i]] {
+                    self.set(v, Some(layout.clone()), rank);
+                }
+            }
+        }
+        self.walk(condition);
+        self.walk(body);
+    }
+
+    // -- backwards ---------------------------------------------------------------------------------------------------
+
+    /// `v` is needed in this layout.
+    fn demand(&mut self, v: ValueId, layout: &LinearLayout) {
+        let k = self.k;
+        let Type::Tile(_, shape) = k.ty(v) else { return };
+        let home = if shape.rank() == 0 { Some(self.out.scalar_layout()) } else { self.home(v) };
+        let mut wanted = vec![];
+        if let Some(h) = home {
+            // Scalars are demanded "in any layout".
+            if shape.rank() > 0 && h != *layout {
+                wanted.push(layout.clone());
+            }
+            wanted.insert(0, h);
+        } else {
+            wanted.push(layout.clone());
+        }
+        for (i, l) in wanted.iter().enumerate() {
+            if self.out.versions[v.index()].contains(l) {
+                continue;
+            }
+            let anchored = shape.rank() == 0 || self.home(v).is_some();
+            self.out.versions[v.index()].push(l.clone());
+            if anchored && i > 0 {
+                continue;
+            }
+            if let Def::Result(op, _) = k.def(v) {
+                self.demand_operands(op, l);
+            }
+        }
+    }
+
+    fn demand_home(&mut self, v: ValueId) {
+        if matches!(self.k.ty(v), Type::Tile(..)) {
+            let layout = self.home_or_default(v);
+            self.demand(v, &layout);
+        }
+    }
+
+    /// A result of `op` is made in `layout`.
+    fn demand_operands(&mut self, id: OpId, layout: &LinearLayout) {
+        let k = self.k;
+        let op = k.op(id);
+        match &op.kind {
+            OpKind::Load { .. } | OpKind::Gather { .. } => {
+                for &v in &op.operands {
+                    self.demand(v, layout);
+                }
+            }
+            OpKind::Reduce { .. } | OpKind::Scan { .. } => {
+                let work = self.out.work[&id].clone();
+                for &v in &op.operands {
+                    self.demand(v, &work);
+                }
+                // All results come at once.
+                for &r in &op.results {
+                    self.demand_home(r);
+                }
+            }
+            OpKind::Dot(_) => match self.out.dots[&id].clone() {
+                DotPlan::Fma { layout } => {
+                    self.demand_home(op.operands[0]);
+                    self.demand_home(op.operands[1]);
+                    self.demand(op.operands[2], &layout);
+                }
+                DotPlan::Mma(m) => {
+                    self.demand(op.operands[0], &m.a);
+                    self.demand(op.operands[1], &m.b);
+                    self.demand(op.operands[2], &m.acc);
+                }
+            },
+            // Demanded where they stand.
+            OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Atomic { .. } => {}
+            OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } | OpKind::Const(_) | OpKind::Iota { .. } => {}
+            OpKind::Dim { .. } => self.demand_view(op.operands[0]),
+            _ => {
+                for (i, &v) in op.operands.iter().enumerate() {
+                    if let Some(l) = operand_layout(k, op, i, layout) {
+                        self.demand(v, &l);
+                    }
+                }
+            }
+        }
+        if let Some(&v) = op.operands.first() {
+            self.demand_view(v);
+        }
+    }
+
+    /// The scalars that a view is made with.
+    fn demand_view(&mut self, v: ValueId) {
+        if let (Type::View(..), Def::Result(op, _)) = (self.k.ty(v), self.k.def(v)) {
+            for &o in &self.k.op(op).operands {
+                match self.k.ty(o) {
+                    Type::View(..) => self.demand_view(o),
+                    Type::Tile(..) => self.demand_home(o),
+                }
+            }
+        }
+    }
+
+    /// Demands what the operations with effects need. `carried`: the layouts to yield.
+    fn demand_region(&mut self, region: RegionId, carried: &[LinearLayout]) {
+        let k = self.k;
+        for &id in &k.region(region).ops {
+            let op = k.op(id);
+            match &op.kind {
+                OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. } => {
+                    let layout = self.out.work[&id].clone();
+                    for &v in &op.operands {
+                        self.demand(v, &layout);
+                    }
+                    self.demand_view(op.operands[0]);
+                    for &r in &op.results {
+                        self.demand_home(r);
+                    }
+                }
+                OpKind::Assert { .. } => self.demand_home(op.operands[0]),
+                OpKind::Print { .. } => {
+                    for &v in op.operands.iter().filter(|&&v| k.ty(v).is_scalar()) {
+                        self.demand_home(v);
+                    }
+                }
+                OpKind::For { .. } | OpKind::While | OpKind::If => {
+                    for &r in &op.results {
+                        self.demand_home(r);
+                    }
+                    let layouts: Vec<LinearLayout> = op.results.iter().map(|&r| self.home_or_default(r)).collect();
+                    let skip = if matches!(op.kind, OpKind::For { .. }) { 3 } else { 0 };
+                    for &v in &op.operands[..op.operands.len().min(skip)] {
+                        self.demand_home(v);
+                    }
+                    if op.kind == OpKind::If {
+                        self.demand_home(op.operands[0]);
+                    } else {
+                        for (&v, l) in op.operands[skip..].iter().zip(&layouts) {
+                            self.demand(v, l);
+                        }
+                    }
+                    for (i, &r) in op.regions.iter().enumerate() {
+                        for &a in &k.region(r).args {
+                            self.demand_home(a);
+                        }
+                        let condition = op.kind == OpKind::While && i == 0;
+                        let ends = if condition { vec![self.out.scalar_layout()] } else { layouts.clone() };
+                        self.demand_region(r, &ends);
+                    }
+                }
+                OpKind::Yield => {
+                    for (&v, l) in op.operands.iter().zip(carried) {
+                        self.demand(v, l);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// In which layout a pure operation needs operand `i` to make its result in `layout`; `None` for views.
+pub fn operand_layout(k: &Kernel, op: &Op, i: usize, layout: &LinearLayout) -> Option<LinearLayout> {
+    let Type::Tile(_, shape) = k.ty(op.operands[i]) else { return None };
+    Some(match &op.kind {
+        OpKind::Transpose { perm } => layout.transpose_source(perm),
+        OpKind::Reshape => layout.reshape(shape).expect("the verifier checked the number of elements"),
+        OpKind::Broadcast => {
+            let source = layout.broadcast_source(shape).expect("the verifier checked the extents");
+            source.compact_registers().0
+        }
+        OpKind::Slice { offsets } => layout.slice_source(offsets, shape).layout,
+        OpKind::Join { axis } => layout.join_source(*axis as usize).expect("a join is made where it was laid out").layout,
+        _ => layout.clone(),
+    })
+}
+
+/// The operands of a tensor-core product, for the two kinds of fragments.
+pub fn fragment(shape: Shape, operand: Operand, bytes: usize, warps: [usize; 2]) -> Option<LinearLayout> {
+    LinearLayout::mma_operand(shape, operand, bytes, warps).ok()
+}

@@ -1,0 +1,144 @@
+//! Chooses how each matrix product is computed: on the tensor cores (`mma.sync`), or by fused multiply-adds where the
+//! precision or the shape leaves no other way. Every fall back is noted, with its reason.
+
+use super::assign::fragment;
+use super::layout::{LinearLayout, Operand};
+use crate::ir::{DType, Kernel, Loc, OpId, OpKind, Precision, ValueId};
+
+/// The instruction of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmaKind {
+    /// m16n8k16, f16 operands.
+    F16,
+    /// m16n8k16, bf16 operands (or 8-bit floats, which are exact in bf16).
+    BF16,
+    /// m16n8k8, f32 operands rounded to tf32.
+    Tf32,
+    /// Three tf32 products of split operands.
+    Tf32x3,
+    /// m16n8k32, signed and unsigned bytes.
+    I8,
+    U8,
+}
+
+/// A product on the tensor cores.
+#[derive(Clone, Debug)]
+pub struct MmaPlan {
+    pub kind: MmaKind,
+    /// Warps along M and N.
+    pub warps: [usize; 2],
+    pub a: LinearLayout,
+    pub b: LinearLayout,
+    pub acc: LinearLayout,
+}
+
+#[derive(Clone, Debug)]
+pub enum DotPlan {
+    /// Operands through shared memory, one multiply-add per product.
+    Fma {
+        layout: LinearLayout,
+    },
+    Mma(Box<MmaPlan>),
+}
+
+impl DotPlan {
+    pub fn accumulator(&self) -> &LinearLayout {
+        match self {
+            DotPlan::Fma { layout } => layout,
+            DotPlan::Mma(m) => &m.acc,
+        }
+    }
+
+    pub fn is_mma(&self) -> bool {
+        matches!(self, DotPlan::Mma(_))
+    }
+}
+
+/// Whether `v` is computed from the result of a matrix product in its own region, so that rows should stay in one warp.
+fn from_dot(k: &Kernel, v: ValueId, depth: u32) -> bool {
+    let Some(op) = k.defining_op(v).map(|o| k.op(o)) else { return false };
+    match op.kind {
+        OpKind::Dot(_) => true,
+        OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::For { .. } | OpKind::While | OpKind::If => false,
+        _ => depth > 0 && op.operands.iter().any(|&o| from_dot(k, o, depth - 1)),
+    }
+}
+
+/// Warps along M and N for an M×N product.
+fn warp_grid(k: &Kernel, op: OpId, m: usize, n: usize, warps: usize) -> [usize; 2] {
+    // Part of a chain: the other product's first operand comes from this one, or this one's from another.
+    let a = k.op(op).operands[0];
+    let dots = || k.ops.iter().filter(|o| matches!(o.kind, OpKind::Dot(_)));
+    let feeds = || dots().any(|o| from_dot(k, o.operands[0], 24) && reaches(k, o.operands[0], op, 24));
+    let chained = from_dot(k, a, 24) || feeds();
+    let most = (m / 16).clamp(1, warps);
+    if chained {
+        return [most, warps / most];
+    }
+    // Least operand traffic: the squarest warp tile, among those that leave every warp something of its own.
+    let mut best = (usize::MAX, [most, warps / most]);
+    let mut along_m = 1;
+    while along_m <= warps {
+        let grid = [along_m, warps / along_m];
+        let copies = (grid[0] * 16).div_ceil(m).max(1) * (grid[1] * 8).div_ceil(n).max(1);
+        let cost = copies * 100_000 + m.div_ceil(grid[0]) + n.div_ceil(grid[1]);
+        if cost < best.0 {
+            best = (cost, grid);
+        }
+        along_m *= 2;
+    }
+    best.1
+}
+
+fn reaches(k: &Kernel, v: ValueId, target: OpId, depth: u32) -> bool {
+    match k.defining_op(v) {
+        Some(o) if o == target => true,
+        Some(o) if depth > 0 && !k.op(o).kind.has_regions() => {
+            k.op(o).operands.iter().any(|&x| reaches(k, x, target, depth - 1))
+        }
+        _ => false,
+    }
+}
+
+/// The tensor-core plan of a product, or `None` and a note that says why there is none.
+pub fn plan(
+    k: &Kernel,
+    id: OpId,
+    precision: Precision,
+    warps: usize,
+    notes: &mut Vec<(Loc, String)>,
+) -> Option<DotPlan> {
+    let op = k.op(id);
+    let (a, b) = (k.ty(op.operands[0]), k.ty(op.operands[1]));
+    let shape = k.ty(op.results[0]).shape();
+    let (m, n, depth) = (shape.dim(0), shape.dim(1), a.shape().dim(1));
+    let kind = match (a.dtype(), precision) {
+        (DType::F16, _) => MmaKind::F16,
+        (DType::BF16 | DType::F8E4M3 | DType::F8E5M2, _) => MmaKind::BF16,
+        (DType::I8, _) => MmaKind::I8,
+        (DType::U8, _) => MmaKind::U8,
+        (_, Precision::Tf32) => MmaKind::Tf32,
+        (_, Precision::Tf32x3) => MmaKind::Tf32x3,
+        _ => {
+            notes.push((op.loc, format!("dot {m}x{n}x{depth} in f32: no tensor cores (ask for tf32 or tf32x3)")));
+            return None;
+        }
+    };
+    let bytes = match kind {
+        MmaKind::F16 | MmaKind::BF16 => 2,
+        MmaKind::Tf32 | MmaKind::Tf32x3 => 4,
+        MmaKind::I8 | MmaKind::U8 => 1,
+    };
+    if depth * bytes < 32 {
+        notes.push((op.loc, format!("dot {m}x{n}x{depth}: K is below {}, no tensor cores", 32 / bytes)));
+        return None;
+    }
+    let grid = warp_grid(k, id, m, n, warps);
+    Some(DotPlan::Mma(Box::new(MmaPlan {
+        kind,
+        warps: grid,
+        a: fragment(a.shape(), Operand::A, bytes, grid)?,
+        b: fragment(b.shape(), Operand::B, bytes, grid)?,
+        acc: LinearLayout::mma_accumulator(shape, grid).ok()?,
+    })))
+}

@@ -1,0 +1,260 @@
+//! Matrix products: `mma.sync` on fragments in registers, or multiply-adds on operands in shared memory.
+//!
+//! The layouts (`gpu::layout`, `mma_operand` and `mma_accumulator`) number registers so that a fragment is a run of
+//! them: of A its 32-bit words, then fragments along K, then along M; of B words, K, N; of the accumulator four
+//! elements, then N, then M.
+
+use super::lower::{Lower, Result, apply};
+use super::math;
+use super::memory::{Words, pack};
+use super::text::{V, int, llvm_type, struct_type};
+use crate::gpu::layout::{Level, LinearLayout};
+use crate::gpu::mma::{DotPlan, MmaKind, MmaPlan};
+use crate::ir::{DType, OpId};
+use std::collections::BTreeMap;
+
+/// How many fragments an operand or accumulator has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+impl MmaKind {
+    /// Bytes of an operand's element in its fragment.
+    pub fn bytes(self) -> usize {
+        match self {
+            MmaKind::F16 | MmaKind::BF16 => 2,
+            MmaKind::Tf32 | MmaKind::Tf32x3 => 4,
+            MmaKind::I8 | MmaKind::U8 => 1,
+        }
+    }
+
+    fn instruction(self) -> &'static str {
+        match self {
+            MmaKind::F16 => "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+            MmaKind::BF16 => "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+            MmaKind::Tf32 | MmaKind::Tf32x3 => "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+            MmaKind::I8 => "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32",
+            MmaKind::U8 => "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32",
+        }
+    }
+}
+
+pub(super) fn tiling(plan: &MmaPlan) -> Tiling {
+    let per_word = 4 / plan.kind.bytes();
+    let k = plan.a.shape().dim(1) / (8 * per_word);
+    let m = plan.a.registers() / (4 * per_word * k);
+    let n = plan.b.registers() / (2 * per_word * k);
+    debug_assert_eq!(4 * m * n, plan.acc.registers(), "fragments of the operands and the accumulator meet");
+    Tiling { m, n, k }
+}
+
+impl Lower<'_> {
+    pub(super) fn dot(&mut self, id: OpId) -> Result<()> {
+        let op = self.k.op(id);
+        let plan = self.plan;
+        match &plan.dots[&id] {
+            DotPlan::Fma { layout } => self.dot_fma(id, layout),
+            DotPlan::Mma(m) => {
+                let dtype = self.k.ty(op.operands[0]).dtype();
+                let a = self.get(op.operands[0], &m.a);
+                let b = self.get(op.operands[1], &m.b);
+                let mut acc = self.get(op.operands[2], &m.acc);
+                let t = tiling(m);
+                let a = self.operand_words(m.kind, dtype, &a);
+                let b = self.operand_words(m.kind, dtype, &b);
+                for k in 0..t.k {
+                    let a: Vec<_> = (0..t.m).map(|i| a.fragment(4, i * t.k + k)).collect();
+                    let b: Vec<_> = (0..t.n).map(|j| b.fragment(2, j * t.k + k)).collect();
+                    self.mma_step(m.kind, &a, &b, &mut acc);
+                }
+                self.define(op.results[0], acc)
+            }
+        }
+    }
+
+    /// The 32-bit words of an operand's fragments; for split products the high and the low parts.
+    pub(super) fn operand_words(&mut self, kind: MmaKind, dtype: DType, regs: &[V]) -> OperandWords {
+        let mut high = vec![];
+        let mut low = vec![];
+        match kind {
+            MmaKind::Tf32 | MmaKind::Tf32x3 => {
+                for x in regs {
+                    let h = self.tf32(x);
+                    if kind == MmaKind::Tf32x3 {
+                        let rounded = self.w.op(format_args!("bitcast i32 {h} to float"));
+                        let rest = self.w.op(format_args!("fsub float {x}, {rounded}"));
+                        let l = self.tf32(&rest);
+                        low.push(l);
+                    }
+                    high.push(h);
+                }
+            }
+            _ => {
+                let narrow = dtype.is_fp8();
+                for group in regs.chunks(4 / kind.bytes()) {
+                    let group: Vec<V> = if narrow {
+                        group.iter().map(|x| math::cast(&mut self.w, dtype, DType::BF16, x)).collect()
+                    } else {
+                        group.to_vec()
+                    };
+                    let dtype = if narrow { DType::BF16 } else { dtype };
+                    high.extend(pack(&mut self.w, dtype, &group));
+                }
+            }
+        }
+        OperandWords { high, low }
+    }
+
+    fn tf32(&mut self, x: &V) -> V {
+        self.w.asm("i32", "cvt.rna.tf32.f32 $0, $1;", "=r,f", &[("float", x)])
+    }
+
+    /// All products of one step along K: `a[i]` (fragments along M) with `b[j]` (along N).
+    pub(super) fn mma_step(&mut self, kind: MmaKind, a: &[Fragment], b: &[Fragment], acc: &mut [V]) {
+        let n = b.len();
+        for (i, a) in a.iter().enumerate() {
+            for (j, b) in b.iter().enumerate() {
+                let at = (i * n + j) * 4;
+                if kind == MmaKind::Tf32x3 {
+                    // Small products first.
+                    self.mma(kind, &a.low, &b.high, &mut acc[at..at + 4]);
+                    self.mma(kind, &a.high, &b.low, &mut acc[at..at + 4]);
+                }
+                self.mma(kind, &a.high, &b.high, &mut acc[at..at + 4]);
+            }
+        }
+    }
+
+    fn mma(&mut self, kind: MmaKind, a: &[V], b: &[V], acc: &mut [V]) {
+        let integer = matches!(kind, MmaKind::I8 | MmaKind::U8);
+        let (ty, out) = if integer { ("i32", "=r") } else { ("float", "=f") };
+        let ptx = format!("{} {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$0,$1,$2,$3}};", kind.instruction());
+        let constraints = format!("{0},{0},{0},{0},r,r,r,r,r,r,0,1,2,3", out);
+        let mut args: Vec<(&str, &V)> = a.iter().chain(b).map(|v| ("i32", v)).collect();
+        args.extend(acc.iter().map(|v| (ty, v)));
+        let result = self.w.asm(&struct_type(ty, 4), &ptx, &constraints, &args);
+        acc.clone_from_slice(&self.w.fields(ty, 4, &result));
+    }
+
+    // -- multiply-adds -----------------------------------------------------------------------------------------------
+
+    /// Both operands whole in shared memory as 32-bit numbers; a loop over K in which every thread reads its rows of A
+    /// and columns of B.
+    fn dot_fma(&mut self, id: OpId, layout: &LinearLayout) -> Result<()> {
+        let op = self.k.op(id);
+        let dtype = self.k.ty(op.operands[0]).dtype();
+        let acc_type = self.k.ty(op.results[0]).dtype();
+        let ty = llvm_type(acc_type);
+        let (a, b) = (self.k.ty(op.operands[0]).shape(), self.k.ty(op.operands[1]).shape());
+        let (depth, n) = (a.dim(1), b.dim(1));
+        let acc = self.get(op.operands[2], layout);
+        let base = self.scratch(4 * (a.numel() + b.numel()));
+        for (v, start) in [(op.operands[0], 0), (op.operands[1], 4 * a.numel())] {
+            let (regs, from) = self.get_home(v);
+            let thread = self.thread_image(&from, |x| 4 * x);
+            let skip = from.redundant().register;
+            for r in (0..from.registers() as u32).filter(|r| r & skip == 0) {
+                let x = math::cast(&mut self.w, dtype, acc_type, &regs[r as usize]);
+                let word = pack(&mut self.w, acc_type, &[x]);
+                let place = self.w.bin("xor", "i32", &thread, &int(4 * from.flat(r, 0, 0)));
+                let place = self.w.bin("add", "i32", &base, &place);
+                let place = self.w.bin("add", "i32", &place, &int(start));
+                self.store_shared(&place, Words::of(acc_type, 1), &word, None);
+            }
+        }
+        self.scratch_written();
+
+        // The registers' rows and columns; addresses advance with k.
+        let rows = layout.axis_bases(Level::Register, 0);
+        let columns = layout.axis_bases(Level::Register, 1);
+        let (thread_row, thread_column) = (self.thread_coordinate(layout, 0), self.thread_coordinate(layout, 1));
+        let mut row_at: BTreeMap<u32, V> = BTreeMap::new();
+        let mut column_at: BTreeMap<u32, V> = BTreeMap::new();
+        for r in 0..layout.registers() as u32 {
+            let (row, column) = (apply(&rows, r), apply(&columns, r));
+            if !row_at.contains_key(&row) {
+                let c = self.w.bin("xor", "i32", &thread_row, &int(row));
+                let c = self.w.bin("mul", "i32", &c, &int(4 * depth));
+                let c = self.w.bin("add", "i32", &base, &c);
+                row_at.insert(row, c);
+            }
+            if !column_at.contains_key(&column) {
+                let c = self.w.bin("xor", "i32", &thread_column, &int(column));
+                let c = self.w.bin("mul", "i32", &c, &int(4));
+                let c = self.w.bin("add", "i32", &base, &c);
+                let c = self.w.bin("add", "i32", &c, &int(4 * a.numel()));
+                column_at.insert(column, c);
+            }
+        }
+        let unroll = depth.min(4);
+        let [pre, turn, done] = ["pre", "fma", "done"].map(|s| self.w.label(s));
+        self.w.jump(&pre);
+        self.w.start(&pre);
+        self.w.jump(&turn);
+        self.w.start(&turn);
+        let next = format!("%n{}", self.w.fresh());
+        let k = self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next}, %{turn} ]"));
+        let nexts: Vec<String> = acc.iter().map(|_| format!("%n{}", self.w.fresh())).collect();
+        let mut sums: Vec<V> = vec![];
+        for (x, name) in acc.iter().zip(&nexts) {
+            sums.push(self.w.op(format_args!("phi {ty} [ {x}, %{pre} ], [ {name}, %{turn} ]")));
+        }
+        let row_step = self.w.bin("mul", "i32", &k, &int(4));
+        let column_step = self.w.bin("mul", "i32", &k, &int(4 * n));
+        for u in 0..unroll {
+            let mut read = |lower: &mut Self, places: &BTreeMap<u32, V>, step: &V, offset: usize| {
+                let mut values = BTreeMap::new();
+                for (&c, place) in places {
+                    let p = lower.w.bin("add", "i32", place, step);
+                    let p = lower.w.bin("add", "i32", &p, &int(offset));
+                    let word = lower.load_shared(&p, Words::of(acc_type, 1));
+                    values.insert(c, super::memory::unpack(&mut lower.w, acc_type, &word, 1)[0].clone());
+                }
+                values
+            };
+            let left = read(self, &row_at, &row_step, 4 * u);
+            let right = read(self, &column_at, &column_step, 4 * n * u);
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let (x, y) = (&left[&apply(&rows, r as u32)], &right[&apply(&columns, r as u32)]);
+                *sum = if acc_type == DType::F32 {
+                    math::fma(&mut self.w, x, y, sum)
+                } else {
+                    let p = self.w.bin("mul", ty, x, y);
+                    self.w.bin("add", ty, &p, sum)
+                };
+            }
+        }
+        for (x, name) in sums.iter().zip(&nexts) {
+            self.w.alias(name, ty, x);
+        }
+        self.w.line(format_args!("{next} = add i32 {k}, {unroll}"));
+        let more = self.w.icmp("slt", "i32", &next.as_str().into(), &int(depth));
+        self.w.branch(&more, &turn, &done);
+        self.w.start(&done);
+        self.define(op.results[0], sums)
+    }
+}
+
+/// The words of an operand.
+pub(super) struct OperandWords {
+    pub high: Vec<V>,
+    /// Of split products only.
+    pub low: Vec<V>,
+}
+
+/// The words of one fragment.
+pub(super) struct Fragment {
+    pub high: Vec<V>,
+    pub low: Vec<V>,
+}
+
+impl OperandWords {
+    /// Fragment `index`, of `words` words.
+    pub fn fragment(&self, words: usize, index: usize) -> Fragment {
+        let cut = |v: &Vec<V>| v.get(index * words..(index + 1) * words).unwrap_or_default().to_vec();
+        Fragment { high: cut(&self.high), low: cut(&self.low) }
+    }
+}

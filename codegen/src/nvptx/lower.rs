@@ -1,0 +1,721 @@
+//! Lowers a kernel with its layouts to LLVM text: values, control flow, and the order of effects.
+//!
+//! A version of a tile is one LLVM value per register of its layout. Loops and conditionals become blocks with phis.
+//! All threads of a program take the same way through them, since conditions are scalars, so barriers may stand
+//! anywhere.
+//!
+//! Invariant: within a program, memory operations on a writable parameter look as if executed one after the other by
+//! one thread. Two that may touch the same element from different threads, one of them writing, have a barrier
+//! between them ([`Lower::order`]).
+
+use super::text::{V, Writer, constant, int, llvm_type};
+use super::{Error, math};
+use crate::gpu::assign::{Assignment, operand_layout};
+use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
+use crate::ir::{Access, DType, Def, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
+use std::collections::HashMap;
+
+/// A view at run time.
+#[derive(Clone)]
+pub(super) struct View {
+    /// Byte address, i64.
+    pub address: V,
+    /// i32, at most i32::MAX.
+    pub extents: Vec<V>,
+    /// In elements, i64.
+    pub strides: Vec<V>,
+    /// The parameter that it is a window of.
+    pub param: usize,
+    /// If not, no element exists (a view of rank 0 has no extent to say so).
+    pub valid: Option<V>,
+}
+
+/// A memory operation that is not yet separated from the next one by a barrier.
+struct Pending {
+    param: usize,
+    writes: bool,
+    /// View, coordinates and layout: two operations of one key touch an element from the same thread. `None`: unknown.
+    key: Option<(ValueId, Vec<ValueId>, LinearLayout)>,
+}
+
+pub(super) struct Lower<'k> {
+    pub k: &'k Kernel,
+    pub plan: &'k Assignment,
+    pub w: Writer,
+    pub sm: u32,
+    regs: HashMap<(ValueId, usize), Vec<V>>,
+    views: HashMap<ValueId, View>,
+    thread_parts: HashMap<Vec<u32>, V>,
+    owners: HashMap<u32, V>,
+    tid: Option<V>,
+    pending: Vec<Pending>,
+    /// Whether shared memory may still be read by another thread.
+    pub scratch_read: bool,
+    /// For the author.
+    pub notes: Vec<(crate::ir::Loc, String)>,
+    /// Bytes of shared memory taken for good, and the most ever used.
+    pub shared_top: usize,
+    pub shared_max: usize,
+}
+
+pub(super) type Result<T> = std::result::Result<T, Error>;
+
+impl<'k> Lower<'k> {
+    pub fn new(k: &'k Kernel, plan: &'k Assignment, sm: u32) -> Lower<'k> {
+        let mut w = Writer::default();
+        w.block = "body".into();
+        Lower {
+            k,
+            plan,
+            w,
+            sm,
+            regs: HashMap::new(),
+            views: HashMap::new(),
+            thread_parts: HashMap::new(),
+            owners: HashMap::new(),
+            tid: None,
+            pending: vec![],
+            scratch_read: false,
+            notes: vec![],
+            shared_top: 0,
+            shared_max: 0,
+        }
+    }
+
+    /// Lowers the whole kernel.
+    pub fn run(&mut self) -> Result<()> {
+        self.parameters();
+        self.region(self.k.body)?;
+        Ok(())
+    }
+
+    pub fn error(&self, op: &Op, message: impl Into<String>) -> Error {
+        Error::Unsupported { kernel: self.k.name.clone(), loc: op.loc, message: message.into() }
+    }
+
+    fn parameters(&mut self) {
+        let mut slot = 0;
+        for (i, p) in self.k.params.iter().enumerate() {
+            match self.k.ty(p.value) {
+                Type::Tile(d, _) => {
+                    let bits = format!("%p{slot}");
+                    let v = match d {
+                        DType::F32 => {
+                            let low = self.w.hoist(format_args!("trunc i64 {bits} to i32"));
+                            self.w.hoist(format_args!("bitcast i32 {low} to float"))
+                        }
+                        DType::Bool => self.w.hoist(format_args!("icmp ne i64 {bits}, 0")),
+                        d if d.size() == 8 => bits.into(),
+                        d => self.w.hoist(format_args!("trunc i64 {bits} to {}", llvm_type(d))),
+                    };
+                    self.regs.insert((p.value, 0), vec![v]);
+                    slot += 1;
+                }
+                Type::View(_, rank) => {
+                    let rank = rank as usize;
+                    let extents = (0..rank).map(|d| self.extent_parameter(slot + 1 + d)).collect();
+                    let one = crate::ir::Fact::One;
+                    let stride = |d: usize| {
+                        let s = slot + 1 + rank + d;
+                        if self.k.fact(s) == one { int(1) } else { format!("%p{s}").into() }
+                    };
+                    let strides = (0..rank).map(stride).collect();
+                    let view = View { address: format!("%p{slot}").into(), extents, strides, param: i, valid: None };
+                    self.views.insert(p.value, view);
+                    slot += 1 + 2 * rank;
+                }
+            }
+        }
+    }
+
+    /// Coordinates are i32: what lies beyond cannot be reached.
+    fn extent_parameter(&mut self, slot: usize) -> V {
+        self.w.declare("i64 @llvm.umin.i64(i64, i64)");
+        let least = self.w.hoist(format_args!("call i64 @llvm.umin.i64(i64 %p{slot}, i64 {})", i32::MAX));
+        self.w.hoist(format_args!("trunc i64 {least} to i32"))
+    }
+
+    // -- threads -----------------------------------------------------------------------------------------------------
+
+    pub fn warps(&self) -> usize {
+        self.plan.warps
+    }
+
+    pub fn threads(&self) -> usize {
+        32 * self.plan.warps
+    }
+
+    /// The thread's index in its program, i32.
+    pub fn tid(&mut self) -> V {
+        if self.tid.is_none() {
+            self.w.declare("i32 @llvm.nvvm.read.ptx.sreg.tid.x()");
+            self.tid = Some(self.w.hoist("call i32 @llvm.nvvm.read.ptx.sreg.tid.x()"));
+        }
+        self.tid.clone().expect("just set")
+    }
+
+    /// The exclusive or of `bases[i]` over the bits i set in the thread's index, i32.
+    pub fn thread_part(&mut self, bases: Vec<u32>) -> V {
+        if bases.iter().all(|&b| b == 0) {
+            return int(0);
+        }
+        if let Some(v) = self.thread_parts.get(&bases) {
+            return v.clone();
+        }
+        let tid = self.tid();
+        let mut sum: Option<V> = None;
+        for term in ShiftTerm::of(&bases) {
+            let mut x = self.w.hoist(format_args!("and i32 {tid}, {}", term.mask));
+            if term.shift > 0 {
+                x = self.w.hoist(format_args!("shl i32 {x}, {}", term.shift));
+            } else if term.shift < 0 {
+                x = self.w.hoist(format_args!("lshr i32 {x}, {}", -term.shift));
+            }
+            sum = Some(match sum {
+                Some(s) => self.w.hoist(format_args!("xor i32 {s}, {x}")),
+                None => x,
+            });
+        }
+        let v = sum.unwrap_or_else(|| int(0));
+        self.thread_parts.insert(bases, v.clone());
+        v
+    }
+
+    /// What the thread contributes to a function of the hardware index that is linear over F2, given its values on the
+    /// basis vectors of lanes and warps.
+    pub fn thread_image(&mut self, layout: &LinearLayout, f: impl Fn(u32) -> u32) -> V {
+        let bases = [Level::Lane, Level::Warp].iter().flat_map(|&l| layout.bases(l)).map(|&b| f(b)).collect();
+        self.thread_part(bases)
+    }
+
+    /// The thread's contribution to the coordinate along `axis`.
+    pub fn thread_coordinate(&mut self, layout: &LinearLayout, axis: usize) -> V {
+        let mut bases = layout.axis_bases(Level::Lane, axis);
+        bases.extend(layout.axis_bases(Level::Warp, axis));
+        self.thread_part(bases)
+    }
+
+    /// Whether this thread is the one that acts for its elements; `None` if every thread has elements of its own.
+    pub fn owner(&mut self, layout: &LinearLayout) -> Option<V> {
+        let copies = layout.redundant();
+        let mask = copies.lane | copies.warp << 5;
+        if mask == 0 {
+            return None;
+        }
+        if let Some(v) = self.owners.get(&mask) {
+            return Some(v.clone());
+        }
+        let tid = self.tid();
+        let bits = self.w.hoist(format_args!("and i32 {tid}, {mask}"));
+        let v = self.w.hoist(format_args!("icmp eq i32 {bits}, 0"));
+        self.owners.insert(mask, v.clone());
+        Some(v)
+    }
+
+    // -- order of effects --------------------------------------------------------------------------------------------
+
+    pub fn barrier(&mut self) {
+        self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        self.pending.clear();
+        self.scratch_read = false;
+    }
+
+    /// Called before a memory operation: puts a barrier where an earlier one must be over in all threads.
+    pub fn order(&mut self, view: ValueId, coords: Option<&[ValueId]>, layout: &LinearLayout, writes: bool) {
+        let param = self.views[&view].param;
+        if self.k.params[param].access == Access::Read {
+            return;
+        }
+        let key = coords.map(|c| (view, c.to_vec(), layout.clone()));
+        let conflict = |p: &Pending| p.param == param && (p.writes || writes) && (p.key.is_none() || p.key != key);
+        if self.pending.iter().any(conflict) {
+            self.barrier();
+        }
+        self.pending.push(Pending { param, writes, key });
+    }
+
+    /// At the start and the end of a loop's body: what another iteration did is not known.
+    fn forget_order(&mut self) {
+        self.scratch_read = true;
+        for (param, p) in self.k.params.iter().enumerate() {
+            if p.access == Access::Write {
+                self.pending.push(Pending { param, writes: true, key: None });
+            }
+        }
+    }
+
+    // -- values ------------------------------------------------------------------------------------------------------
+
+    /// The registers of `v` in this layout (scalars: any).
+    pub fn get(&self, v: ValueId, layout: &LinearLayout) -> Vec<V> {
+        let version = if self.k.ty(v).is_scalar() { 0 } else { self.plan.version(v, layout) };
+        self.regs.get(&(v, version)).unwrap_or_else(|| panic!("{v:?}.{version} has not been made")).clone()
+    }
+
+    pub fn scalar(&self, v: ValueId) -> V {
+        self.regs.get(&(v, 0)).unwrap_or_else(|| panic!("{v:?} has not been made"))[0].clone()
+    }
+
+    /// The registers of `v` as it is defined, and their layout.
+    pub fn get_home(&self, v: ValueId) -> (Vec<V>, LinearLayout) {
+        let layout = self.plan.versions[v.index()].first().unwrap_or_else(|| panic!("{v:?} was not demanded"));
+        (self.get(v, layout), layout.clone())
+    }
+
+    pub fn view(&self, v: ValueId) -> View {
+        self.views[&v].clone()
+    }
+
+    pub fn demanded(&self, v: ValueId) -> bool {
+        !self.plan.versions[v.index()].is_empty()
+    }
+
+    /// Defines `v` by the registers of its first version; makes the others.
+    pub fn define(&mut self, v: ValueId, registers: Vec<V>) -> Result<()> {
+        let versions = &self.plan.versions[v.index()];
+        let dtype = self.k.ty(v).dtype();
+        for (i, to) in versions.iter().enumerate().skip(1) {
+            let converted = self.convert(&registers, dtype, &versions[0], to)?;
+            self.regs.insert((v, i), converted);
+        }
+        self.regs.insert((v, 0), registers);
+        Ok(())
+    }
+
+    // -- regions -----------------------------------------------------------------------------------------------------
+
+    /// Lowers a region's operations; the values it yields.
+    pub fn region(&mut self, region: RegionId) -> Result<&'k [ValueId]> {
+        let k = self.k;
+        for &id in &k.region(region).ops {
+            let op = k.op(id);
+            if op.kind == OpKind::Yield {
+                return Ok(&op.operands);
+            }
+            self.op(id)?;
+        }
+        Ok(&[])
+    }
+
+    fn op(&mut self, id: OpId) -> Result<()> {
+        let k = self.k;
+        let op = k.op(id);
+        match &op.kind {
+            OpKind::For { .. } => self.lower_for(op),
+            OpKind::While => self.lower_while(op),
+            OpKind::If => self.lower_if(op),
+            OpKind::Store => self.store(id),
+            OpKind::Scatter { .. } => self.scatter(id),
+            OpKind::Atomic { .. } => self.atomic(id),
+            OpKind::Assert { .. } => self.assert(op),
+            OpKind::Print { message } => self.print(op, message),
+            OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } => {
+                // A view that nobody uses may need scalars that nobody made.
+                if op.operands[1..].iter().all(|&v| self.demanded(v)) {
+                    let view = self.derived_view(op);
+                    if let Some(view) = view {
+                        self.views.insert(op.results[0], view);
+                    }
+                }
+                Ok(())
+            }
+            _ if op.results.iter().all(|&r| !self.demanded(r)) => Ok(()),
+            OpKind::Load { .. } => self.load(id),
+            OpKind::Gather { .. } => self.gather(id),
+            OpKind::Reduce { .. } | OpKind::Scan { .. } => self.along_axis(id),
+            OpKind::Dot(_) => self.dot(id),
+            _ => self.pure(op),
+        }
+    }
+
+    /// The registers of a value that runs around a loop, as phis named in advance.
+    fn phis(&mut self, values: &[ValueId], inits: &[Vec<V>], from: &str, latch: &str) -> Vec<(Vec<V>, Vec<String>)> {
+        let mut out = vec![];
+        for (&v, init) in values.iter().zip(inits) {
+            let ty = llvm_type(self.k.ty(v).dtype());
+            let mut regs = vec![];
+            let mut nexts = vec![];
+            for x in init {
+                let next = format!("%n{}", self.w.fresh());
+                regs.push(self.w.op(format_args!("phi {ty} [ {x}, %{from} ], [ {next}, %{latch} ]")));
+                nexts.push(next);
+            }
+            out.push((regs, nexts));
+        }
+        out
+    }
+
+    fn alias_all(&mut self, yields: &[ValueId], layouts: &[LinearLayout], phis: &[(Vec<V>, Vec<String>)]) {
+        for ((&v, layout), (_, nexts)) in yields.iter().zip(layouts).zip(phis) {
+            let ty = llvm_type(self.k.ty(v).dtype());
+            for (x, name) in self.get(v, layout).iter().zip(nexts) {
+                self.w.alias(name, ty, x);
+            }
+        }
+    }
+
+    /// The first layouts of values, in order.
+    fn layouts_of(&self, values: &[ValueId]) -> Vec<LinearLayout> {
+        values.iter().map(|&v| self.plan.versions[v.index()][0].clone()).collect()
+    }
+
+    pub fn lower_for(&mut self, op: &'k Op) -> Result<()> {
+        let k = self.k;
+        let region = op.regions[0];
+        let args = &k.region(region).args;
+        let (lo, hi, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[1]), self.scalar(op.operands[2]));
+        let layouts = self.layouts_of(&op.results);
+        let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
+        self.w.jump(&pre);
+        self.w.start(&pre);
+        self.w.jump(&head);
+        self.w.start(&head);
+        let next = format!("%n{}", self.w.fresh());
+        let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
+        let phis = self.phis(&args[1..], &inits, &pre, &latch);
+        let more = self.w.icmp("slt", "i32", &i, &hi);
+        self.w.branch(&more, &body, &exit);
+        self.w.start(&body);
+        self.forget_order();
+        self.define(args[0], vec![i.clone()])?;
+        for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
+            self.define(a, regs.clone())?;
+        }
+        let yields = self.region(region)?;
+        self.w.jump(&latch);
+        self.w.start(&latch);
+        self.alias_all(yields, &layouts, &phis);
+        self.w.line(format_args!("{next} = add i32 {i}, {step}"));
+        self.w.jump(&head);
+        self.w.start(&exit);
+        self.forget_order();
+        for (&r, (regs, _)) in op.results.iter().zip(phis) {
+            self.define(r, regs)?;
+        }
+        Ok(())
+    }
+
+    fn lower_while(&mut self, op: &'k Op) -> Result<()> {
+        let k = self.k;
+        let (condition, body_region) = (op.regions[0], op.regions[1]);
+        let layouts = self.layouts_of(&op.results);
+        let inits: Vec<Vec<V>> = op.operands.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
+        self.w.jump(&pre);
+        self.w.start(&pre);
+        self.w.jump(&head);
+        self.w.start(&head);
+        let phis = self.phis(&op.results, &inits, &pre, &latch);
+        self.forget_order();
+        for (&a, (regs, _)) in k.region(condition).args.iter().zip(&phis) {
+            self.define(a, regs.clone())?;
+        }
+        let ends = self.region(condition)?;
+        let more = self.scalar(ends[0]);
+        self.w.branch(&more, &body, &exit);
+        self.w.start(&body);
+        for (&a, (regs, _)) in k.region(body_region).args.iter().zip(&phis) {
+            self.define(a, regs.clone())?;
+        }
+        let yields = self.region(body_region)?;
+        self.w.jump(&latch);
+        self.w.start(&latch);
+        self.alias_all(yields, &layouts, &phis);
+        self.w.jump(&head);
+        self.w.start(&exit);
+        self.forget_order();
+        for (&r, (regs, _)) in op.results.iter().zip(phis) {
+            self.define(r, regs)?;
+        }
+        Ok(())
+    }
+
+    fn lower_if(&mut self, op: &'k Op) -> Result<()> {
+        let condition = self.scalar(op.operands[0]);
+        let layouts = self.layouts_of(&op.results);
+        let [yes, no, merge] = ["then", "else", "join"].map(|s| self.w.label(s));
+        self.w.branch(&condition, &yes, &no);
+        let mut ends = vec![];
+        for (label, &region) in [yes, no].iter().zip(&op.regions) {
+            self.w.start(label);
+            self.forget_order();
+            let yields = self.region(region)?;
+            let values: Vec<Vec<V>> = yields.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+            ends.push((values, self.w.block.clone()));
+            self.w.jump(&merge);
+        }
+        self.w.start(&merge);
+        self.forget_order();
+        let mut merged = vec![];
+        for (i, &r) in op.results.iter().enumerate() {
+            let ty = llvm_type(self.k.ty(r).dtype());
+            let mut regs = vec![];
+            for j in 0..ends[0].0[i].len() {
+                let (a, b) = (&ends[0].0[i][j], &ends[1].0[i][j]);
+                regs.push(self.w.op(format_args!("phi {ty} [ {a}, %{} ], [ {b}, %{} ]", ends[0].1, ends[1].1)));
+            }
+            merged.push((r, regs));
+        }
+        for (r, regs) in merged {
+            self.define(r, regs)?;
+        }
+        Ok(())
+    }
+
+    // -- pure operations ---------------------------------------------------------------------------------------------
+
+    /// An operation that computes registers from registers: every version it is demanded in, unless it has a home and
+    /// the others are conversions.
+    fn pure(&mut self, op: &'k Op) -> Result<()> {
+        let r = op.results[0];
+        let versions = &self.plan.versions[r.index()];
+        let anchored = self.k.ty(r).is_scalar() || self.plan.home[r.index()].is_some();
+        if anchored {
+            let regs = self.pure_in(op, &versions[0])?;
+            return self.define(r, regs);
+        }
+        for (i, layout) in versions.iter().enumerate() {
+            let regs = self.pure_in(op, layout)?;
+            self.regs.insert((r, i), regs);
+        }
+        Ok(())
+    }
+
+    fn pure_in(&mut self, op: &'k Op, layout: &LinearLayout) -> Result<Vec<V>> {
+        let k = self.k;
+        let r = op.results[0];
+        let count = layout.registers();
+        let dtype = k.ty(r).dtype();
+        let operands: Vec<Vec<V>> = (0..op.operands.len())
+            .filter_map(|i| operand_layout(k, op, i, layout).map(|l| self.get(op.operands[i], &l)))
+            .collect();
+        Ok(match &op.kind {
+            OpKind::Const(bits) => vec![constant(dtype, *bits); count],
+            OpKind::Iota { axis } => {
+                let axis = *axis as usize;
+                let thread = self.thread_coordinate(layout, axis);
+                let bases = layout.axis_bases(Level::Register, axis);
+                let how = if layout.registers_add(axis) { "add" } else { "xor" };
+                let mut known: HashMap<u32, V> = HashMap::new();
+                let mut out = vec![];
+                for r in 0..count as u32 {
+                    let own = apply(&bases, r);
+                    if !known.contains_key(&own) {
+                        let v = self.w.bin(how, "i32", &thread, &int(own));
+                        known.insert(own, v);
+                    }
+                    out.push(known[&own].clone());
+                }
+                out
+            }
+            OpKind::ProgramId { axis } => {
+                let name = format!("llvm.nvvm.read.ptx.sreg.ctaid.{}", ["x", "y", "z"][*axis as usize]);
+                vec![self.w.call("i32", &name, &[])]
+            }
+            OpKind::NumPrograms { axis } => {
+                let name = format!("llvm.nvvm.read.ptx.sreg.nctaid.{}", ["x", "y", "z"][*axis as usize]);
+                vec![self.w.call("i32", &name, &[])]
+            }
+            OpKind::Dim { dim } => vec![self.views[&op.operands[0]].extents[*dim as usize].clone()],
+            OpKind::Unary(_)
+            | OpKind::Binary(_)
+            | OpKind::Compare(_)
+            | OpKind::Select
+            | OpKind::Cast
+            | OpKind::Bitcast => {
+                let from = k.ty(op.operands[0]).dtype();
+                let mut out = vec![];
+                for i in 0..count {
+                    let xs: Vec<&V> = operands.iter().map(|o| &o[i]).collect();
+                    out.push(elementwise(&mut self.w, &op.kind, from, dtype, &xs));
+                }
+                out
+            }
+            // Registers keep their numbers.
+            OpKind::Transpose { .. } | OpKind::Reshape => operands[0].clone(),
+            OpKind::Broadcast => {
+                let shape = k.ty(op.operands[0]).shape();
+                if shape.rank() == 0 {
+                    vec![operands[0][0].clone(); count]
+                } else {
+                    let source = layout.broadcast_source(shape).expect("the verifier checked the extents");
+                    let (_, map) = source.compact_registers();
+                    map.iter().map(|&r| operands[0][r as usize].clone()).collect()
+                }
+            }
+            OpKind::Slice { offsets } => {
+                let map = layout.slice_source(offsets, k.ty(op.operands[0]).shape());
+                map.registers.iter().map(|&r| operands[0][r as usize].clone()).collect()
+            }
+            OpKind::Join { axis } => {
+                let map = layout.join_source(*axis as usize).expect("a join is made where it was laid out");
+                map.registers.iter().map(|&(o, r)| operands[o as usize][r as usize].clone()).collect()
+            }
+            other => unreachable!("{other:?} is not pure"),
+        })
+    }
+
+    /// The combination that a region defines, on scalars.
+    pub fn inline_region(&mut self, region: RegionId, args: &[V]) -> Vec<V> {
+        let k = self.k;
+        let r = k.region(region);
+        let mut local: HashMap<ValueId, V> = r.args.iter().copied().zip(args.iter().cloned()).collect();
+        for &id in &r.ops {
+            let op = k.op(id);
+            let at = |v: &ValueId| local.get(v).cloned().unwrap_or_else(|| self.scalar(*v));
+            let xs: Vec<V> = op.operands.iter().map(at).collect();
+            if op.kind == OpKind::Yield {
+                return xs;
+            }
+            let dtype = k.ty(op.results[0]).dtype();
+            let value = match &op.kind {
+                OpKind::Const(bits) => constant(dtype, *bits),
+                OpKind::Iota { .. } => int(0),
+                OpKind::Broadcast | OpKind::Reshape | OpKind::Transpose { .. } | OpKind::Slice { .. } => xs[0].clone(),
+                kind => {
+                    let refs: Vec<&V> = xs.iter().collect();
+                    elementwise(&mut self.w, kind, k.ty(op.operands[0]).dtype(), dtype, &refs)
+                }
+            };
+            local.insert(op.results[0], value);
+        }
+        vec![]
+    }
+
+    fn derived_view(&mut self, op: &Op) -> Option<View> {
+        let mut view = self.views.get(&op.operands[0])?.clone();
+        let size = self.k.ty(op.operands[0]).dtype().size();
+        let index = self.scalar(op.operands[1]);
+        match op.kind {
+            OpKind::ViewSelect { dim } => {
+                let d = dim as usize;
+                let (extent, stride) = (view.extents.remove(d), view.strides.remove(d));
+                let inside = self.w.icmp("ult", "i32", &index, &extent);
+                view.address = self.moved(&view.address, &index, &stride, size);
+                for e in &mut view.extents {
+                    *e = self.w.select(&inside, "i32", e, &int(0));
+                }
+                if view.extents.is_empty() {
+                    view.valid = self.w.and(view.valid.take(), Some(inside));
+                }
+            }
+            OpKind::ViewNarrow { dim } => {
+                let d = dim as usize;
+                let extent = view.extents[d].clone();
+                let w = &mut self.w;
+                let len = self.regs[&(op.operands[2], 0)][0].clone();
+                let low = w.call("i32", "llvm.smax.i32", &[("i32", &index), ("i32", &int(0))]);
+                let low = w.call("i32", "llvm.smin.i32", &[("i32", &low), ("i32", &extent)]);
+                let start = w.convert("sext", "i32", &index, "i64");
+                let len = w.convert("sext", "i32", &len, "i64");
+                let end = w.bin("add", "i64", &start, &len);
+                let (low64, extent64) = (w.convert("sext", "i32", &low, "i64"), w.convert("sext", "i32", &extent, "i64"));
+                let end = w.call("i64", "llvm.smin.i64", &[("i64", &end), ("i64", &extent64)]);
+                let end = w.call("i64", "llvm.smax.i64", &[("i64", &end), ("i64", &low64)]);
+                let end = w.convert("trunc", "i64", &end, "i32");
+                view.extents[d] = w.bin("sub", "i32", &end, &low);
+                let stride = view.strides[d].clone();
+                view.address = self.moved(&view.address, &low, &stride, size);
+            }
+            _ => return None,
+        }
+        Some(view)
+    }
+
+    /// address + index · stride · size; index i32, stride i64 in elements.
+    pub fn moved(&mut self, address: &V, index: &V, stride: &V, size: usize) -> V {
+        let w = &mut self.w;
+        if &**index == "0" {
+            return address.clone();
+        }
+        let i = w.convert("sext", "i32", index, "i64");
+        let elements = w.bin("mul", "i64", &i, stride);
+        let bytes = w.bin("mul", "i64", &elements, &int(size));
+        w.bin("add", "i64", address, &bytes)
+    }
+
+    // -- diagnostics -------------------------------------------------------------------------------------------------
+
+    fn assert(&mut self, op: &Op) -> Result<()> {
+        let (regs, _) = self.get_home(op.operands[0]);
+        let mut all = regs[0].clone();
+        for r in &regs[1..] {
+            all = self.w.op(format_args!("and i1 {all}, {r}"));
+        }
+        let fails = self.w.op(format_args!("xor i1 {all}, true"));
+        self.w.asm_effect("void", "@$0 trap;", "b", &[("i1", &fails)]);
+        Ok(())
+    }
+
+    /// One line from the first thread of each program.
+    fn print(&mut self, op: &Op, message: &str) -> Result<()> {
+        let mut format = String::new();
+        for c in message.chars() {
+            format.push_str(if c == '%' { "%%" } else { "" });
+            if c != '%' {
+                format.push(c);
+            }
+        }
+        let mut fields: Vec<(&str, V)> = vec![];
+        for &v in op.operands.iter().filter(|&&v| self.k.ty(v).is_scalar()) {
+            let (dtype, x) = (self.k.ty(v).dtype(), self.scalar(v));
+            if dtype.is_float() {
+                let wide = math::to_f32(&mut self.w, dtype, &x);
+                fields.push(("double", self.w.convert("fpext", "float", &wide, "double")));
+                format.push_str(" %g");
+            } else {
+                let signed = dtype.is_signed();
+                let opcode = if signed { "sext" } else { "zext" };
+                fields.push(("i64", self.w.convert(opcode, llvm_type(dtype), &x, "i64")));
+                format.push_str(if signed { " %lld" } else { " %llu" });
+            }
+        }
+        format.push('\n');
+        let bytes: String = format.bytes().chain([0]).map(|b| format!("\\{b:02X}")).collect();
+        let name = format!("@text{}", self.w.fresh());
+        let size = format.len() + 1;
+        self.w.global(format_args!("{name} = private addrspace(1) constant [{size} x i8] c\"{bytes}\""));
+        let tid = self.tid();
+        let first = self.w.icmp("eq", "i32", &tid, &int(0));
+        let [yes, done] = ["print", "printed"].map(|s| self.w.label(s));
+        let buffer = self.w.hoist(format_args!("alloca [{} x i64], align 8", fields.len().max(1)));
+        self.w.branch(&first, &yes, &done);
+        self.w.start(&yes);
+        for (i, (ty, v)) in fields.iter().enumerate() {
+            let place = self.w.op(format_args!("getelementptr i64, ptr {buffer}, i32 {i}"));
+            self.w.line(format_args!("store {ty} {v}, ptr {place}, align 8"));
+        }
+        let text = self.w.op(format_args!("addrspacecast ptr addrspace(1) {name} to ptr"));
+        self.w.call("i32", "vprintf", &[("ptr", &text), ("ptr", &buffer)]);
+        self.w.jump(&done);
+        self.w.start(&done);
+        Ok(())
+    }
+
+    /// Whether `v` is a parameter or argument, or made by an operation: for messages.
+    pub fn describe(&self, v: ValueId) -> String {
+        match self.k.def(v) {
+            Def::Param(p) => self.k.params[p as usize].name.clone(),
+            _ => format!("{v:?}"),
+        }
+    }
+}
+
+/// The exclusive or of the bases selected by the bits of `x`.
+pub(super) fn apply(bases: &[u32], x: u32) -> u32 {
+    bases.iter().enumerate().filter(|(i, _)| x >> i & 1 == 1).fold(0, |s, (_, b)| s ^ b)
+}
+
+/// One element of an elementwise operation; `from` is the first operand's type, `to` the result's.
+fn elementwise(w: &mut Writer, kind: &OpKind, from: DType, to: DType, xs: &[&V]) -> V {
+    match kind {
+        OpKind::Unary(op) => math::unary(w, *op, from, xs[0]),
+        OpKind::Binary(op) => math::binary(w, *op, from, xs[0], xs[1]),
+        OpKind::Compare(op) => math::compare(w, *op, from, xs[0], xs[1]),
+        OpKind::Select => w.select(xs[0], llvm_type(to), xs[1], xs[2]),
+        OpKind::Cast => math::cast(w, from, to, xs[0]),
+        OpKind::Bitcast => math::bitcast(w, from, to, xs[0]),
+        other => unreachable!("{other:?} is not elementwise"),
+    }
+}

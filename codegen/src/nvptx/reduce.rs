@@ -1,0 +1,261 @@
+//! Reductions and scans.
+//!
+//! Every bit of the index along the axis is counted by one hardware bit: of the register, the lane or the warp. A step
+//! joins neighbouring runs of 2^k indices along one such bit. Named combinations commute, so their steps are taken in
+//! the cheapest order (registers, lanes, warps); a combination given by a region takes them from the lowest index bit
+//! up, so that it always joins a run with the one that follows.
+
+use super::lower::{Lower, Result};
+use super::math;
+use super::memory::{Words, pack, unpack};
+use super::text::{V, int, llvm_type};
+use crate::gpu::assign::axis_bits;
+use crate::gpu::layout::{Level, LinearLayout};
+use crate::ir::{Combine, DType, Op, OpId, OpKind};
+use std::collections::BTreeMap;
+
+/// The values of all operands at one place.
+type Row = Vec<V>;
+
+impl Lower<'_> {
+    pub(super) fn along_axis(&mut self, id: OpId) -> Result<()> {
+        let op = self.k.op(id);
+        let layout = self.plan.work[&id].clone();
+        let operands: Vec<Vec<V>> = op.operands.iter().map(|&v| self.get(v, &layout)).collect();
+        let rows: Vec<Row> =
+            (0..layout.registers()).map(|r| operands.iter().map(|o| o[r].clone()).collect()).collect();
+        match op.kind {
+            OpKind::Reduce { axis, combine } => self.reduce(op, &layout, axis as usize, combine, rows),
+            OpKind::Scan { axis, combine, reverse } => self.scan(op, &layout, axis as usize, combine, reverse, rows),
+            _ => unreachable!("only called for reductions and scans"),
+        }
+    }
+
+    fn dtypes(&self, op: &Op) -> Vec<DType> {
+        op.operands.iter().map(|&v| self.k.ty(v).dtype()).collect()
+    }
+
+    fn join(&mut self, op: &Op, combine: Combine, left: &Row, right: &Row) -> Row {
+        if combine == Combine::Region {
+            let args: Vec<V> = left.iter().chain(right).cloned().collect();
+            return self.inline_region(op.regions[0], &args);
+        }
+        let dtype = self.k.ty(op.operands[0]).dtype();
+        vec![math::combine(&mut self.w, combine, dtype, &left[0], &right[0])]
+    }
+
+    fn select_rows(&mut self, dtypes: &[DType], condition: &V, yes: &Row, no: &Row) -> Row {
+        let pick = |(i, d): (usize, &DType)| self.w.select(condition, llvm_type(*d), &yes[i], &no[i]);
+        dtypes.iter().enumerate().map(pick).collect()
+    }
+
+    fn butterfly(&mut self, dtypes: &[DType], row: &Row, bit: usize) -> Row {
+        let distance = int(1 << bit);
+        let mut out = vec![];
+        for (x, &d) in row.iter().zip(dtypes) {
+            out.push(self.shuffle(d, std::slice::from_ref(x), "bfly", &distance)[0].clone());
+        }
+        out
+    }
+
+    /// Whether bit `bit` of the thread's index (lanes, then warps) is set.
+    fn thread_bit(&mut self, bit: usize) -> V {
+        let mut bases = vec![0; 5 + self.warps().trailing_zeros() as usize];
+        bases[bit] = 1;
+        let x = self.thread_part(bases);
+        self.w.icmp("ne", "i32", &x, &int(0))
+    }
+
+    /// The rows of all threads that differ in some of these warp bits: `[combination][row]`, the combination's bit i
+    /// being the value of warp bit `bits[i]`.
+    fn from_warps(&mut self, dtypes: &[DType], rows: &[Row], bits: &[usize]) -> Vec<Vec<Row>> {
+        let threads = self.threads();
+        let mut all = vec![vec![vec![]; rows.len()]; 1 << bits.len()];
+        let tid = self.tid();
+        let mask: u32 = bits.iter().map(|b| 32 << b).sum();
+        let rest = self.w.bin("and", "i32", &tid, &int(!mask as i32));
+        for (i, &dtype) in dtypes.iter().enumerate() {
+            let size = dtype.size();
+            let words = Words::of(dtype, 1);
+            // In parts, so that the scratch stays small.
+            for (part, chunk) in rows.chunks(16).enumerate() {
+                let base = self.scratch(chunk.len() * threads * size);
+                let own = self.w.bin("mul", "i32", &tid, &int(size));
+                let own = self.w.bin("add", "i32", &base, &own);
+                for (j, row) in chunk.iter().enumerate() {
+                    let address = self.w.bin("add", "i32", &own, &int(j * threads * size));
+                    let word = pack(&mut self.w, dtype, &row[i..=i]);
+                    self.store_shared(&address, words, &word, None);
+                }
+                self.scratch_written();
+                for (c, rows) in all.iter_mut().enumerate() {
+                    let warp: u32 = bits.iter().enumerate().filter(|(k, _)| c >> k & 1 == 1).map(|(_, b)| 32 << b).sum();
+                    let thread = self.w.bin("or", "i32", &rest, &int(warp));
+                    let place = self.w.bin("mul", "i32", &thread, &int(size));
+                    let place = self.w.bin("add", "i32", &base, &place);
+                    for j in 0..chunk.len() {
+                        let address = self.w.bin("add", "i32", &place, &int(j * threads * size));
+                        let word = self.load_shared(&address, words);
+                        let x = unpack(&mut self.w, dtype, &word, 1)[0].clone();
+                        rows[part * 16 + j].push(x);
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn reduce(&mut self, op: &Op, layout: &LinearLayout, axis: usize, combine: Combine, rows: Vec<Row>) -> Result<()> {
+        let dtypes = self.dtypes(op);
+        let mut steps = axis_bits(layout, axis).expect("the layout was chosen for this");
+        if combine != Combine::Region {
+            steps.sort_by_key(|s| s.0);
+        }
+        // Redundant registers hold what another one holds.
+        let copies = layout.redundant().register;
+        let mut live: BTreeMap<u32, Row> =
+            rows.into_iter().enumerate().map(|(r, x)| (r as u32, x)).filter(|(r, _)| r & copies == 0).collect();
+        let mut i = 0;
+        while i < steps.len() {
+            let (level, bit) = steps[i];
+            i += 1;
+            match level {
+                Level::Register => {
+                    let firsts: Vec<u32> = live.keys().copied().filter(|r| r >> bit & 1 == 0).collect();
+                    for r in firsts {
+                        let right = live.remove(&(r | 1 << bit)).expect("registers along an axis come in pairs");
+                        let joined = self.join(op, combine, &live[&r], &right);
+                        live.insert(r, joined);
+                    }
+                }
+                Level::Lane => {
+                    let upper = (combine == Combine::Region).then(|| self.thread_bit(bit));
+                    for row in live.values_mut() {
+                        let other = self.butterfly(&dtypes, row, bit);
+                        *row = match &upper {
+                            None => self.join(op, combine, row, &other),
+                            Some(u) => {
+                                let left = self.select_rows(&dtypes, u, &other, row);
+                                let right = self.select_rows(&dtypes, u, row, &other);
+                                self.join(op, combine, &left, &right)
+                            }
+                        };
+                    }
+                }
+                Level::Warp | Level::Block => {
+                    let mut bits = vec![bit];
+                    while i < steps.len() && steps[i].0 == Level::Warp {
+                        bits.push(steps[i].1);
+                        i += 1;
+                    }
+                    let keys: Vec<u32> = live.keys().copied().collect();
+                    let rows: Vec<Row> = live.values().cloned().collect();
+                    let mut all = self.from_warps(&dtypes, &rows, &bits);
+                    // A tree, neighbours first: combination 2j + 1 follows 2j.
+                    while all.len() > 1 {
+                        let mut next = vec![];
+                        for pair in all.chunks(2) {
+                            let mut joined = vec![];
+                            for (left, right) in pair[0].iter().zip(&pair[1]) {
+                                joined.push(self.join(op, combine, left, right));
+                            }
+                            next.push(joined);
+                        }
+                        all = next;
+                    }
+                    for (key, row) in keys.into_iter().zip(all.remove(0)) {
+                        live.insert(key, row);
+                    }
+                }
+            }
+        }
+        // The result's registers by the element they hold.
+        let result = layout.reduce(axis);
+        let shape = layout.shape();
+        let mut by_flat: BTreeMap<u32, Row> = BTreeMap::new();
+        for (r, row) in live {
+            let mut c = crate::gpu::layout::coords(shape, layout.flat(r, 0, 0))[..shape.rank()].to_vec();
+            c.remove(axis);
+            by_flat.insert(crate::gpu::layout::flat(result.shape(), &c), row);
+        }
+        for (n, &v) in op.results.iter().enumerate() {
+            if self.demanded(v) {
+                let regs = (0..result.registers() as u32).map(|r| by_flat[&result.flat(r, 0, 0)][n].clone()).collect();
+                self.define(v, regs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For every bit from the lowest: the upper run's elements take in the total of the lower run; totals are joined.
+    fn scan(
+        &mut self,
+        op: &Op,
+        layout: &LinearLayout,
+        axis: usize,
+        combine: Combine,
+        reverse: bool,
+        mut rows: Vec<Row>,
+    ) -> Result<()> {
+        let dtypes = self.dtypes(op);
+        let steps = axis_bits(layout, axis).expect("the layout was chosen for this");
+        // Totals of the runs joined so far, by register with the joined bits cleared.
+        let mut totals: BTreeMap<u32, Row> = rows.iter().enumerate().map(|(r, x)| (r as u32, x.clone())).collect();
+        let mut joined = 0u32;
+        for (level, bit) in steps {
+            // Reversed, the run that comes first is the one with the bit set.
+            match level {
+                Level::Register => {
+                    let this = 1u32 << bit;
+                    joined |= this;
+                    let old = totals.clone();
+                    for (r, row) in rows.iter_mut().enumerate() {
+                        let r = r as u32;
+                        if (r & this != 0) != reverse {
+                            let before = &old[&((r & !joined) | if reverse { this } else { 0 })];
+                            *row = self.join(op, combine, before, row);
+                        }
+                    }
+                    totals.clear();
+                    for &r in old.keys().filter(|&&r| r & this == 0) {
+                        let (low, high) = (&old[&r], &old[&(r | this)]);
+                        let (first, second) = if reverse { (high, low) } else { (low, high) };
+                        let total = self.join(op, combine, first, second);
+                        totals.insert(r, total);
+                    }
+                }
+                Level::Lane | Level::Warp | Level::Block => {
+                    let keys: Vec<u32> = totals.keys().copied().collect();
+                    let own: Vec<Row> = totals.values().cloned().collect();
+                    let others: Vec<Row> = if level == Level::Lane {
+                        own.iter().map(|row| self.butterfly(&dtypes, row, bit)).collect()
+                    } else {
+                        let mut all = self.from_warps(&dtypes, &own, &[bit]);
+                        let upper = self.thread_bit(5 + bit);
+                        let (high, low) = (all.remove(1), all.remove(0));
+                        high.iter().zip(&low).map(|(h, l)| self.select_rows(&dtypes, &upper, l, h)).collect()
+                    };
+                    let set = self.thread_bit(if level == Level::Lane { bit } else { 5 + bit });
+                    let second = if reverse { self.w.op(format_args!("xor i1 {set}, true")) } else { set };
+                    let others: BTreeMap<u32, Row> = keys.into_iter().zip(others).collect();
+                    for (r, row) in rows.iter_mut().enumerate() {
+                        let sum = self.join(op, combine, &others[&(r as u32 & !joined)], row);
+                        *row = self.select_rows(&dtypes, &second, &sum, row);
+                    }
+                    for (key, total) in &mut totals {
+                        let first = self.select_rows(&dtypes, &second, &others[key], total);
+                        let last = self.select_rows(&dtypes, &second, total, &others[key]);
+                        *total = self.join(op, combine, &first, &last);
+                    }
+                }
+            }
+        }
+        for (n, &v) in op.results.iter().enumerate() {
+            if self.demanded(v) {
+                let regs = rows.iter().map(|row| row[n].clone()).collect();
+                self.define(v, regs)?;
+            }
+        }
+        Ok(())
+    }
+}

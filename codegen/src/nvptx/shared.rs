@@ -1,0 +1,232 @@
+//! Moves tiles between layouts: by renaming registers, by shuffles within warps, through shared memory.
+//!
+//! The plans come from `gpu::layout`; this module executes them. Scratch memory is one region above what is taken for
+//! good, reused by everyone: whoever writes it first waits until the last readers are done ([`Lower::scratch`]).
+
+use super::lower::{Lower, Result};
+use super::memory::{Words, pack, unpack};
+use super::text::{V, int, llvm_type, struct_type};
+use crate::gpu::layout::{Affine, Conversion, LinearLayout, ScratchPlan, ScratchSide, ShufflePlan};
+use crate::ir::{Bits, DType};
+
+impl Lower<'_> {
+    /// Shared memory at byte offset 0, as a 32-bit address.
+    pub(super) fn shared_base(&mut self) -> V {
+        self.shared_max = self.shared_max.max(1);
+        "ptrtoint (ptr addrspace(3) @shared to i32)".into()
+    }
+
+    /// A region of scratch memory, free to be written by everyone; its byte address.
+    pub(super) fn scratch(&mut self, bytes: usize) -> V {
+        let start = self.shared_top.next_multiple_of(128);
+        self.shared_max = self.shared_max.max(start + bytes);
+        if self.scratch_read {
+            self.barrier();
+        }
+        let base = self.shared_base();
+        self.w.op(format_args!("add i32 {base}, {start}"))
+    }
+
+    /// What was written to scratch memory becomes visible; it will be read.
+    pub(super) fn scratch_written(&mut self) {
+        self.barrier();
+        self.scratch_read = true;
+    }
+
+    pub(super) fn store_shared(&mut self, address: &V, words: Words, values: &[V], predicate: Option<&V>) {
+        let first = 1 + usize::from(predicate.is_some());
+        let ins: Vec<String> = (0..words.count).map(|i| format!("${}", i + first)).collect();
+        let list = if words.count == 1 { ins[0].clone() } else { format!("{{{}}}", ins.join(",")) };
+        let suffix = if words.bits == 8 { ".u8".to_owned() } else { words.suffix() };
+        let mut constraints = String::from(if predicate.is_some() { "r,b" } else { "r" });
+        let mut args = vec![("i32", address)];
+        args.extend(predicate.iter().map(|p| ("i1", *p)));
+        for v in values {
+            constraints.push(',');
+            constraints.push_str(words.constraint());
+            args.push((words.asm_type(), v));
+        }
+        let at = if predicate.is_some() { "@$1 " } else { "" };
+        self.w.asm_effect("void", &format!("{at}st.shared{suffix} [$0], {list};"), &constraints, &args);
+    }
+
+    pub(super) fn load_shared(&mut self, address: &V, words: Words) -> Vec<V> {
+        let outs: Vec<String> = (0..words.count).map(|i| format!("${i}")).collect();
+        let list = if words.count == 1 { outs[0].clone() } else { format!("{{{}}}", outs.join(",")) };
+        let suffix = if words.bits == 8 { ".u8".to_owned() } else { words.suffix() };
+        let ty = struct_type(words.asm_type(), words.count);
+        let constraints = format!("{},r", vec![format!("={}", words.constraint()); words.count].join(","));
+        let ptx = format!("ld.shared{suffix} {list}, [${}];", words.count);
+        let result = self.w.asm_effect(&ty, &ptx, &constraints, &[("i32", address)]);
+        self.w.fields(words.asm_type(), words.count, &result)
+    }
+
+    /// The registers of a tile in another layout.
+    pub(super) fn convert(
+        &mut self,
+        regs: &[V],
+        dtype: DType,
+        from: &LinearLayout,
+        to: &LinearLayout,
+    ) -> Result<Vec<V>> {
+        let plan = Conversion::plan_within(from, to, dtype.size(), 64 << 10)
+            .map_err(|e| super::Error::Internal { kernel: self.k.name.clone(), message: e.to_string() })?;
+        Ok(match plan {
+            Conversion::Identity => regs.to_vec(),
+            Conversion::Registers(map) => map.iter().map(|&r| regs[r as usize].clone()).collect(),
+            Conversion::Shuffle(plan) => self.shuffle_plan(regs, dtype, &plan),
+            Conversion::Shared(plan) => self.through_scratch(regs, dtype, &plan, to.registers()),
+        })
+    }
+
+    fn through_scratch(&mut self, regs: &[V], dtype: DType, plan: &ScratchPlan, count: usize) -> Vec<V> {
+        let size = dtype.size() as u32;
+        let mut out = vec![int(0); count];
+        for pass in &plan.passes {
+            let base = self.scratch(plan.bytes);
+            let thread = self.side_address(&plan.store, size);
+            for access in &pass.stores {
+                let address = self.scratch_address(&base, &thread, access.offset * size);
+                let elements: Vec<V> = access.registers.iter().map(|&r| regs[r as usize].clone()).collect();
+                let words = pack(&mut self.w, dtype, &elements);
+                self.store_shared(&address, Words::of(dtype, elements.len()), &words, None);
+            }
+            if plan.warp_local {
+                self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+                self.scratch_read = true;
+            } else {
+                self.scratch_written();
+            }
+            let thread = self.side_address(&plan.load, size);
+            for access in &pass.loads {
+                let address = self.scratch_address(&base, &thread, access.offset * size);
+                let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
+                let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
+                for (&r, x) in access.registers.iter().zip(elements) {
+                    out[r as usize] = x;
+                }
+            }
+        }
+        out
+    }
+
+    fn side_address(&mut self, side: &ScratchSide, size: u32) -> V {
+        self.thread_part(side.thread.iter().map(|&b| b * size).collect())
+    }
+
+    fn scratch_address(&mut self, base: &V, thread: &V, offset: u32) -> V {
+        let place = self.w.bin("xor", "i32", thread, &int(offset));
+        self.w.bin("add", "i32", base, &place)
+    }
+
+    /// The thread-dependent part of an affine function.
+    fn affine_part(&mut self, f: &Affine) -> V {
+        self.thread_part(f.lane.iter().chain(&f.warp).copied().collect())
+    }
+
+    /// The values of an affine function, without its constant.
+    fn affine_values(f: &Affine) -> Vec<u32> {
+        let mut values = vec![0];
+        for &b in f.lane.iter().chain(&f.warp).filter(|&&b| b != 0) {
+            if !values.contains(&b) {
+                let more: Vec<u32> = values.iter().map(|v| v ^ b).collect();
+                values.extend(more);
+            }
+        }
+        values
+    }
+
+    fn shuffle_plan(&mut self, regs: &[V], dtype: DType, plan: &ShufflePlan) -> Vec<V> {
+        let ty = llvm_type(dtype);
+        let zero = super::text::constant(dtype, Bits(0));
+        let mut written = vec![zero; plan.registers];
+        for round in &plan.rounds {
+            let values = Self::affine_values(&round.send);
+            let sender = if values.len() > 1 { self.affine_part(&round.send) } else { int(0) };
+            let mut elements = vec![];
+            for &(by, _) in &round.moves {
+                let at = |value: u32| regs[(round.send.constant ^ value ^ by) as usize].clone();
+                let mut x = at(0);
+                for &value in &values[1..] {
+                    let this = self.w.icmp("eq", "i32", &sender, &int(value));
+                    x = self.w.select(&this, ty, &at(value), &x);
+                }
+                elements.push(x);
+            }
+            let from = self.affine_part(&round.from);
+            let from = self.w.bin("xor", "i32", &from, &int(round.from.constant));
+            let received = self.shuffle(dtype, &elements, "idx", &from);
+            let places = Self::affine_values(&round.receive);
+            let receiver = if places.len() > 1 { self.affine_part(&round.receive) } else { int(0) };
+            for (x, &(_, by)) in received.iter().zip(&round.moves) {
+                for &place in &places {
+                    let r = (round.receive.constant ^ place ^ by) as usize;
+                    written[r] = if places.len() == 1 {
+                        x.clone()
+                    } else {
+                        let this = self.w.icmp("eq", "i32", &receiver, &int(place));
+                        self.w.select(&this, ty, x, &written[r])
+                    };
+                }
+            }
+        }
+        plan.copies.iter().map(|&r| written[r as usize].clone()).collect()
+    }
+
+    /// Elements (together at most 32 bits, or one of 64) of another lane. `mode`: `idx` or `bfly`.
+    pub(super) fn shuffle(&mut self, dtype: DType, elements: &[V], mode: &str, lane: &V) -> Vec<V> {
+        let form = Words::of(dtype, elements.len());
+        let words = pack(&mut self.w, dtype, elements);
+        let mut out = vec![];
+        for word in words {
+            let mut parts = vec![];
+            if form.bits == 64 {
+                parts.push(self.w.convert("trunc", "i64", &word, "i32"));
+                let high = self.w.bin("lshr", "i64", &word, &int(32));
+                parts.push(self.w.convert("trunc", "i64", &high, "i32"));
+            } else {
+                parts.push(self.w.convert("zext", form.asm_type(), &word, "i32"));
+            }
+            let name = format!("llvm.nvvm.shfl.sync.{mode}.i32");
+            let moved: Vec<V> = parts
+                .iter()
+                .map(|p| {
+                    let args = [("i32", &int(-1)), ("i32", p), ("i32", lane), ("i32", &int(31))];
+                    self.w.call("i32", &name, &args)
+                })
+                .collect();
+            out.push(if form.bits == 64 {
+                let low = self.w.convert("zext", "i32", &moved[0], "i64");
+                let high = self.w.convert("zext", "i32", &moved[1], "i64");
+                let high = self.w.bin("shl", "i64", &high, &int(32));
+                self.w.bin("or", "i64", &low, &high)
+            } else {
+                self.w.convert("trunc", "i32", &moved[0], form.asm_type())
+            });
+        }
+        unpack(&mut self.w, dtype, &out, elements.len())
+    }
+
+    /// The registers of a tile of which only the owners know the elements.
+    pub(super) fn from_owners(&mut self, regs: &[V], dtype: DType, layout: &LinearLayout) -> Result<Vec<V>> {
+        let size = dtype.size() as u32;
+        let words = Words::of(dtype, 1);
+        let base = self.scratch(layout.shape().numel() * dtype.size());
+        let owner = self.owner(layout);
+        let thread = self.thread_image(layout, |b| b * size);
+        let copies = layout.redundant().register;
+        for r in (0..layout.registers() as u32).filter(|r| r & copies == 0) {
+            let address = self.scratch_address(&base, &thread, layout.flat(r, 0, 0) * size);
+            let word = pack(&mut self.w, dtype, &regs[r as usize..=r as usize]);
+            self.store_shared(&address, words, &word, owner.as_ref());
+        }
+        self.scratch_written();
+        let mut out = vec![];
+        for r in 0..layout.registers() as u32 {
+            let address = self.scratch_address(&base, &thread, layout.flat(r, 0, 0) * size);
+            let word = self.load_shared(&address, words);
+            out.push(unpack(&mut self.w, dtype, &word, 1)[0].clone());
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,266 @@
+//! A writer of LLVM assembly.
+//!
+//! The lowering produces LLVM's text form, not its in-memory form: text needs no lifetimes, can be tested and read
+//! without LLVM, and LLVM's own parser and verifier check every type before any code is generated. This module knows
+//! names, blocks, declarations and constants; it knows nothing of tiles.
+//!
+//! Invariant: every operand is a [`V`], the text of a value (`%v12`, `7`, `0x3FF0000000000000`) without its type.
+
+use crate::ir::{Bits, DType};
+use std::collections::BTreeSet;
+use std::fmt::{Display, Write};
+use std::rc::Rc;
+
+/// The text of an LLVM value, without its type.
+pub type V = Rc<str>;
+
+/// The LLVM type that holds one element in a register. Floats narrower than f32 are held as integers of their bits.
+pub fn llvm_type(dtype: DType) -> &'static str {
+    match dtype {
+        DType::Bool => "i1",
+        DType::I8 | DType::U8 | DType::F8E4M3 | DType::F8E5M2 => "i8",
+        DType::I16 | DType::U16 | DType::F16 | DType::BF16 => "i16",
+        DType::I32 | DType::U32 => "i32",
+        DType::I64 | DType::U64 => "i64",
+        DType::F32 => "float",
+    }
+}
+
+/// The LLVM integer type of an element in memory.
+pub fn memory_type(dtype: DType) -> &'static str {
+    match dtype.size() {
+        1 => "i8",
+        2 => "i16",
+        4 => "i32",
+        _ => "i64",
+    }
+}
+
+/// A constant operand.
+pub fn int(value: impl Display) -> V {
+    value.to_string().into()
+}
+
+/// A `float` constant: LLVM spells it as the bits of the equal double.
+pub fn float(value: f32) -> V {
+    format!("0x{:016X}", (value as f64).to_bits()).into()
+}
+
+/// The register form of a constant element.
+pub fn constant(dtype: DType, bits: Bits) -> V {
+    match dtype {
+        DType::F32 => {
+            let x = f32::from_bits(bits.0 as u32);
+            if x.is_nan() {
+                // Widened by hand: a conversion may not keep a NaN's payload.
+                let b = bits.0 as u32;
+                let wide = ((b as u64 >> 31) << 63) | (0x7ff << 52) | ((b as u64 & 0x7f_ffff) << 29);
+                format!("0x{wide:016X}").into()
+            } else {
+                float(x)
+            }
+        }
+        DType::Bool => int((bits.0 != 0) as u8),
+        DType::F8E4M3 | DType::F8E5M2 => int(bits.0 as u8),
+        DType::F16 | DType::BF16 => int(bits.0 as u16),
+        d => int(bits.to_i64(d)),
+    }
+}
+
+/// Function text under construction.
+#[derive(Default)]
+pub struct Writer {
+    body: String,
+    /// What depends on the thread alone; runs before everything else.
+    prologue: String,
+    declarations: BTreeSet<String>,
+    globals: String,
+    next: u32,
+    /// The label of the block being written.
+    pub block: String,
+}
+
+impl Writer {
+    /// A fresh number for names.
+    pub fn fresh(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Writes an instruction without a result.
+    pub fn line(&mut self, text: impl Display) {
+        writeln!(self.body, "  {text}").expect("writing to a string");
+    }
+
+    /// Writes an instruction and names its result.
+    pub fn op(&mut self, text: impl Display) -> V {
+        let name: V = format!("%v{}", self.fresh()).into();
+        writeln!(self.body, "  {name} = {text}").expect("writing to a string");
+        name
+    }
+
+    /// Writes an instruction whose operands are hoisted, too, or parameters; its result is visible everywhere.
+    pub fn hoist(&mut self, text: impl Display) -> V {
+        let name: V = format!("%v{}", self.fresh()).into();
+        writeln!(self.prologue, "  {name} = {text}").expect("writing to a string");
+        name
+    }
+
+    /// Declares a function for hand-written calls.
+    pub fn declare(&mut self, text: impl Display) {
+        self.declarations.insert(format!("declare {text}"));
+    }
+
+    /// A fresh label, not started yet.
+    pub fn label(&mut self, what: &str) -> String {
+        format!("{what}{}", self.fresh())
+    }
+
+    /// Starts the block `label`; the block before must have been ended.
+    pub fn start(&mut self, label: &str) {
+        writeln!(self.body, "{label}:").expect("writing to a string");
+        self.block = label.to_owned();
+    }
+
+    pub fn jump(&mut self, label: &str) {
+        self.line(format_args!("br label %{label}"));
+    }
+
+    pub fn branch(&mut self, condition: &V, yes: &str, no: &str) {
+        self.line(format_args!("br i1 {condition}, label %{yes}, label %{no}"));
+    }
+
+    /// `value` under a fixed name: what a phi written earlier refers to.
+    pub fn alias(&mut self, name: &str, ty: &str, value: &V) {
+        self.line(format_args!("{name} = bitcast {ty} {value} to {ty}"));
+    }
+
+    /// Calls an LLVM function or intrinsic, declaring it. `args`: types and values.
+    pub fn call(&mut self, ret: &str, name: &str, args: &[(&str, &V)]) -> V {
+        let types: Vec<&str> = args.iter().map(|a| a.0).collect();
+        self.declarations.insert(format!("declare {ret} @{name}({})", types.join(", ")));
+        let args: Vec<String> = args.iter().map(|(t, v)| format!("{t} {v}")).collect();
+        let text = format!("call {ret} @{name}({})", args.join(", "));
+        if ret == "void" {
+            self.line(text);
+            int(0)
+        } else {
+            self.op(text)
+        }
+    }
+
+    /// PTX that only computes: may be moved, merged and dropped.
+    pub fn asm(&mut self, ret: &str, ptx: &str, constraints: &str, args: &[(&str, &V)]) -> V {
+        let args: Vec<String> = args.iter().map(|(t, v)| format!("{t} {v}")).collect();
+        self.op(format_args!("call {ret} asm \"{ptx}\", \"{constraints}\"({})", args.join(", ")))
+    }
+
+    /// PTX with effects (memory, synchronisation): convergent, kept in order.
+    pub fn asm_effect(&mut self, ret: &str, ptx: &str, constraints: &str, args: &[(&str, &V)]) -> V {
+        let args: Vec<String> = args.iter().map(|(t, v)| format!("{t} {v}")).collect();
+        let comma = if constraints.is_empty() { "" } else { "," };
+        let text = format!(
+            "call {ret} asm sideeffect \"{ptx}\", \"{constraints}{comma}~{{memory}}\"({}) #1",
+            args.join(", ")
+        );
+        if ret == "void" {
+            self.line(text);
+            int(0)
+        } else {
+            self.op(text)
+        }
+    }
+
+    /// The `count` results of an instruction that yields a struct of `ty` (or the value itself for one result).
+    pub fn fields(&mut self, ty: &str, count: usize, value: &V) -> Vec<V> {
+        if count == 1 {
+            return vec![value.clone()];
+        }
+        let tuple = struct_type(ty, count);
+        (0..count).map(|i| self.op(format_args!("extractvalue {tuple} {value}, {i}"))).collect()
+    }
+
+    /// Adds a module-level definition.
+    pub fn global(&mut self, text: impl Display) {
+        writeln!(self.globals, "{text}").expect("writing to a string");
+    }
+
+    // -- short forms -------------------------------------------------------------------------------------------------
+
+    /// `opcode ty a, b`, folded when both are small integer constants or one is neutral.
+    pub fn bin(&mut self, opcode: &str, ty: &str, a: &V, b: &V) -> V {
+        match (opcode, &**a, &**b) {
+            ("add" | "or" | "xor", "0", _) => b.clone(),
+            ("add" | "sub" | "or" | "xor" | "shl" | "lshr", _, "0") => a.clone(),
+            ("mul", "1", _) => b.clone(),
+            ("mul", _, "1") => a.clone(),
+            ("mul", "0", _) | ("mul", _, "0") => int(0),
+            _ => self.op(format_args!("{opcode} {ty} {a}, {b}")),
+        }
+    }
+
+    pub fn icmp(&mut self, predicate: &str, ty: &str, a: &V, b: &V) -> V {
+        self.op(format_args!("icmp {predicate} {ty} {a}, {b}"))
+    }
+
+    pub fn select(&mut self, condition: &V, ty: &str, yes: &V, no: &V) -> V {
+        if yes == no {
+            return yes.clone();
+        }
+        match &**condition {
+            "1" | "true" => yes.clone(),
+            "0" | "false" => no.clone(),
+            _ => self.op(format_args!("select i1 {condition}, {ty} {yes}, {ty} {no}")),
+        }
+    }
+
+    pub fn convert(&mut self, opcode: &str, from: &str, value: &V, to: &str) -> V {
+        if from == to { value.clone() } else { self.op(format_args!("{opcode} {from} {value} to {to}")) }
+    }
+
+    /// Logical and of conditions, where `None` is "always".
+    pub fn and(&mut self, a: Option<V>, b: Option<V>) -> Option<V> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(self.op(format_args!("and i1 {a}, {b}"))),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The module: target, declarations and one kernel of this name with these parameters.
+    pub fn finish(self, name: &str, params: usize, threads: usize, min_ctas: u8, shared_in_use: bool) -> String {
+        let params: Vec<String> = (0..params).map(|i| format!("i64 %p{i}")).collect();
+        let mut out = String::from(
+            "target datalayout = \"e-i64:64-i128:128-v16:16-v32:32-n16:32:64\"\ntarget triple = \"nvptx64-nvidia-cuda\"\n",
+        );
+        if shared_in_use {
+            out.push_str("@shared = external addrspace(3) global [0 x i8], align 1024\n");
+        }
+        out.push_str(&self.globals);
+        for d in &self.declarations {
+            let _ = writeln!(out, "{d}");
+        }
+        let _ = writeln!(
+            out,
+            "define void @{name}({}) #0 {{\nentry:\n{}  br label %body\nbody:\n{}  ret void\n}}",
+            params.join(", "),
+            self.prologue,
+            self.body
+        );
+        out.push_str("attributes #0 = { nounwind convergent }\nattributes #1 = { nounwind convergent }\n");
+        let mut notes = vec![("kernel", 1), ("maxntidx", threads), ("reqntidx", threads)];
+        if min_ctas > 0 {
+            notes.push(("minctasm", min_ctas as usize));
+        }
+        let ids: Vec<String> = (0..notes.len()).map(|i| format!("!{i}")).collect();
+        let _ = writeln!(out, "!nvvm.annotations = !{{{}}}", ids.join(", "));
+        for (i, (key, value)) in notes.iter().enumerate() {
+            let _ = writeln!(out, "!{i} = !{{ptr @{name}, !\"{key}\", i32 {value}}}");
+        }
+        out
+    }
+}
+
+/// The type of `count` results of type `ty`.
+pub fn struct_type(ty: &str, count: usize) -> String {
+    if count == 1 { ty.to_owned() } else { format!("{{ {} }}", vec![ty; count].join(", ")) }
+}
