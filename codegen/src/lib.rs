@@ -7,5 +7,6 @@
 pub mod gpu;
 pub mod interp;
 pub mod ir;
+pub mod nvptx;
 pub mod passes;
 pub mod semantics;

@@ -609,7 +609,9 @@ pub fn operand_layout(k: &Kernel, op: &Op, i: usize, layout: &LinearLayout) -> O
             source.compact_registers().0
         }
         OpKind::Slice { offsets } => layout.slice_source(offsets, shape).layout,
-        OpKind::Join { axis } => layout.join_source(*axis as usize).expect("a join is made where it was laid out").layout,
+        OpKind::Join { axis } => {
+            layout.join_source(*axis as usize).expect("a join is made where it was laid out").layout
+        }
         _ => layout.clone(),
     })
 }

@@ -70,9 +70,7 @@ fn divisor_within(k: &Kernel, v: ValueId, depth: u32) -> u32 {
         },
         OpKind::Binary(BinaryOp::Div) => match k.constant(op.operands[1]) {
             // Exact when the divisor divides.
-            Some(by) if by.0.is_power_of_two() && by.0 <= go(op.operands[0]) as u64 => {
-                go(op.operands[0]) / by.0 as u32
-            }
+            Some(by) if by.0.is_power_of_two() && by.0 <= go(op.operands[0]) as u64 => go(op.operands[0]) / by.0 as u32,
             _ => 1,
         },
         OpKind::Unary(UnaryOp::Neg | UnaryOp::Abs) => go(op.operands[0]),

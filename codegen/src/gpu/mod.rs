@@ -1,3 +1,7 @@
-//! From tile IR to what a GPU thread does: where each element of a tile lives ([`layout`]).
+//! From tile IR to what a GPU thread does: where each element of a tile lives ([`layout`]), which facts make accesses
+//! wide ([`facts`]), how products are computed ([`mma`]), and which layouts every value exists in ([`assign`]).
 
+pub mod assign;
+pub mod facts;
 pub mod layout;
+pub mod mma;

@@ -205,7 +205,7 @@ impl Lower<'_> {
         let row_step = self.w.bin("mul", "i32", &k, &int(4));
         let column_step = self.w.bin("mul", "i32", &k, &int(4 * n));
         for u in 0..unroll {
-            let mut read = |lower: &mut Self, places: &BTreeMap<u32, V>, step: &V, offset: usize| {
+            let read = |lower: &mut Self, places: &BTreeMap<u32, V>, step: &V, offset: usize| {
                 let mut values = BTreeMap::new();
                 for (&c, place) in places {
                     let p = lower.w.bin("add", "i32", place, step);

@@ -12,7 +12,7 @@ use super::text::{V, Writer, constant, int, llvm_type};
 use super::{Error, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
-use crate::ir::{Access, DType, Def, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
+use crate::ir::{Access, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
 
 /// A view at run time.
@@ -87,10 +87,6 @@ impl<'k> Lower<'k> {
         self.parameters();
         self.region(self.k.body)?;
         Ok(())
-    }
-
-    pub fn error(&self, op: &Op, message: impl Into<String>) -> Error {
-        Error::Unsupported { kernel: self.k.name.clone(), loc: op.loc, message: message.into() }
     }
 
     fn parameters(&mut self) {
@@ -610,7 +606,8 @@ impl<'k> Lower<'k> {
                 let start = w.convert("sext", "i32", &index, "i64");
                 let len = w.convert("sext", "i32", &len, "i64");
                 let end = w.bin("add", "i64", &start, &len);
-                let (low64, extent64) = (w.convert("sext", "i32", &low, "i64"), w.convert("sext", "i32", &extent, "i64"));
+                let (low64, extent64) =
+                    (w.convert("sext", "i32", &low, "i64"), w.convert("sext", "i32", &extent, "i64"));
                 let end = w.call("i64", "llvm.smin.i64", &[("i64", &end), ("i64", &extent64)]);
                 let end = w.call("i64", "llvm.smax.i64", &[("i64", &end), ("i64", &low64)]);
                 let end = w.convert("trunc", "i64", &end, "i32");
@@ -691,14 +688,6 @@ impl<'k> Lower<'k> {
         self.w.jump(&done);
         self.w.start(&done);
         Ok(())
-    }
-
-    /// Whether `v` is a parameter or argument, or made by an operation: for messages.
-    pub fn describe(&self, v: ValueId) -> String {
-        match self.k.def(v) {
-            Def::Param(p) => self.k.params[p as usize].name.clone(),
-            _ => format!("{v:?}"),
-        }
     }
 }
 

@@ -375,7 +375,13 @@ pub fn binary(w: &mut Writer, op: BinaryOp, dtype: DType, x: &V, y: &V) -> V {
         BinaryOp::Xor => w.bin("xor", ty, x, y),
         BinaryOp::Shl | BinaryOp::Shr => {
             let amount = w.op(format_args!("and {ty} {y}, {}", 8 * dtype.size() - 1));
-            let opcode = if op == BinaryOp::Shl { "shl" } else if signed { "ashr" } else { "lshr" };
+            let opcode = if op == BinaryOp::Shl {
+                "shl"
+            } else if signed {
+                "ashr"
+            } else {
+                "lshr"
+            };
             w.op(format_args!("{opcode} {ty} {x}, {amount}"))
         }
         BinaryOp::Min | BinaryOp::Max if dtype == DType::Bool => {

@@ -5,11 +5,11 @@
 //! to 16 bytes; the facts (see `gpu::facts`) include that such a run lies wholly inside or wholly outside.
 
 use super::lower::{Lower, Result, View, apply};
-use super::text::{V, Writer, int, llvm_type, memory_type, struct_type};
 use super::math;
+use super::text::{V, Writer, int, llvm_type, memory_type, struct_type};
 use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout};
-use crate::ir::{AtomicOp, BinaryOp, DType, OpId, OpKind, ValueId};
+use crate::ir::{AtomicOp, BinaryOp, DType, OpId, OpKind};
 use std::collections::HashMap;
 
 /// How `count` neighbouring elements travel: machine words of this many bits.
@@ -181,8 +181,7 @@ impl<'a> Box<'a> {
     fn address(&mut self, lower: &mut Lower, r: u32) -> V {
         let rank = self.base.len();
         // Steps along a unit stride are constants: they stay out of the row's address and fold into the access.
-        let unit: Vec<bool> =
-            (0..rank).map(|a| &*self.view.strides[a] == "1" && self.thread[a].is_none()).collect();
+        let unit: Vec<bool> = (0..rank).map(|a| &*self.view.strides[a] == "1" && self.thread[a].is_none()).collect();
         let own: Vec<u32> = (0..rank).map(|a| apply(&self.registers[a], r)).collect();
         let row: Vec<u32> = (0..rank).map(|a| if unit[a] { 0 } else { own[a] }).collect();
         if !self.rows.contains_key(&row) {
@@ -421,7 +420,11 @@ impl Lower<'_> {
         };
         let Some(native) = native else { return self.atomic_loop(what, dtype, address, x, mask) };
         let words = Words::of(dtype, 1);
-        let (ty, c) = if dtype == DType::F32 && native == "add.f32" { ("float", "f") } else { (words.asm_type(), words.constraint()) };
+        let (ty, c) = if dtype == DType::F32 && native == "add.f32" {
+            ("float", "f")
+        } else {
+            (words.asm_type(), words.constraint())
+        };
         let value = if ty == "float" { x.clone() } else { to_bits(&mut self.w, dtype, x) };
         let zero = match ty {
             "float" => "mov.b32 $0, 0; ",
@@ -490,10 +493,5 @@ impl Lower<'_> {
         let ty = llvm_type(dtype);
         let zero = super::text::constant(dtype, crate::ir::Bits(0));
         w.op(format_args!("phi {ty} [ {zero}, %{before} ], [ {old}, %{turn} ]"))
-    }
-
-    /// The scalars of coordinates, in order.
-    pub(super) fn scalars(&self, values: &[ValueId]) -> Vec<V> {
-        values.iter().map(|&v| self.scalar(v)).collect()
     }
 }

@@ -114,10 +114,8 @@ pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
 #[cfg(feature = "llvm")]
 pub fn compile(kernel: &Kernel, target: Target) -> Result<Ptx, Error> {
     let lowered = llvm_text(kernel, target)?;
-    let text = emit::ptx(&lowered.text, target).map_err(|message| Error::Internal {
-        kernel: kernel.name.clone(),
-        message,
-    })?;
+    let text =
+        emit::ptx(&lowered.text, target).map_err(|message| Error::Internal { kernel: kernel.name.clone(), message })?;
     let Lowered { entry, threads, shared_bytes, notes, .. } = lowered;
     Ok(Ptx { text, entry, threads, shared_bytes, notes })
 }

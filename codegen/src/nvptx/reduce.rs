@@ -22,8 +22,7 @@ impl Lower<'_> {
         let op = self.k.op(id);
         let layout = self.plan.work[&id].clone();
         let operands: Vec<Vec<V>> = op.operands.iter().map(|&v| self.get(v, &layout)).collect();
-        let rows: Vec<Row> =
-            (0..layout.registers()).map(|r| operands.iter().map(|o| o[r].clone()).collect()).collect();
+        let rows: Vec<Row> = (0..layout.registers()).map(|r| operands.iter().map(|o| o[r].clone()).collect()).collect();
         match op.kind {
             OpKind::Reduce { axis, combine } => self.reduce(op, &layout, axis as usize, combine, rows),
             OpKind::Scan { axis, combine, reverse } => self.scan(op, &layout, axis as usize, combine, reverse, rows),
@@ -89,7 +88,8 @@ impl Lower<'_> {
                 }
                 self.scratch_written();
                 for (c, rows) in all.iter_mut().enumerate() {
-                    let warp: u32 = bits.iter().enumerate().filter(|(k, _)| c >> k & 1 == 1).map(|(_, b)| 32 << b).sum();
+                    let warp: u32 =
+                        bits.iter().enumerate().filter(|(k, _)| c >> k & 1 == 1).map(|(_, b)| 32 << b).sum();
                     let thread = self.w.bin("or", "i32", &rest, &int(warp));
                     let place = self.w.bin("mul", "i32", &thread, &int(size));
                     let place = self.w.bin("add", "i32", &base, &place);

@@ -159,10 +159,8 @@ impl Writer {
     pub fn asm_effect(&mut self, ret: &str, ptx: &str, constraints: &str, args: &[(&str, &V)]) -> V {
         let args: Vec<String> = args.iter().map(|(t, v)| format!("{t} {v}")).collect();
         let comma = if constraints.is_empty() { "" } else { "," };
-        let text = format!(
-            "call {ret} asm sideeffect \"{ptx}\", \"{constraints}{comma}~{{memory}}\"({}) #1",
-            args.join(", ")
-        );
+        let text =
+            format!("call {ret} asm sideeffect \"{ptx}\", \"{constraints}{comma}~{{memory}}\"({}) #1", args.join(", "));
         if ret == "void" {
             self.line(text);
             int(0)
@@ -247,7 +245,7 @@ impl Writer {
             self.body
         );
         out.push_str("attributes #0 = { nounwind convergent }\nattributes #1 = { nounwind convergent }\n");
-        let mut notes = vec![("kernel", 1), ("maxntidx", threads), ("reqntidx", threads)];
+        let mut notes = vec![("kernel", 1), ("reqntidx", threads)];
         if min_ctas > 0 {
             notes.push(("minctasm", min_ctas as usize));
         }
