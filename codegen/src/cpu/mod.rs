@@ -1,0 +1,275 @@
+//! The CPU back end: tile IR to machine code through Cranelift, programs of a grid spread over threads.
+//!
+//! `plan` decides where values live, `emit` and its siblings emit loops over 128-bit vectors, and this file turns the
+//! result into a [`CpuKernel`] and launches it. Scratch memory belongs to a thread and is reused by every program that
+//! the thread runs.
+//!
+//! Invariants:
+//! - Compiled code does not trap: divisions and accesses are guarded. Failed assertions come back as [`CpuError`].
+//! - It touches views only inside their bounds, and otherwise only its thread's scratch memory.
+//! - A kernel must have passed the verifier; on others, compilation may panic.
+
+mod combine;
+mod dot;
+mod elementwise;
+mod emit;
+mod floats;
+mod helpers;
+mod math;
+mod memory;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use crate::ir::{Kernel, Loc, OpKind};
+use cranelift_codegen::Context as ClifContext;
+use cranelift_codegen::ir::{AbiParam, Signature, UserFuncName, types};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_module::{FuncId, Linkage, Module};
+use helpers::{Context, HelperRefs, LaunchIds};
+use plan::Plan;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Why a kernel could not be compiled or did not finish.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CpuError {
+    #[error("kernel `{kernel}`: the CPU back end cannot generate code for this machine: {reason}")]
+    Machine { kernel: String, reason: String },
+    #[error("kernel `{kernel}`: generating machine code failed, which is a defect of the compiler: {reason}")]
+    Codegen { kernel: String, reason: String },
+    #[error("kernel `{kernel}`: launched with {found} argument slots, but its parameters take {expected}")]
+    Slots { kernel: String, expected: usize, found: usize },
+    #[error("kernel `{kernel}`, program {program:?}: assertion failed at {loc}: {message}")]
+    Assert { kernel: String, program: [u32; 3], loc: Loc, message: String },
+}
+
+/// slots, scratch memory, ids, context → 0, or 1 + the number of the failed assertion's operation.
+type Entry = unsafe extern "C" fn(*const u64, *mut u8, *const LaunchIds, *const Context) -> u32;
+
+/// A kernel in machine code of this process.
+pub struct CpuKernel {
+    name: String,
+    entry: Entry,
+    slots: usize,
+    scratch_bytes: usize,
+    context: Context,
+    /// Where each assertion stands, and its message.
+    asserts: HashMap<u32, (Loc, String)>,
+    code_bytes: usize,
+    code: ManuallyDrop<JITModule>,
+}
+
+// SAFETY: after `compile` the module is only kept to own the code's memory; nothing reaches it until `drop`, which has
+// exclusive access. The code itself is immutable and keeps no state; everything else is `Send + Sync` by itself.
+unsafe impl Send for CpuKernel {}
+// SAFETY: see above.
+unsafe impl Sync for CpuKernel {}
+
+impl Drop for CpuKernel {
+    fn drop(&mut self) {
+        // SAFETY: the module is taken once, here. No code of it runs any more: `launch` borrows `self` until all its
+        // programs have ended, and the entry point is not handed out.
+        unsafe { ManuallyDrop::take(&mut self.code).free_memory() }
+    }
+}
+
+impl std::fmt::Debug for CpuKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuKernel")
+            .field("name", &self.name)
+            .field("scratch_bytes", &self.scratch_bytes)
+            .field("code_bytes", &self.code_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Compiles a verified kernel for this machine.
+///
+/// # Errors
+/// If Cranelift does not support the machine or refuses the code.
+pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
+    let machine = |reason: String| CpuError::Machine { kernel: kernel.name.clone(), reason };
+    let defect = |reason: String| CpuError::Codegen { kernel: kernel.name.clone(), reason };
+    let mut flags = settings::builder();
+    for (name, value) in [
+        ("opt_level", "speed"),
+        ("is_pic", "false"),
+        ("use_colocated_libcalls", "false"),
+        ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
+    ] {
+        flags.set(name, value).map_err(|e| machine(e.to_string()))?;
+    }
+    let isa = cranelift_native::builder()
+        .map_err(|e| machine(e.to_string()))?
+        .finish(settings::Flags::new(flags))
+        .map_err(|e| machine(e.to_string()))?;
+    let mut builder = JITBuilder::with_isa(isa, cranelift_module::default_libcall_names());
+    builder.symbol("kiln_sin", helpers::sin as *const u8);
+    builder.symbol("kiln_cos", helpers::cos as *const u8);
+    builder.symbol("kiln_erf", helpers::erf as *const u8);
+    builder.symbol("kiln_rem", helpers::rem as *const u8);
+    builder.symbol("kiln_atomic", helpers::atomic as *const u8);
+    builder.symbol("kiln_print", helpers::print as *const u8);
+    let mut module = JITModule::new(builder);
+    let plan = Plan::new(kernel);
+    let (id, code_bytes) = define(&mut module, kernel, &plan).map_err(defect)?;
+    module.finalize_definitions().map_err(|e| defect(e.to_string()))?;
+    let code = module.get_finalized_function(id);
+    // SAFETY: the function was declared with the signature of `Entry`, in the C calling convention of this machine.
+    let entry = unsafe { std::mem::transmute::<*const u8, Entry>(code) };
+    let asserts = kernel.ops.iter().enumerate().filter_map(|(i, op)| match &op.kind {
+        OpKind::Assert { message } => Some((i as u32, (op.loc, message.clone()))),
+        _ => None,
+    });
+    Ok(CpuKernel {
+        name: kernel.name.clone(),
+        entry,
+        slots: kernel.slots().len(),
+        scratch_bytes: plan.scratch_bytes,
+        context: Context::new(kernel, &plan),
+        asserts: asserts.collect(),
+        code_bytes,
+        code: ManuallyDrop::new(module),
+    })
+}
+
+/// Generates the code of a kernel's function; returns its number and size.
+fn define(module: &mut JITModule, kernel: &Kernel, plan: &Plan) -> Result<(FuncId, usize), String> {
+    let text = |e: cranelift_module::ModuleError| format!("{e:?}");
+    let pointer = module.target_config().pointer_type();
+    let signature = |module: &JITModule, params: &[types::Type], result: Option<types::Type>| -> Signature {
+        let mut s = module.make_signature();
+        s.params.extend(params.iter().map(|&t| AbiParam::new(t)));
+        s.returns.extend(result.map(AbiParam::new));
+        s
+    };
+    let entry = signature(module, &[pointer; 4], Some(types::I32));
+    let id = module.declare_function("kernel", Linkage::Export, &entry).map_err(text)?;
+    let mut context = ClifContext::new();
+    context.func.signature = entry;
+    context.func.name = UserFuncName::user(0, id.as_u32());
+    let mut import = |name: &str, params: &[types::Type], result: Option<types::Type>| {
+        let s = signature(module, params, result);
+        let f = module.declare_function(name, Linkage::Import, &s).map_err(text)?;
+        Ok::<_, String>(module.declare_func_in_func(f, &mut context.func))
+    };
+    let helpers = HelperRefs {
+        sin: import("kiln_sin", &[types::F32], Some(types::F32))?,
+        cos: import("kiln_cos", &[types::F32], Some(types::F32))?,
+        erf: import("kiln_erf", &[types::F32], Some(types::F32))?,
+        rem: import("kiln_rem", &[types::F32; 2], Some(types::F32))?,
+        atomic: import("kiln_atomic", &[types::I64, pointer, types::I64], Some(types::I64))?,
+        print: import("kiln_print", &[pointer, types::I32, pointer, pointer], None)?,
+    };
+    let mut frontend = FunctionBuilderContext::new();
+    let mut b = FunctionBuilder::new(&mut context.func, &mut frontend);
+    let block = b.create_block();
+    b.append_block_params_for_function_params(block);
+    b.switch_to_block(block);
+    let [slots, scratch, ids, host] = [0, 1, 2, 3].map(|i| b.block_params(block)[i]);
+    let mut emitter = emit::Emitter {
+        k: kernel,
+        plan,
+        b: &mut b,
+        helpers,
+        fma: has_fma(),
+        scalars: vec![None; kernel.values.len()],
+        views: HashMap::new(),
+        scratch,
+        ids,
+        context: host,
+        fast: true,
+        memo: HashMap::new(),
+    };
+    emitter.emit_kernel(slots);
+    b.seal_all_blocks();
+    b.finalize();
+    module.define_function(id, &mut context).map_err(text)?;
+    let size = context.compiled_code().map_or(0, |c| c.code_buffer().len());
+    Ok((id, size))
+}
+
+/// Whether multiplying and adding is one instruction here; without it, Cranelift would call a function.
+fn has_fma() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
+/// 64-byte aligned memory of one thread.
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+struct Line([u8; 64]);
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(vec![]) };
+}
+
+impl CpuKernel {
+    /// The kernel's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size of the machine code, in bytes.
+    pub fn code_bytes(&self) -> usize {
+        self.code_bytes
+    }
+
+    /// Scratch memory of one program, in bytes.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch_bytes
+    }
+
+    /// Runs every program of the grid and waits for all.
+    ///
+    /// # Errors
+    /// If the number of slots is not that of the kernel's parameters, or an assertion fails (then programs that have
+    /// not begun do not run).
+    ///
+    /// # Safety
+    /// The slots must describe the kernel's arguments as `ir::abi` says: each view's elements must be in memory that
+    /// may be read, and written if the kernel writes there, for the whole launch; aligned to the dtype's size. The
+    /// facts that the kernel was compiled with must hold. Programs must not race on what they write.
+    pub unsafe fn launch(&self, slots: &[u64], grid: [u32; 3]) -> Result<(), CpuError> {
+        if slots.len() != self.slots {
+            return Err(CpuError::Slots { kernel: self.name.clone(), expected: self.slots, found: slots.len() });
+        }
+        let total: u64 = grid.iter().map(|&g| g as u64).product();
+        let stop = AtomicBool::new(false);
+        let run = |i: u64| {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let (gx, gy) = (grid[0] as u64, grid[1] as u64);
+            let program = [(i % gx) as u32, (i / gx % gy) as u32, (i / gx / gy) as u32];
+            let ids = LaunchIds { program, grid };
+            let code = SCRATCH.with_borrow_mut(|scratch| {
+                let lines = self.scratch_bytes / 64;
+                if scratch.len() < lines {
+                    scratch.resize(lines, Line([0; 64]));
+                }
+                // SAFETY: the entry has this signature; the memory it is given is as large as the plan says, and what
+                // else it touches the caller vouches for.
+                unsafe { (self.entry)(slots.as_ptr(), scratch.as_mut_ptr().cast(), &ids, &self.context) }
+            });
+            if code == 0 {
+                return Ok(());
+            }
+            stop.store(true, Ordering::Relaxed);
+            let (loc, message) = self.asserts.get(&(code - 1)).cloned().unwrap_or_default();
+            Err(CpuError::Assert { kernel: self.name.clone(), program, loc, message })
+        };
+        if total == 1 || rayon::current_num_threads() == 1 {
+            return (0..total).try_for_each(run);
+        }
+        (0..total).into_par_iter().try_for_each(run)
+    }
+}

@@ -1,0 +1,1 @@
+//! Compiled kernels against the definition of each operation.
