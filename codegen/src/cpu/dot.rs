@@ -33,15 +33,8 @@ impl<'a> Emitter<'a, '_> {
         let width = if columns >= 4 { 4 } else { 1 };
         // 8 to 16 registers are there for results, less those of the operands.
         let vectors = (columns / width).min(if rows >= 4 { 2 } else { 8 / rows });
-        let block = Product {
-            a: la,
-            b: lb,
-            depth,
-            rows: rows.min(8 / vectors),
-            vectors,
-            width,
-            float: dtype.is_float(),
-        };
+        let block =
+            Product { a: la, b: lb, depth, rows: rows.min(8 / vectors), vectors, width, float: dtype.is_float() };
         let vec = (width == 4).then_some(1);
         let conditions = self.whole_vectors(acc, vec);
         self.versioned(&conditions, |s| {

@@ -41,8 +41,10 @@ impl<'a> Emitter<'a, '_> {
 
     /// The operand's point for a point of the operation's result.
     pub(super) fn operand_point(&mut self, op: &Op, p: Point) -> Point {
-        let x = op.operands[0];
-        let from = self.k.ty(x).shape();
+        if !matches!(op.kind, OpKind::Broadcast | OpKind::Reshape | OpKind::Transpose { .. } | OpKind::Slice { .. }) {
+            return p;
+        }
+        let from = self.k.ty(op.operands[0]).shape();
         let mut q = Point::ORIGIN;
         match op.kind {
             OpKind::Broadcast => {
@@ -85,7 +87,7 @@ impl<'a> Emitter<'a, '_> {
                     };
                 }
             }
-            _ => q = p,
+            _ => {}
         }
         q
     }
@@ -435,8 +437,7 @@ impl<'a> Emitter<'a, '_> {
                 CmpOp::Gt => FloatCC::GreaterThan,
                 CmpOp::Ge => FloatCC::GreaterThanOrEqual,
             };
-            let c = self.b.ins().fcmp(cc, x, y);
-            return c;
+            return self.b.ins().fcmp(cc, x, y);
         }
         // A mask of four bools is 0 or -1: signed comparison has the order reversed, unsigned has it right.
         let signed = dtype.is_signed();
@@ -460,11 +461,7 @@ impl<'a> Emitter<'a, '_> {
             return x;
         }
         if from == DType::Bool {
-            let number = if width == 1 {
-                self.b.ins().uextend(types::I32, x)
-            } else {
-                self.b.ins().ineg(x)
-            };
+            let number = if width == 1 { self.b.ins().uextend(types::I32, x) } else { self.b.ins().ineg(x) };
             return self.cast(DType::I32, to, number, width);
         }
         match (from.is_float(), to.is_float()) {

@@ -219,11 +219,7 @@ impl<'a> Emitter<'a, '_> {
 
     /// Emits `f` twice, if it accesses memory: for when all accesses are whole vectors (which `conditions` say), and
     /// for when not. `f` returns the same number of values both times.
-    pub(super) fn versioned(
-        &mut self,
-        conditions: &[Value],
-        mut f: impl FnMut(&mut Self) -> Vec<Value>,
-    ) -> Vec<Value> {
+    pub(super) fn versioned(&mut self, conditions: &[Value], mut f: impl FnMut(&mut Self) -> Vec<Value>) -> Vec<Value> {
         let Some((&first, rest)) = conditions.split_first() else {
             self.fast = true;
             return f(self);
@@ -362,7 +358,7 @@ impl<'a> Emitter<'a, '_> {
         let k = self.k;
         let op = k.op(id);
         match op.kind {
-            OpKind::For { .. } => return self.emit_for(op),
+            OpKind::For { .. } => return self.emit_for(id),
             OpKind::While => return self.emit_while(op),
             OpKind::If => return self.emit_if(op),
             OpKind::Store => return self.emit_store(op),
@@ -529,8 +525,9 @@ impl<'a> Emitter<'a, '_> {
         });
     }
 
-    fn emit_for(&mut self, op: &'a Op) {
+    fn emit_for(&mut self, id: OpId) {
         let k = self.k;
+        let op = k.op(id);
         let inits = &op.operands[3..];
         let args = &k.region(op.regions[0]).args;
         self.enter_carried(inits, &op.results);
@@ -538,6 +535,10 @@ impl<'a> Emitter<'a, '_> {
             let v = self.scalar(op.operands[i]);
             self.b.ins().sextend(types::I64, v)
         });
+        if k.constant(op.operands[2]).is_none_or(|step| step.to_i64(DType::I32) <= 0) {
+            let positive = self.b.ins().icmp_imm(IntCC::SignedGreaterThan, step, 0);
+            self.demand(positive, id);
+        }
         let types = self.flat_types(&op.results);
         let [header, body, exit] = [(); 3].map(|()| self.b.create_block());
         let index = self.b.append_block_param(header, types::I64);
@@ -605,11 +606,12 @@ impl<'a> Emitter<'a, '_> {
     fn emit_assert(&mut self, id: OpId) {
         let k = self.k;
         let condition = k.op(id).operands[0];
-        let holds = if k.ty(condition).is_scalar() {
-            self.scalar(condition)
-        } else {
-            self.all(condition)
-        };
+        let holds = if k.ty(condition).is_scalar() { self.scalar(condition) } else { self.all(condition) };
+        self.demand(holds, id);
+    }
+
+    /// Ends the program with the operation's failure unless `holds`.
+    fn demand(&mut self, holds: Value, id: OpId) {
         let [fail, go_on] = [(); 2].map(|()| self.b.create_block());
         self.b.ins().brif(holds, go_on, &[], fail, &[]);
         self.b.set_cold_block(fail);

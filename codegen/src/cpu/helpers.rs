@@ -1,6 +1,7 @@
 //! Host functions that compiled kernels call, and what they share with the host.
 
-use crate::ir::{AtomicOp, Bits, DType, Kernel, Loc, OpKind, Shape, Type, UnaryOp};
+use crate::interp::Tile;
+use crate::ir::{AtomicOp, Bits, DType, Kernel, OpKind, Shape, Type, UnaryOp};
 use crate::semantics;
 use cranelift_codegen::ir::FuncRef;
 use std::collections::HashMap;
@@ -46,15 +47,8 @@ pub(super) extern "C" fn rem(x: f32, y: f32) -> f32 {
     x % y
 }
 
-pub(super) const ATOMICS: [AtomicOp; 7] = [
-    AtomicOp::Add,
-    AtomicOp::Min,
-    AtomicOp::Max,
-    AtomicOp::And,
-    AtomicOp::Or,
-    AtomicOp::Xor,
-    AtomicOp::Exchange,
-];
+pub(super) const ATOMICS: [AtomicOp; 7] =
+    [AtomicOp::Add, AtomicOp::Min, AtomicOp::Max, AtomicOp::And, AtomicOp::Or, AtomicOp::Xor, AtomicOp::Exchange];
 
 /// Applies an atomic operation to the element at `address` and returns the bits before. `code` is the operation's index
 /// in [`ATOMICS`] times the number of dtypes plus the dtype's index.
@@ -68,7 +62,9 @@ pub(super) unsafe extern "C" fn atomic(code: u64, address: *mut u8, value: u64) 
         ($atomic:ty, $bits:ty) => {{
             // SAFETY: the caller promises an aligned element of this size that is only accessed atomically.
             let cell = unsafe { <$atomic>::from_ptr(address.cast()) };
-            let next = |old: $bits| Some(semantics::atomic(op, dtype, Bits(old as u64), Bits(value as $bits as u64)).0 as $bits);
+            let next = |old: $bits| {
+                Some(semantics::atomic(op, dtype, Bits(old as u64), Bits(value as $bits as u64)).0 as $bits)
+            };
             let old = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
             old.unwrap_or_else(|old| old) as u64
         }};
@@ -88,7 +84,6 @@ pub(super) struct Context {
 
 pub(super) struct PrintSite {
     message: String,
-    loc: Loc,
     /// Type and offset in scratch memory of each value.
     values: Vec<(DType, Shape, usize)>,
 }
@@ -106,7 +101,7 @@ impl Context {
                     values.push((dtype, shape, plan.array_offset(l.array)));
                 }
             }
-            prints.insert(i as u32, PrintSite { message: message.clone(), loc: op.loc, values });
+            prints.insert(i as u32, PrintSite { message: message.clone(), values });
         }
         Context { prints }
     }
@@ -121,54 +116,29 @@ pub(super) unsafe extern "C" fn print(context: *const Context, op: u32, ids: *co
     let (context, ids) = unsafe { (&*context, &*ids) };
     let Some(site) = context.prints.get(&op) else { return };
     let [x, y, z] = ids.program;
-    let mut text = format!("[{}, program ({x}, {y}, {z})] {}", site.loc, site.message);
+    let mut text = format!("({x}, {y}, {z}) {}", site.message);
     for &(dtype, shape, offset) in &site.values {
         // SAFETY: the compiled code has written `shape.numel()` elements there.
-        let elements: Vec<String> = (0..shape.numel()).map(|i| unsafe { element(dtype, scratch.add(offset), i) }).collect();
-        text.push(' ');
-        if shape.rank() == 0 {
-            text.push_str(&elements[0]);
-        } else {
-            let mut rest = elements.as_slice();
-            nested(&mut text, shape.dims(), &mut rest);
-        }
+        let tile = Tile::from_bits(dtype, shape, |i| unsafe { element(dtype, scratch.add(offset), i) });
+        let _ = write!(text, " {tile}");
     }
     text.push('\n');
     // A closed standard output is no reason to stop computing.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
-fn nested(text: &mut String, dims: &[u32], elements: &mut &[String]) {
-    let Some((&d, inner)) = dims.split_first() else {
-        let (first, rest) = elements.split_first().expect("as many elements as the shape says");
-        let _ = write!(text, "{first}");
-        *elements = rest;
-        return;
-    };
-    text.push('[');
-    for i in 0..d {
-        if i > 0 {
-            text.push_str(", ");
-        }
-        nested(text, inner, elements);
-    }
-    text.push(']');
-}
-
-/// One element of an array in scratch memory as text.
+/// One element of an array in scratch memory.
 ///
 /// # Safety
 /// The array must have more than `i` elements.
-unsafe fn element(dtype: DType, array: *const u8, i: usize) -> String {
+unsafe fn element(dtype: DType, array: *const u8, i: usize) -> Bits {
     // SAFETY: arrays are aligned to 64 bytes, and the caller promises the element.
     unsafe {
         match dtype {
-            DType::Bool => (array.cast::<u32>().add(i).read() != 0).to_string(),
-            DType::I64 => array.cast::<i64>().add(i).read().to_string(),
-            DType::U64 => array.cast::<u64>().add(i).read().to_string(),
-            d if d.is_float() => array.cast::<f32>().add(i).read().to_string(),
-            d if d.is_signed() => array.cast::<i32>().add(i).read().to_string(),
-            _ => array.cast::<u32>().add(i).read().to_string(),
+            DType::Bool => Bits((array.cast::<u32>().add(i).read() != 0) as u64),
+            d if d.size() == 8 => Bits(array.cast::<u64>().add(i).read()),
+            d if d.is_float() => semantics::from_f32(d, array.cast::<f32>().add(i).read()),
+            d => Bits::from_i64(d, array.cast::<i32>().add(i).read() as i64),
         }
     }
 }

@@ -365,13 +365,7 @@ impl<'a> Emitter<'a, '_> {
     // -- single elements -------------------------------------------------------------------------------------------
 
     /// Indices and mask at a point, lane by lane: the guarded address and whether the element may be accessed.
-    fn indexed(
-        &mut self,
-        view: ValueId,
-        index: &[ValueId],
-        mask: Option<ValueId>,
-        p: Point,
-    ) -> Vec<(Value, Value)> {
+    fn indexed(&mut self, view: ValueId, index: &[ValueId], mask: Option<ValueId>, p: Point) -> Vec<(Value, Value)> {
         let v = self.views[&view].clone();
         let columns: Vec<Value> = index.iter().map(|&i| self.element(i, p)).collect();
         let mask = mask.map(|m| self.element(m, p));

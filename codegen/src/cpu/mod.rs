@@ -5,7 +5,7 @@
 //! the thread runs.
 //!
 //! Invariants:
-//! - Compiled code does not trap: divisions and accesses are guarded. Failed assertions come back as [`CpuError`].
+//! - Compiled code does not trap: divisions and accesses are guarded. What fails comes back as [`CpuError`].
 //! - It touches views only inside their bounds, and otherwise only its thread's scratch memory.
 //! - A kernel must have passed the verifier; on others, compilation may panic.
 
@@ -45,11 +45,11 @@ pub enum CpuError {
     Codegen { kernel: String, reason: String },
     #[error("kernel `{kernel}`: launched with {found} argument slots, but its parameters take {expected}")]
     Slots { kernel: String, expected: usize, found: usize },
-    #[error("kernel `{kernel}`, program {program:?}: assertion failed at {loc}: {message}")]
-    Assert { kernel: String, program: [u32; 3], loc: Loc, message: String },
+    #[error("kernel `{kernel}`, program {program:?}, {loc}: {message}")]
+    Failed { kernel: String, program: [u32; 3], loc: Loc, message: String },
 }
 
-/// slots, scratch memory, ids, context → 0, or 1 + the number of the failed assertion's operation.
+/// slots, scratch memory, ids, context → 0, or 1 + the number of the operation that failed.
 type Entry = unsafe extern "C" fn(*const u64, *mut u8, *const LaunchIds, *const Context) -> u32;
 
 /// A kernel in machine code of this process.
@@ -59,8 +59,8 @@ pub struct CpuKernel {
     slots: usize,
     scratch_bytes: usize,
     context: Context,
-    /// Where each assertion stands, and its message.
-    asserts: HashMap<u32, (Loc, String)>,
+    /// What can fail, by operation: where it stands and what to say.
+    failures: HashMap<u32, (Loc, String)>,
     code_bytes: usize,
     code: ManuallyDrop<JITModule>,
 }
@@ -123,8 +123,9 @@ pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
     let code = module.get_finalized_function(id);
     // SAFETY: the function was declared with the signature of `Entry`, in the C calling convention of this machine.
     let entry = unsafe { std::mem::transmute::<*const u8, Entry>(code) };
-    let asserts = kernel.ops.iter().enumerate().filter_map(|(i, op)| match &op.kind {
-        OpKind::Assert { message } => Some((i as u32, (op.loc, message.clone()))),
+    let failures = kernel.ops.iter().enumerate().filter_map(|(i, op)| match &op.kind {
+        OpKind::Assert { message } => Some((i as u32, (op.loc, format!("assertion failed: {message}")))),
+        OpKind::For { .. } => Some((i as u32, (op.loc, "the step of a loop must be positive".to_owned()))),
         _ => None,
     });
     Ok(CpuKernel {
@@ -133,7 +134,7 @@ pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
         slots: kernel.slots().len(),
         scratch_bytes: plan.scratch_bytes,
         context: Context::new(kernel, &plan),
-        asserts: asserts.collect(),
+        failures: failures.collect(),
         code_bytes,
         code: ManuallyDrop::new(module),
     })
@@ -206,7 +207,7 @@ fn has_fma() -> bool {
 /// 64-byte aligned memory of one thread.
 #[repr(align(64))]
 #[derive(Clone, Copy)]
-struct Line([u8; 64]);
+struct Line(#[expect(dead_code, reason = "only compiled code looks inside")] [u8; 64]);
 
 thread_local! {
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(vec![]) };
@@ -231,7 +232,7 @@ impl CpuKernel {
     /// Runs every program of the grid and waits for all.
     ///
     /// # Errors
-    /// If the number of slots is not that of the kernel's parameters, or an assertion fails (then programs that have
+    /// If the number of slots is not that of the kernel's parameters, or an assertion fails or a loop's step is not positive (then programs that have
     /// not begun do not run).
     ///
     /// # Safety
@@ -264,8 +265,8 @@ impl CpuKernel {
                 return Ok(());
             }
             stop.store(true, Ordering::Relaxed);
-            let (loc, message) = self.asserts.get(&(code - 1)).cloned().unwrap_or_default();
-            Err(CpuError::Assert { kernel: self.name.clone(), program, loc, message })
+            let (loc, message) = self.failures.get(&(code - 1)).cloned().unwrap_or_default();
+            Err(CpuError::Failed { kernel: self.name.clone(), program, loc, message })
         };
         if total == 1 || rayon::current_num_threads() == 1 {
             return (0..total).try_for_each(run);

@@ -344,7 +344,9 @@ impl Planner<'_> {
         loop {
             match self.k.def(view) {
                 Def::Param(i) => return Some(i),
-                Def::Result(op, _) if matches!(self.k.op(op).kind, OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. }) => {
+                Def::Result(op, _)
+                    if matches!(self.k.op(op).kind, OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. }) =>
+                {
                     view = self.k.op(op).operands[0];
                 }
                 _ => return None,
@@ -390,7 +392,8 @@ impl Planner<'_> {
 
     fn place_result(&mut self, id: OpId, v: ValueId) -> Place {
         let op = self.k.op(id);
-        if op.results.len() == 1 && self.users[v.index()].is_empty() && !op.kind.has_effect() && !op.kind.has_regions() {
+        if op.results.len() == 1 && self.users[v.index()].is_empty() && !op.kind.has_effect() && !op.kind.has_regions()
+        {
             return Place::Dead;
         }
         if op.kind.has_regions() {
@@ -593,7 +596,8 @@ impl Planner<'_> {
             let id = self.order[at];
             let op = self.k.op(id);
             let parent = self.region_of[id.index()].and_then(|r| self.parent[r.index()]);
-            let Some(parent) = parent.filter(|&p| matches!(self.k.op(p).kind, OpKind::For { .. } | OpKind::While)) else {
+            let Some(parent) = parent.filter(|&p| matches!(self.k.op(p).kind, OpKind::For { .. } | OpKind::While))
+            else {
                 continue;
             };
             if !matches!(op.kind, OpKind::Yield) {

@@ -147,6 +147,11 @@ impl Tile {
         Tile { dtype, shape, data }
     }
 
+    /// For a compiled kernel's prints, which thereby read like the interpreter's.
+    pub(crate) fn from_bits(dtype: DType, shape: Shape, bits: impl Fn(usize) -> Bits) -> Tile {
+        Tile { dtype, shape, data: std::rc::Rc::new(Data::generate(dtype, shape.numel(), bits)) }
+    }
+
     pub fn dtype(&self) -> DType {
         self.dtype
     }

@@ -1,1 +1,0 @@
-//! Compiled kernels against the definition of each operation.
