@@ -10,6 +10,7 @@ use crate::device::cuda;
 use crate::knobs::{self, Stage};
 use crate::launch::{Slots, Source};
 use crate::{Device, Error, Result};
+use kiln_codegen::cpu::{self, CpuKernel};
 use kiln_codegen::ir::{Fact, Kernel, Slot, verify};
 use kiln_codegen::passes;
 use smallvec::SmallVec;
@@ -31,6 +32,7 @@ type Facts = SmallVec<[Fact; 64]>;
 
 /// Code for one device and one set of facts.
 pub(crate) enum Compiled {
+    Cpu(CpuKernel),
     #[cfg(feature = "cuda")]
     Cuda(cuda::Function),
 }
@@ -95,5 +97,16 @@ pub(crate) fn compiled(staged: &Staged, device: Device, slots: &Slots) -> Result
 }
 
 fn compile(kernel: &Kernel, device: Device) -> Result<Compiled> {
-    Err(Error::Compile { kernel: kernel.name.clone(), device, message: "this build has no back end for it".into() })
+    let refused = |message: String| Error::Compile { device, message };
+    match device {
+        Device::Cpu => {
+            knobs::knobs().dump(Stage::TileOpt, &kernel.name, "", || kernel.to_string());
+            cpu::compile(kernel).map(Compiled::Cpu).map_err(|e| refused(e.to_string()))
+        }
+        Device::Interpret => Err(refused(format!("kernel `{}`: the interpreter runs tile IR as it is", kernel.name))),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(n) => crate::nvidia::compile(kernel, cuda::Context::get(n)?).map(Compiled::Cuda),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => Err(device.not_built()),
+    }
 }

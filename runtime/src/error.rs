@@ -50,9 +50,13 @@ pub enum Error {
     #[error("kernel `{kernel}`: {message}")]
     Launch { kernel: String, message: String },
 
-    /// A pass or a back end refused the kernel.
-    #[error("kernel `{kernel}` does not compile for {device}: {message}")]
-    Compile { kernel: String, device: Device, message: String },
+    /// A back end refused the kernel.
+    #[error("{device}: {message}")]
+    Compile {
+        device: Device,
+        /// Names kernel and place in the source, as far as they are known.
+        message: String,
+    },
 
     /// The kernel ran and failed: an assertion, an access that the interpreter refuses.
     #[error("{device}: {message}")]

@@ -4,10 +4,8 @@
 //! no output shares memory with another argument, and the grid does not let two programs own one block. A launch that
 //! was checked and compiled before allocates nothing: arguments and slots live inline.
 
-#[cfg(feature = "cuda")]
-use crate::compile::Compiled;
-use crate::compile::{self, Staged};
-use crate::device::Storage;
+use crate::compile::{self, Compiled, Staged};
+use crate::device::{Held, HostMemory, Storage, start_threads};
 use crate::{Device, Error, Result, Tensor};
 use kiln_codegen::interp;
 use kiln_codegen::ir::{Bits, DType, Kernel, Shape, SlotKind};
@@ -139,6 +137,14 @@ impl<'a> Launch<'a> {
         }
         let slots = self.slots(&staged)?;
         match *compile::compiled(&staged, device, &slots)? {
+            Compiled::Cpu(ref kernel) => {
+                start_threads();
+                let _held = self.hold_memory()?;
+                // SAFETY: the slots were made for this kernel from the tensors' own layouts, so every view lies in its
+                // memory, aligned; nobody else touches what is written while the memory is held; the facts are those
+                // of these very slots; blocks have one owner each, and racing otherwise takes the author's `unsafe`.
+                unsafe { kernel.launch(&slots, grid) }.map_err(|e| Error::Run { device, message: e.to_string() })
+            }
             #[cfg(feature = "cuda")]
             // SAFETY: the slots were made for this kernel from the tensors' own layouts, which lie in these storages,
             // all on this device.
@@ -280,6 +286,22 @@ impl<'a> Launch<'a> {
     }
 
     // -- running -------------------------------------------------------------------------------------------------------
+
+    /// Holds the memory of all arguments against other launches and copies. In order of address: two launches that
+    /// want the same memories do not wait for each other.
+    fn hold_memory(&self) -> Result<SmallVec<[Held<'a>; 12]>> {
+        let mut memories: SmallVec<[(&HostMemory, bool); 12]> = self
+            .tensors()
+            .filter_map(|(_, t, output)| match &**t.storage() {
+                Storage::Cpu(memory) => Some((memory, output.is_some())),
+                _ => None,
+            })
+            .collect();
+        // Of one memory's entries the writing one comes first and stays.
+        memories.sort_by_key(|&(m, write)| (m.address(), !write));
+        memories.dedup_by_key(|(m, _)| m.address());
+        memories.into_iter().map(|(m, write)| m.hold(write)).collect()
+    }
 
     /// Runs the kernel as it was staged: the interpreter defines operations, so it sees the author's.
     fn run_on_interpreter(&self, staged: &Staged, grid: [u32; 3]) -> Result<()> {

@@ -17,6 +17,9 @@ pub mod knobs;
 pub mod lang;
 mod launch;
 mod layout;
+#[cfg(feature = "cuda")]
+mod nvidia;
+mod report;
 #[doc(hidden)]
 pub mod stage;
 mod tensor;
@@ -30,6 +33,7 @@ pub use kiln_macros::{Carried, KernelArg, device, kernel};
 pub use lang::*;
 pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
+pub use report::{KernelReport, kernel_reports};
 pub use stage::{Carried, KernelArg};
 pub use tensor::Tensor;
 

@@ -10,9 +10,20 @@ use super::{Device, Fill};
 use crate::{Error, Result, knobs};
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Once, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 const ALIGN: usize = 64;
+
+/// Starts the threads that programs of a grid are spread over, as many as `KILN_THREADS` says. Without it, or if the
+/// host program has started rayon's threads before, they are as rayon has them.
+pub(crate) fn start_threads() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        if let Some(threads) = knobs::knobs().threads {
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        }
+    });
+}
 
 pub(crate) struct HostMemory {
     start: NonNull<u8>,

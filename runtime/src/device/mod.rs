@@ -18,7 +18,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub(crate) use cpu::HostMemory;
+pub(crate) use cpu::{Held, HostMemory, start_threads};
 pub(crate) use interpret::InterpretMemory;
 
 /// A place where tensors live and kernels run.
@@ -77,7 +77,10 @@ impl Device {
     /// A line about the device for people: its model and what it can do.
     pub fn describe(self) -> Result<String> {
         match self {
-            Device::Cpu => Ok(format!("cpu, {} threads", rayon::current_num_threads())),
+            Device::Cpu => {
+                start_threads();
+                Ok(format!("cpu, {} threads", rayon::current_num_threads()))
+            }
             Device::Interpret => Ok("interpreter".into()),
             #[cfg(feature = "cuda")]
             Device::Cuda(n) => Ok(cuda::Context::get(n)?.describe()),

@@ -1,7 +1,7 @@
 //! From PTX to a function that can be launched.
 //!
 //! `ptxas`, if there is one, turns PTX into machine code that the disk cache can keep; otherwise, or if it does not
-//! know the chip, the driver compiles the PTX while loading it. Either log (registers, spills, what was ignored) is
+//! know the chip, the driver compiles the PTX while loading it. What either has to say (spills, what was ignored) is
 //! kept for the report on the kernel.
 
 use super::{Context, capture, sys};
@@ -9,9 +9,10 @@ use crate::Result;
 use crate::device::Storage;
 use crate::knobs::Assembler;
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
+use kiln_codegen::nvptx::ptxas;
 use std::ffi::{CString, c_void};
-use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A compiled kernel before it is loaded: what the disk cache holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,24 +24,22 @@ pub(crate) struct Image {
     pub(crate) threads: u32,
     /// Dynamic shared memory per program.
     pub(crate) shared_bytes: u32,
-    /// What the compiler has to say: fallbacks and their reasons.
+    /// What compiler and assembler have to say: fallbacks and their reasons.
     pub(crate) notes: Vec<String>,
-    /// What the assembler has to say; empty while `code` is PTX.
-    pub(crate) log: String,
 }
 
 /// A kernel loaded on one GPU. Modules are never unloaded: the table of compiled kernels keeps them, and so may graphs.
 pub(crate) struct Function {
     context: &'static Context,
     function: sys::CUfunction,
-    threads: u32,
-    shared_bytes: u32,
+    pub(crate) threads: u32,
+    pub(crate) shared_bytes: u32,
     /// Registers per thread.
     pub(crate) registers: u32,
     /// Local memory per thread, in bytes: spills and arrays.
     pub(crate) local_bytes: u32,
-    /// The assembler's log.
-    pub(crate) log: String,
+    /// What compiler, assembler and driver have to say.
+    pub(crate) notes: Vec<String>,
 }
 
 // SAFETY: the handle may be used from any thread whose current context is its own, which `launch` sees to.
@@ -51,34 +50,21 @@ unsafe impl Sync for Function {}
 /// Assembles `image.code` in place if an assembler is configured and knows the chip; otherwise leaves it to the driver.
 /// `target` is `sm_90a` and the like.
 pub(crate) fn assemble(image: &mut Image, assembler: &Assembler, target: &str) {
-    let Assembler::Ptxas(ptxas) = assembler else { return };
-    match run_ptxas(ptxas, &image.code, target) {
-        Ok((cubin, log)) => (image.code, image.log) = (cubin, log),
-        Err(why) => image.notes.push(format!("{} was not used: {why}", ptxas.display())),
-    }
-}
-
-fn run_ptxas(ptxas: &std::path::Path, ptx: &[u8], target: &str) -> Result<(Vec<u8>, String), String> {
-    use std::sync::atomic::{AtomicU64, Ordering};
     static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let Assembler::Ptxas(ptxas) = assembler else { return };
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let path = |end| std::env::temp_dir().join(format!("kiln-{}-{serial}.{end}", std::process::id()));
-    let (source, cubin) = (path("ptx"), path("cubin"));
-    let result = (|| {
-        std::fs::write(&source, ptx).map_err(|e| format!("cannot write {}: {e}", source.display()))?;
-        let mut command = Command::new(ptxas);
-        command.arg(format!("-arch={target}")).arg("-v").arg("-o").arg(&cubin).arg(&source);
-        let output = command.output().map_err(|e| format!("cannot be run: {e}"))?;
-        let log = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        if !output.status.success() {
-            return Err(log.trim().to_string());
+    let cubin = std::env::temp_dir().join(format!("kiln-{}-{serial}.cubin", std::process::id()));
+    let ptx = String::from_utf8_lossy(&image.code).into_owned();
+    let assembled = ptxas::assemble(ptxas, &ptx, target, Some(&cubin))
+        .and_then(|report| Ok((report, std::fs::read(&cubin).map_err(|e| e.to_string())?)));
+    let _ = std::fs::remove_file(&cubin);
+    match assembled {
+        Ok((report, code)) => {
+            image.code = code;
+            image.notes.extend(report.warnings);
         }
-        let code = std::fs::read(&cubin).map_err(|e| format!("cannot read its output: {e}"))?;
-        Ok((code, log))
-    })();
-    // Best effort: the temporary directory is cleaned by others too.
-    let _ = (std::fs::remove_file(source), std::fs::remove_file(cubin));
-    result
+        Err(why) => image.notes.push(format!("{} was not used: {}", ptxas.display(), why.trim())),
+    }
 }
 
 impl Function {
@@ -86,6 +72,8 @@ impl Function {
     pub(crate) fn load(context: &'static Context, image: &Image) -> Result<Function, String> {
         context.bind().map_err(|e| e.to_string())?;
         let (module, driver_log) = load_module(&image.code)?;
+        let mut notes = image.notes.clone();
+        notes.extend(ptxas::parse(&driver_log).warnings);
         let entry = CString::new(image.entry.as_str()).map_err(|_| "the entry's name has a zero byte".to_string())?;
         let check = |call: &str, code| match code {
             CUresult::CUDA_SUCCESS => Ok(()),
@@ -116,7 +104,7 @@ impl Function {
             shared_bytes: image.shared_bytes,
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-            log: if image.log.is_empty() { driver_log } else { image.log.clone() },
+            notes,
         })
     }
 

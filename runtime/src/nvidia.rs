@@ -1,0 +1,150 @@
+//! From optimised tile IR to a function on a GPU, by way of the disk cache.
+//!
+//! The key of an entry is everything that determines it: the kernel's text, which has its facts and options, the
+//! target, the assembler, and this compiler (see `cache`). What is kept is the image to load, so a hit needs neither
+//! LLVM nor the assembler. An image that does not load is compiled afresh before it counts as a failure.
+
+use crate::cache::{self, Key};
+use crate::device::cuda::{Context, Function, Image, assemble};
+use crate::knobs::{Assembler, Stage, knobs};
+use crate::report::{self, KernelReport};
+use crate::{Error, Result};
+use kiln_codegen::ir::Kernel;
+use kiln_codegen::nvptx::{self, Target};
+
+/// Compiles an optimised kernel for a GPU and loads it there.
+pub(crate) fn compile(kernel: &Kernel, context: &'static Context) -> Result<Function> {
+    let device = context.device();
+    let refused = |message: String| Error::Compile { device, message };
+    let (major, minor) = context.capability;
+    if major < 8 {
+        let reason =
+            format!("kernels need compute capability 8.0 or later, {} has {major}.{minor}", context.describe());
+        return Err(Error::Unavailable { device, reason });
+    }
+    // Code for sm_90a runs on 9.0 only; what came after runs what is for 8.0.
+    let target = Target { sm: if (major, minor) == (9, 0) { 90 } else { 80 } };
+    let knobs = knobs();
+    let text = kernel.to_string();
+    let options = format!("{:?} {:?}", kernel.options, kernel.facts);
+    let assembler = describe(&knobs.assembler);
+    let parts = [&text, &options, target.name(), &assembler].map(|p: &str| p.as_bytes());
+    let key = Key::new(&parts);
+    let variant = key.short();
+    knobs.dump(Stage::TileOpt, &kernel.name, &variant, || text.clone());
+
+    // A dump wants the text of every stage, which the cache does not hold.
+    let wants_text = knobs.dumps(Stage::Llvm, &kernel.name) || knobs.dumps(Stage::Ptx, &kernel.name);
+    let kept = if wants_text { None } else { cache::get(&key).and_then(|bytes| Image::decode(&bytes)) };
+    if let Some(image) = kept
+        && let Ok(function) = Function::load(context, &image)
+    {
+        report::add(report_on(kernel, &function, context));
+        return Ok(function);
+    }
+
+    if knobs.dumps(Stage::Llvm, &kernel.name) {
+        let lowered = nvptx::llvm_text(kernel, target).map_err(|e| refused(e.to_string()))?;
+        knobs.dump(Stage::Llvm, &kernel.name, &variant, || lowered.text);
+    }
+    let ptx = nvptx::compile(kernel, target).map_err(|e| refused(e.to_string()))?;
+    knobs.dump(Stage::Ptx, &kernel.name, &variant, || ptx.text.clone());
+    let mut image = Image {
+        code: ptx.text.into_bytes(),
+        entry: ptx.entry,
+        threads: ptx.threads,
+        shared_bytes: ptx.shared_bytes,
+        notes: ptx.notes.iter().map(|(at, note)| format!("{at}: {note}")).collect(),
+    };
+    assemble(&mut image, &knobs.assembler, target.name());
+    let function =
+        Function::load(context, &image).map_err(|message| refused(format!("kernel `{}`: {message}", kernel.name)))?;
+    cache::put(&key, &image.encode());
+    report::add(report_on(kernel, &function, context));
+    Ok(function)
+}
+
+fn report_on(kernel: &Kernel, function: &Function, context: &Context) -> KernelReport {
+    KernelReport {
+        kernel: kernel.name.clone(),
+        device: context.device(),
+        threads: function.threads,
+        registers: function.registers,
+        local_bytes: function.local_bytes,
+        shared_bytes: function.shared_bytes,
+        notes: function.notes.clone(),
+    }
+}
+
+/// An assembler, and which version of it: a program is told from its successor by size and age.
+fn describe(assembler: &Assembler) -> String {
+    match assembler {
+        Assembler::Driver => "driver".into(),
+        Assembler::Ptxas(path) => {
+            let file = std::fs::metadata(path).ok();
+            let modified = file.as_ref().and_then(|m| m.modified().ok());
+            format!("{} {:?} {modified:?}", path.display(), file.map(|m| m.len()))
+        }
+    }
+}
+
+impl Image {
+    /// As bytes: each field with its length before it.
+    fn encode(&self) -> Vec<u8> {
+        let mut out = vec![];
+        let mut field = |bytes: &[u8]| {
+            out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            out.extend_from_slice(bytes);
+        };
+        field(&self.threads.to_le_bytes());
+        field(&self.shared_bytes.to_le_bytes());
+        field(self.entry.as_bytes());
+        field(&self.code);
+        self.notes.iter().for_each(|n| field(n.as_bytes()));
+        out
+    }
+
+    /// The inverse; `None` if the bytes are something else.
+    fn decode(mut bytes: &[u8]) -> Option<Image> {
+        let mut fields = vec![];
+        while !bytes.is_empty() {
+            let (len, rest) = bytes.split_first_chunk::<8>()?;
+            // Checked against what remains before anything is made of it.
+            let (field, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+            fields.push(field);
+            bytes = rest;
+        }
+        let [threads, shared_bytes, entry, code, notes @ ..] = &fields[..] else { return None };
+        let text = |b: &[u8]| String::from_utf8(b.to_vec()).ok();
+        Some(Image {
+            threads: u32::from_le_bytes((*threads).try_into().ok()?),
+            shared_bytes: u32::from_le_bytes((*shared_bytes).try_into().ok()?),
+            entry: text(entry)?,
+            code: code.to_vec(),
+            notes: notes.iter().map(|n| text(n)).collect::<Option<_>>()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_round_trip_and_damage_is_noticed() {
+        let image = Image {
+            code: vec![1, 2, 0, 255],
+            entry: "kiln_add".into(),
+            threads: 128,
+            shared_bytes: 4096,
+            notes: vec!["a.rs:1:2: slow".into(), String::new()],
+        };
+        let bytes = image.encode();
+        assert_eq!(Image::decode(&bytes), Some(image));
+        for cut in 1..40 {
+            let decoded = Image::decode(&bytes[..cut]);
+            assert!(decoded.is_none(), "{cut}");
+        }
+        assert_eq!(Image::decode(&[0xff; 40]), None);
+    }
+}

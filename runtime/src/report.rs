@@ -1,0 +1,44 @@
+//! What the compiler made of the kernels of this process.
+
+use crate::Device;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+/// One compiled kernel: what it needs of the machine, and what its author should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelReport {
+    pub kernel: String,
+    pub device: Device,
+    /// Threads per program.
+    pub threads: u32,
+    /// Registers per thread.
+    pub registers: u32,
+    /// Local memory per thread in bytes: spilled registers, mostly.
+    pub local_bytes: u32,
+    /// Dynamic shared memory per program in bytes.
+    pub shared_bytes: u32,
+    /// Fallbacks and their reasons, with the place in the source; the assembler's warnings.
+    pub notes: Vec<String>,
+}
+
+static REPORTS: Mutex<Vec<KernelReport>> = Mutex::new(vec![]);
+
+/// Reports on the kernels compiled for GPUs so far, in the order of their first launch; one per specialisation.
+pub fn kernel_reports() -> Vec<KernelReport> {
+    REPORTS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Notes a kernel.
+#[cfg(feature = "cuda")]
+pub(crate) fn add(report: KernelReport) {
+    REPORTS.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+}
+
+impl fmt::Display for KernelReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let KernelReport { kernel, device, threads, registers, local_bytes, shared_bytes, notes } = self;
+        write!(f, "{kernel} on {device}: {threads} threads, {registers} registers, {local_bytes} B local, ")?;
+        write!(f, "{shared_bytes} B shared")?;
+        notes.iter().try_for_each(|n| write!(f, "\n  {n}"))
+    }
+}
