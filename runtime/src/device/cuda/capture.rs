@@ -81,6 +81,7 @@ impl Context {
                 let mut graph = std::ptr::null_mut();
                 // SAFETY: the stream that the capture was begun on; the pointer is to a local.
                 let code = unsafe { sys::cuStreamEndCapture(self.0.stream, &mut graph) };
+                self.0.capture_ended.notify_all();
                 (code, graph, queue.capture.take())
             }
         }

@@ -127,7 +127,8 @@ impl Memory {
         }
         let _queue = self.context.queue_uncaptured("a copy from the host")?;
         let (to, from) = (self.address + offset as u64, data.as_ptr().cast());
-        // SAFETY: the target is inside the block. From pageable memory the driver has read `data` when it returns.
+        // SAFETY: the target is inside the block. `data` is ordinary (pageable)
+        // memory, which the driver has read when it returns.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, data.len(), self.context.stream) };
         self.context.check("cuMemcpyHtoDAsync", code)
     }

@@ -4,7 +4,7 @@
 //! there is one [`Context`] for the life of the process, with one stream: whatever is asked of the device happens in
 //! that order, which is why freed memory can be handed out again at once and why nothing here waits except for copies
 //! to the host. The queue's lock (uncontended: some tens of nanoseconds) keeps a graph capture of one thread free of
-//! what other threads do.
+//! what other threads do: they wait for its end.
 //!
 //! Every return code is checked. A kernel that traps leaves the context in an error that every later call reports.
 
@@ -22,7 +22,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use memory::Pool;
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// One GPU: its primary context, its stream, its memory pool.
@@ -36,6 +36,7 @@ pub(crate) struct Context {
     multiprocessors: u32,
     pub(crate) l2_bytes: usize,
     queue: Mutex<Queue>,
+    capture_ended: Condvar,
 }
 
 /// What must not change while work is queued.
@@ -139,7 +140,8 @@ impl Context {
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check("cuStreamCreate", sys::cuStreamCreate(&mut stream, flags))?;
         }
-        Ok(Context { ordinal, context, stream, name, capability, multiprocessors, l2_bytes, queue: Mutex::default() })
+        let (queue, capture_ended) = (Mutex::default(), Condvar::new());
+        Ok(Context { ordinal, context, stream, name, capability, multiprocessors, l2_bytes, queue, capture_ended })
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -155,7 +157,21 @@ impl Context {
     fn check(&self, call: &'static str, code: CUresult) -> Result<()> {
         match code {
             CUresult::CUDA_SUCCESS => Ok(()),
-            code => Err(Error::Driver { device: self.device(), call, message: explain(code) }),
+            code => {
+                // What the queue reports is the fault of a kernel launched earlier, and stays for good.
+                let a_kernel = matches!(
+                    code,
+                    CUresult::CUDA_ERROR_LAUNCH_FAILED
+                        | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+                        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+                        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+                        | CUresult::CUDA_ERROR_ASSERT
+                );
+                let hint =
+                    "; a kernel launched earlier failed (an assertion, perhaps): KILN_DEVICE=interpret shows where";
+                let message = format!("{}{}", explain(code), if a_kernel { hint } else { "" });
+                Err(Error::Driver { device: self.device(), call, message })
+            }
         }
     }
 
@@ -169,11 +185,15 @@ impl Context {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queue, for work on the stream: refused while another thread captures a graph.
+    /// The queue, for work on the stream. Waits while another thread captures a graph, but not for ever: that thread
+    /// may be waiting for this one.
     fn queue(&self) -> Result<MutexGuard<'_, Queue>> {
-        let queue = self.lock();
-        if queue.capture.as_ref().is_some_and(|c| !c.is_mine()) {
-            let reason = "another thread is capturing a graph on it".into();
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let captured = |queue: &mut Queue| queue.capture.as_ref().is_some_and(|c| !c.is_mine());
+        let waited = self.capture_ended.wait_timeout_while(self.lock(), PATIENCE, captured);
+        let (queue, outcome) = waited.unwrap_or_else(PoisonError::into_inner);
+        if outcome.timed_out() {
+            let reason = "another thread has been capturing a graph on it for long".into();
             return Err(Error::Unavailable { device: self.device(), reason });
         }
         self.bind()?;

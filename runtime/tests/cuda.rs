@@ -1,0 +1,131 @@
+//! What only a GPU has: asynchronous launches, recycled memory, graphs, device time. Without a GPU each test says that
+//! it did not run.
+#![cfg(feature = "cuda")]
+
+use kiln::prelude::*;
+use kiln::{Bench, DType, Device, Error, Graph, Tensor};
+
+#[kernel]
+fn scale<const B: usize>(x: &View<f32, 1>, factor: f32, out: &mut Block<f32, B>) {
+    let x: Tile<f32, B> = x.load(out.origin(0));
+    out.store(x * factor);
+}
+
+fn gpu() -> Option<Device> {
+    match Device::Cuda(0).check() {
+        Ok(()) => Some(Device::Cuda(0)),
+        Err(e) => {
+            eprintln!("not run: {e}");
+            None
+        }
+    }
+}
+
+fn counting(n: usize, device: Device) -> Tensor {
+    Tensor::from_slice(&(0..n).map(|i| i as f32).collect::<Vec<_>>(), &[n], device).unwrap()
+}
+
+#[test]
+fn launches_queue_and_copies_wait() {
+    let Some(device) = gpu() else { return };
+    eprintln!("{}", device.describe().unwrap());
+    let n = 1 << 20;
+    let mut a = counting(n, device);
+    let mut b = Tensor::uninit(&[n], DType::F32, device).unwrap();
+    for _ in 0..10 {
+        scale::<1024>(&a, 2.0, &mut b).run().unwrap();
+        scale::<1024>(&b, 0.5, &mut a).run().unwrap();
+    }
+    let got = a.to_vec::<f32>().unwrap();
+    assert!(got.iter().enumerate().all(|(i, &v)| v == i as f32));
+    assert!(kiln::kernel_reports().iter().any(|r| r.kernel == "scale" && r.registers > 0));
+}
+
+/// Temporaries are dropped while their readers are still queued: recycling must follow the stream's order.
+#[test]
+fn dropped_memory_is_recycled_in_order() {
+    let Some(device) = gpu() else { return };
+    let n = 1 << 18;
+    let mut x = counting(n, device);
+    for _ in 0..200 {
+        let mut y = Tensor::uninit(&[n], DType::F32, device).unwrap();
+        scale::<1024>(&x, -1.0, &mut y).run().unwrap();
+        x = y;
+    }
+    assert!(x.to_vec::<f32>().unwrap().iter().enumerate().all(|(i, &v)| v == i as f32));
+}
+
+#[test]
+fn graphs_replay_on_new_inputs_and_keep_their_memory() {
+    let Some(device) = gpu() else { return };
+    let n = 5000;
+    let mut input = counting(n, device);
+    let mut output = Tensor::zeros(&[n], DType::F32, device).unwrap();
+    let work = |input: &Tensor, output: &mut Tensor| {
+        let mut half = Tensor::uninit(&[n], DType::F32, device)?;
+        scale::<256>(input, 0.5, &mut half).run()?;
+        let mut quarter = Tensor::uninit(&[n], DType::F32, device)?;
+        scale::<256>(&half, 0.5, &mut quarter).run()?;
+        drop(half);
+        let mut again = Tensor::uninit(&[n], DType::F32, device)?;
+        scale::<256>(&quarter, 8.0, &mut again).run()?;
+        output.copy_from(&again)
+    };
+    let graph = Graph::capture(device, || work(&input, &mut output)).unwrap();
+    assert!(output.to_vec::<f32>().unwrap().iter().all(|&v| v == 0.0), "recording runs nothing");
+    // Whoever allocates now must not get the graph's memory.
+    let mut others = vec![];
+    for _ in 0..8 {
+        others.push(Tensor::full(&[n], DType::F32, 7.0, device).unwrap());
+    }
+    for factor in [1.0f32, 3.0] {
+        input.write_slice(&(0..n).map(|i| factor * i as f32).collect::<Vec<_>>()).unwrap();
+        graph.replay().unwrap();
+        let got = output.to_vec::<f32>().unwrap();
+        assert!(got.iter().enumerate().all(|(i, &v)| v == 2.0 * factor * i as f32));
+    }
+    assert!(others.iter().all(|t| t.to_vec::<f32>().unwrap().iter().all(|&v| v == 7.0)));
+    // The graph outlives the tensors it was recorded with.
+    drop((input, output));
+    graph.replay().unwrap();
+    device.synchronize().unwrap();
+}
+
+#[test]
+fn what_a_graph_cannot_hold_is_an_error_and_the_device_lives_on() {
+    let Some(device) = gpu() else { return };
+    let x = counting(100, device);
+    assert!(matches!(Graph::capture(device, || x.to_vec::<f32>().map(drop)), Err(Error::Driver { .. })));
+    assert!(Graph::capture(device, || device.synchronize()).is_err());
+    assert!(Graph::capture(device, || Graph::capture(device, || Ok(())).map(drop)).is_err());
+    assert_eq!(x.to_vec::<f32>().unwrap()[99], 99.0);
+}
+
+#[test]
+fn too_much_memory_is_an_error_and_kept_blocks_are_given_back_first() {
+    let Some(device) = gpu() else { return };
+    let e = Tensor::uninit(&[1 << 45], DType::U8, device).unwrap_err().to_string();
+    assert!(e.contains(&(1u64 << 45).to_string()) && e.contains("free"), "{e}");
+    // Each size is new, so only giving back the kept ones makes room for the next.
+    for i in 0..12 {
+        Tensor::uninit(&[(16 << 30) + (i << 32)], DType::U8, device).unwrap();
+    }
+}
+
+#[test]
+fn bench_measures_device_time() {
+    let Some(device) = gpu() else { return };
+    let n = 64 << 20;
+    let x = Tensor::zeros(&[n], DType::F32, device).unwrap();
+    let mut y = Tensor::uninit(&[n], DType::F32, device).unwrap();
+    let timing = Bench::new(device).run(|| scale::<2048>(&x, 2.0, &mut y).run()).unwrap();
+    let bytes_per_second = 2.0 * 4.0 * n as f64 / timing.median().as_secs_f64();
+    eprintln!("{:?}, {:.0} GB/s", timing.median(), bytes_per_second / 1e9);
+    assert!((1e11..1e13).contains(&bytes_per_second), "{bytes_per_second}");
+    let small = Tensor::zeros(&[1024], DType::F32, device).unwrap();
+    let mut out = Tensor::uninit(&[1024], DType::F32, device).unwrap();
+    for (name, bench) in [("graph", Bench::new(device)), ("launches", Bench::new(device).without_graph())] {
+        let t = bench.run(|| (0..100).try_for_each(|_| scale::<1024>(&small, 2.0, &mut out).run())).unwrap();
+        eprintln!("{name}: {:?} per launch of a tiny kernel", t.median() / 100);
+    }
+}
