@@ -39,7 +39,8 @@ mod types;
 ///
 /// In the body `if`, `while` and `for i in a..b` are staged; `if` on a `bool`, `match`, and loops over anything but a
 /// range (`for i in unroll(0..4)`) are decided while staging. `&&` and `||` evaluate both sides. Variables that a staged
-/// `if` or loop assigns are tiles, or tuples, arrays or structs (`#[derive(Carried)]`) of tiles.
+/// `if` or loop assigns are tiles, or tuples, arrays or structs (`#[derive(Carried)]`) of tiles; a method that changes its
+/// receiver is not seen to assign it, so write `(&mut x).method(..)` there.
 #[proc_macro_attribute]
 pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     function::kernel(attribute.into(), item.into()).into()

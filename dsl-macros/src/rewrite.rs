@@ -72,19 +72,23 @@ fn is_literal(expr: &Expr) -> bool {
 impl VisitMut for Rewriter<'_> {
     fn visit_expr_mut(&mut self, expr: &mut Expr) {
         match expr {
+            // Attributes (`#[cfg(..)] if ..`) stay in front of what replaces their expression.
             Expr::If(branch) => {
                 if let Some(tokens) = control::lower_if(self, branch) {
-                    *expr = Expr::Verbatim(tokens);
+                    let attributes = &branch.attrs;
+                    *expr = Expr::Verbatim(quote!(#(#attributes)* #tokens));
                 }
             }
             Expr::ForLoop(looped) => {
                 if let Some(tokens) = control::lower_for(self, looped) {
-                    *expr = Expr::Verbatim(tokens);
+                    let attributes = &looped.attrs;
+                    *expr = Expr::Verbatim(quote!(#(#attributes)* #tokens));
                 }
             }
             Expr::While(looped) => {
                 let tokens = control::lower_while(self, looped);
-                *expr = Expr::Verbatim(tokens);
+                let attributes = &looped.attrs;
+                *expr = Expr::Verbatim(quote!(#(#attributes)* #tokens));
             }
             Expr::Binary(binary) => match self.binary(binary) {
                 Some(tokens) => *expr = Expr::Verbatim(tokens),

@@ -7,7 +7,9 @@
 use proc_macro2::{Ident, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{FnArg, GenericParam, Generics, Lifetime, Pat, ReturnType, Safety, Signature, Token, Type, TypeParamBound};
+use syn::{
+    Attribute, FnArg, GenericParam, Generics, Lifetime, Pat, ReturnType, Safety, Signature, Token, Type, TypeParamBound,
+};
 
 use crate::assigned::Parameters;
 use crate::messages::{self, Errors};
@@ -22,6 +24,8 @@ pub(crate) enum Passing {
 }
 
 pub(crate) struct Parameter {
+    /// `#[cfg(..)]`, `#[allow(..)]`.
+    attributes: Vec<Attribute>,
     pub(crate) name: Ident,
     /// `mut name: f32`.
     pub(crate) mutability: Option<Token![mut]>,
@@ -42,8 +46,8 @@ impl Parameter {
 
     /// `x: <View<T, 1> as KernelArg>::Host<'kiln>`.
     pub(crate) fn host(&self) -> TokenStream {
-        let (name, argument) = (&self.name, self.argument());
-        quote_spanned!(self.ty.span()=> #name: <#argument as ::kiln::KernelArg>::Host<'kiln>)
+        let (attributes, name, argument) = (&self.attributes, &self.name, self.argument());
+        quote_spanned!(self.ty.span()=> #(#attributes)* #name: <#argument as ::kiln::KernelArg>::Host<'kiln>)
     }
 
     /// The statements that declare the parameter and bind its name inside the kernel.
@@ -54,20 +58,23 @@ impl Parameter {
         // Hygienic: only the reference has the author's name.
         let storage = Ident::new("storage", proc_macro2::Span::mixed_site());
         // The annotation is the author's own, so that rustc's suggestions about it are ones that he can follow.
+        let attributes = &self.attributes;
         match &self.passing {
-            Passing::Value => quote!(let #mutability #name = #declared;),
-            Passing::Shared(and) => quote!(let #storage = #declared; let #mutability #name: #and #ty = &#storage;),
+            Passing::Value => quote!(#(#attributes)* let #mutability #name = #declared;),
+            Passing::Shared(and) => {
+                quote!(#(#attributes)* let #storage = #declared; #(#attributes)* let #mutability #name: #and #ty = &#storage;)
+            }
             Passing::Mutable(and, keyword) => {
-                quote!(let mut #storage = #declared; let #mutability #name: #and #keyword #ty = &mut #storage;)
+                quote!(#(#attributes)* let mut #storage = #declared; #(#attributes)* let #mutability #name: #and #keyword #ty = &mut #storage;)
             }
         }
     }
 
     /// The statement that hands the host's argument to the launch.
     pub(crate) fn bind(&self, launch: &Ident) -> TokenStream {
-        let (name, argument) = (&self.name, self.argument());
+        let (attributes, name, argument) = (&self.attributes, &self.name, self.argument());
         let text = name_text(name);
-        quote_spanned!(self.ty.span()=> <#argument as ::kiln::KernelArg>::bind(#name, #text, &mut #launch);)
+        quote_spanned!(self.ty.span()=> #(#attributes)* <#argument as ::kiln::KernelArg>::bind(#name, #text, &mut #launch);)
     }
 }
 
@@ -141,7 +148,7 @@ fn parameter(input: &FnArg, errors: &Errors) -> Option<Parameter> {
             errors.over(&typed.ty, message);
             None
         }
-        None => Some(Parameter { name, mutability, passing, ty }),
+        None => Some(Parameter { attributes: typed.attrs.clone(), name, mutability, passing, ty }),
     }
 }
 

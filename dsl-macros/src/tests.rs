@@ -132,6 +132,20 @@ fn if_carries_what_its_branches_assign() {
 }
 
 #[test]
+fn attributes_stay() {
+    assert!(body(quote!(#[cfg(never)] if c { f(); } g();)).starts_with("#[cfg(never)]{let(carried,value)"));
+    assert!(body(quote!(#[cfg(never)] for i in 0..n { f(); } g();)).starts_with("#[cfg(never)]{letcarried"));
+    assert_eq!(body(quote!(#[cfg(never)] print!("x");)), "#[cfg(never)]::kiln::stage::print_(\"x\",&[]);");
+    let expanded = flat(function::kernel(
+        TokenStream::new(),
+        quote!(
+            fn k(#[cfg(never)] x: &View<f32, 1>) {}
+        ),
+    ));
+    assert_eq!(expanded.matches("#[cfg(never)]").count(), 4, "{expanded}");
+}
+
+#[test]
 fn if_let_stays() {
     assert_eq!(
         body(quote!(if let Some(b) = bias {

@@ -42,7 +42,7 @@ macro_rules! native {
         }
     )*};
 }
-native! { usize i32 u32 i64 u64 f32 f64 bool DType }
+native! { usize isize i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 bool char &str DType }
 
 macro_rules! comparisons {
     ($($name:ident $op:ident $symbol:literal;)*) => {$(
