@@ -69,17 +69,17 @@ impl<'a> Emitter<'a, '_> {
                 }
             }
             OpKind::Transpose { perm } => {
-                for i in 0..from.rank() {
-                    q.at[perm[i] as usize] = p.at[i];
+                for (i, &axis) in perm.iter().enumerate().take(from.rank()) {
+                    q.at[axis as usize] = p.at[i];
                     if p.vec == Some(i) {
-                        q.vec = Some(perm[i] as usize);
+                        q.vec = Some(axis as usize);
                     }
                 }
             }
             OpKind::Slice { offsets } => {
                 q = p;
-                for axis in 0..from.rank() {
-                    let offset = offsets[axis] as i64;
+                for (axis, &offset) in offsets.iter().enumerate().take(from.rank()) {
+                    let offset = offset as i64;
                     q.at[axis] = match p.at[axis] {
                         Some(i) if offset != 0 => Some(self.b.ins().iadd_imm(i, offset)),
                         None if offset != 0 => Some(self.iconst(offset)),
@@ -245,7 +245,7 @@ impl<'a> Emitter<'a, '_> {
             let lane: Vec<Value> = args.iter().map(|&a| self.b.ins().extractlane(a, i)).collect();
             f(self, &lane)
         });
-        self.from_lanes(lanes)
+        self.join_lanes(lanes)
     }
 
     /// The low bits of an integer of up to 32 bits, extended again.

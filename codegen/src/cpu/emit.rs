@@ -297,7 +297,7 @@ impl<'a> Emitter<'a, '_> {
                 let lane = if dtype.is_float() { types::F32 } else { types::I32 };
                 let step = (l.strides[axis] * 4) as i32;
                 let lanes = [0, 1, 2, 3].map(|i| self.b.ins().load(lane, flags(), address, offset + i * step));
-                self.from_lanes(lanes)
+                self.join_lanes(lanes)
             }
             _ => self.b.ins().load(clif_type(dtype, p.width()), flags(), address, offset),
         }
@@ -322,7 +322,7 @@ impl<'a> Emitter<'a, '_> {
         }
     }
 
-    pub(super) fn from_lanes(&mut self, lanes: [Value; 4]) -> Value {
+    pub(super) fn join_lanes(&mut self, lanes: [Value; 4]) -> Value {
         let ty = self.b.func.dfg.value_type(lanes[0]).by(4).expect("a vector of four lanes");
         let first = self.b.ins().scalar_to_vector(ty, lanes[0]);
         (1..4).fold(first, |v, i| self.b.ins().insertlane(v, lanes[i], i as u8))

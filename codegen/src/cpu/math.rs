@@ -10,7 +10,7 @@ use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 /// ln 2 in two parts; the first has few bits, so that its product with an exponent is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// e^r = 1 + r + r²·p(r) for |r| <= ln(2)/2, highest power first.
@@ -27,7 +27,7 @@ const LOG: [f32; 9] = [
     -1.666_805_7e-1,
     2.000_071_4e-1,
     -2.499_999_4e-1,
-    3.333_333_1e-1,
+    3.333_333e-1,
 ];
 /// tanh r = r + r³·p(r²) for |r| < 0.625.
 const TANH: [f32; 5] = [-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328_3e-1];

@@ -77,7 +77,7 @@ impl<'a> Emitter<'a, '_> {
     }
 
     /// The element from what [`Self::load_raw`] gave, one or four.
-    fn from_raw(&mut self, dtype: DType, raw: Value, width: usize) -> Value {
+    fn element_of_raw(&mut self, dtype: DType, raw: Value, width: usize) -> Value {
         match dtype {
             DType::F32 | DType::I64 | DType::U64 => raw,
             d => self.decode(d, raw, width),
@@ -105,7 +105,7 @@ impl<'a> Emitter<'a, '_> {
                 }
             }
         };
-        self.from_raw(dtype, raw, 4)
+        self.element_of_raw(dtype, raw, 4)
     }
 
     fn store_scalar(&mut self, dtype: DType, address: Value, x: Value) {
@@ -207,7 +207,7 @@ impl<'a> Emitter<'a, '_> {
         let Some(axis) = p.vec else {
             let at = self.guarded(ok, address);
             let raw = self.load_raw(dtype, at);
-            let x = self.from_raw(dtype, raw, 1);
+            let x = self.element_of_raw(dtype, raw, 1);
             return match ok {
                 Some(ok) => self.b.ins().select(ok, x, other),
                 None => x,
@@ -230,10 +230,10 @@ impl<'a> Emitter<'a, '_> {
         }
         let (lanes, masks) = self.lane_addresses(dtype, &v, axis, address, ok, i);
         let raw = lanes.map(|a| self.load_raw(dtype, a));
-        let raw = self.from_lanes(raw);
-        let x = self.from_raw(dtype, raw, 4);
+        let raw = self.join_lanes(raw);
+        let x = self.element_of_raw(dtype, raw, 4);
         let masks = masks.map(|m| self.mask_of(m));
-        let mask = self.from_lanes(masks);
+        let mask = self.join_lanes(masks);
         self.choose(mask, x, other)
     }
 
@@ -402,7 +402,7 @@ impl<'a> Emitter<'a, '_> {
         let other = if masked { self.element(op.operands[end + 1], p) } else { self.zero(dtype, p.width()) };
         let raw: Vec<Value> = places.iter().map(|&(at, _)| self.load_raw(dtype, at)).collect();
         let raw = self.pack(&raw);
-        let x = self.from_raw(dtype, raw, p.width());
+        let x = self.element_of_raw(dtype, raw, p.width());
         let inside = if p.vec.is_some() {
             let masks: Vec<Value> = places.iter().map(|&(_, ok)| self.mask_of(ok)).collect();
             self.pack(&masks)
@@ -414,7 +414,7 @@ impl<'a> Emitter<'a, '_> {
 
     fn pack(&mut self, lanes: &[Value]) -> Value {
         match *lanes {
-            [a, b, c, d] => self.from_lanes([a, b, c, d]),
+            [a, b, c, d] => self.join_lanes([a, b, c, d]),
             _ => lanes[0],
         }
     }

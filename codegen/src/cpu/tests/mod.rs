@@ -7,6 +7,7 @@
 mod control;
 mod elements;
 mod memory;
+mod random;
 mod speed;
 mod tiles;
 

@@ -35,7 +35,7 @@ fn transpose_slice_join_and_reshape() {
             c.output(y);
             let z = c.b.reshape(y, dims(&[16, 4]));
             c.output(z);
-            let s = c.b.slice(y, &vec![0; 3], dims(&[1, 2, 2]));
+            let s = c.b.slice(y, &[0; 3], dims(&[1, 2, 2]));
             c.output(s);
         }
         let s = c.b.slice(x, &[2, 4, 0], dims(&[2, 4, 2]));
