@@ -30,7 +30,8 @@ impl<'a> Emitter<'a, '_> {
         let (rows, depth) = (self.k.ty(a).shape().dim(0), self.k.ty(a).shape().dim(1));
         let columns = self.k.ty(b).shape().dim(1);
         let dtype = self.k.ty(acc).dtype();
-        let width = if columns >= 4 { 4 } else { 1 };
+        // What is added to may be computed here, too, from elements that do not fit in a lane.
+        let width = if columns >= 4 && !self.has_long(acc) { 4 } else { 1 };
         // 8 to 16 registers are there for results, less those of the operands.
         let vectors = (columns / width).min(if rows >= 4 { 2 } else { 8 / rows });
         let block =

@@ -10,6 +10,7 @@
 //! - A kernel must have passed the verifier; on others, compilation may panic.
 
 mod combine;
+mod control;
 mod dot;
 mod elementwise;
 mod emit;

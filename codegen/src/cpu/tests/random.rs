@@ -202,7 +202,8 @@ fn check(seed: u64) {
 
 #[test]
 fn random_kernels() {
-    for seed in 0..200 {
+    // 722 once failed: a product added to values cast from 64 bits.
+    for seed in (0..300).chain([722]) {
         if let Err(panic) = std::panic::catch_unwind(|| check(seed)) {
             eprintln!("seed {seed}");
             std::panic::resume_unwind(panic);
