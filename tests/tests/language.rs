@@ -1,18 +1,22 @@
-//! The language: what the macros make of control flow, structs and device functions, run by the interpreter.
+//! The language: what the macros make of control flow, structs and device functions, run by the interpreter and by the
+//! CPU back end.
 //!
 //! Each test is a kernel beside the same computation in plain Rust.
 
 use kiln::prelude::*;
-use kiln::{DType, Device, Result, Tensor};
+use kiln::{DType, Device, Tensor};
 
-fn i32s(values: &[i32]) -> Tensor {
-    Tensor::from_slice(values, &[values.len()], Device::Interpret).unwrap()
+/// Where every kernel here runs.
+const DEVICES: [Device; 2] = [Device::Interpret, Device::Cpu];
+
+fn i32s(values: &[i32], device: Device) -> Tensor {
+    Tensor::from_slice(values, &[values.len()], device).unwrap()
 }
 
 /// What a launch writes into a fresh output of `n` numbers.
 macro_rules! output {
-    ($n:expr, |$out:ident| $launch:expr) => {{
-        let mut tensor = Tensor::uninit(&[$n], DType::I32, Device::Interpret).unwrap();
+    ($n:expr, $device:expr, |$out:ident| $launch:expr) => {{
+        let mut tensor = Tensor::uninit(&[$n], DType::I32, $device).unwrap();
         let $out = &mut tensor;
         $launch.run().unwrap_or_else(|error| panic!("{error}"));
         tensor.to_vec::<i32>().unwrap()
@@ -44,8 +48,10 @@ fn branches(x: &View<i32, 1>, out: &mut Block<i32, 1>) {
 
 #[test]
 fn both_branches_may_store_into_one_output() {
-    let got = output!(3, |out| branches(&i32s(&[7, 0, -3]), out));
-    assert_eq!(got, [711, -480, 301]);
+    for device in DEVICES {
+        let got = output!(3, device, |out| branches(&i32s(&[7, 0, -3], device), out));
+        assert_eq!(got, [711, -480, 301]);
+    }
 }
 
 /// A name declared inside hides the carried one, and only until its scope ends.
@@ -69,7 +75,9 @@ fn shadowing(n: i32, out: &mut Block<i32, 1>) {
 
 #[test]
 fn shadowed_names_are_not_carried() {
-    assert_eq!(output!(1, |out| shadowing(4, out)), [40060]);
+    for device in DEVICES {
+        assert_eq!(output!(1, device, |out| shadowing(4, out)), [40060]);
+    }
 }
 
 #[derive(Clone, Copy, Carried)]
@@ -141,10 +149,12 @@ fn places(x: &View<i32, 1>, out: &mut Block<i32, 8>) {
 
 #[test]
 fn fields_references_arrays_and_tuples_are_carried() {
-    let x = i32s(&[4, 9, 2, 7, 5]);
-    let got = output!(8, |out| places(&x, out));
-    // Five swaps of (odd count 3, largest 9).
-    assert_eq!(got, [27, 9, 502, 9, 6, 21, 17, 3]);
+    for device in DEVICES {
+        let x = i32s(&[4, 9, 2, 7, 5], device);
+        let got = output!(8, device, |out| places(&x, out));
+        // Five swaps of (odd count 3, largest 9).
+        assert_eq!(got, [27, 9, 502, 9, 6, 21, 17, 3]);
+    }
 }
 
 /// A method that changes its receiver does so without a token that says so.
@@ -160,7 +170,7 @@ fn unseen_change(x: &View<i32, 1>, out: &mut Block<i32, 1>) {
 #[test]
 fn a_change_that_is_not_seen_is_reported() {
     let mut out = Tensor::uninit(&[1], DType::I32, Device::Interpret).unwrap();
-    let error = unseen_change(&i32s(&[1, 2]), &mut out).run().unwrap_err().to_string();
+    let error = unseen_change(&i32s(&[1, 2], Device::Interpret), &mut out).run().unwrap_err().to_string();
     assert!(error.contains("(&mut x).method(..)") && error.contains("language.rs"), "{error}");
 }
 
@@ -179,13 +189,15 @@ fn many(n: i32, out: &mut Block<i32, 1>) {
 
 #[test]
 fn ten_carried_variables() {
-    let mut v = [1; 10];
-    for _ in 0..25 {
-        let last = v[0] + v[1];
-        v.rotate_left(1);
-        v[9] = last;
+    for device in DEVICES {
+        let mut v = [1; 10];
+        for _ in 0..25 {
+            let last = v[0] + v[1];
+            v.rotate_left(1);
+            v[9] = last;
+        }
+        assert_eq!(output!(1, device, |out| many(25, out)), [v[0] * 1000 + v[9]]);
     }
-    assert_eq!(output!(1, |out| many(25, out)), [v[0] * 1000 + v[9]]);
 }
 
 // ---- loops ----
@@ -203,17 +215,19 @@ fn collatz(x: &View<i32, 1>, out: &mut Block<i32, 1>) {
 
 #[test]
 fn while_with_an_if_inside() {
-    let expected = |mut n: i32| {
-        let mut steps = 0;
-        while n != 1 {
-            n = if n % 2 == 0 { n / 2 } else { n * 3 + 1 };
-            steps += 1;
-        }
-        steps
-    };
-    let x = i32s(&[1, 6, 7, 27]);
-    let got = output!(4, |out| collatz(&x, out));
-    assert_eq!(got, [1, 6, 7, 27].map(expected));
+    for device in DEVICES {
+        let expected = |mut n: i32| {
+            let mut steps = 0;
+            while n != 1 {
+                n = if n % 2 == 0 { n / 2 } else { n * 3 + 1 };
+                steps += 1;
+            }
+            steps
+        };
+        let x = i32s(&[1, 6, 7, 27], device);
+        let got = output!(4, device, |out| collatz(&x, out));
+        assert_eq!(got, [1, 6, 7, 27].map(expected));
+    }
 }
 
 /// Staged, stepped, unrolled and native loops in each other; an outer accumulator through all of them.
@@ -245,18 +259,20 @@ fn nest<const N: usize>(n: i32, out: &mut Block<i32, 1>) {
 
 #[test]
 fn staged_and_unrolled_loops_nest() {
-    let n = 7;
-    let (mut sum, mut last) = (0, [0, 0]);
-    for i in (0..n).step_by(3) {
-        for k in [0, 2, 3] {
-            for j in i..n {
-                sum += j * k;
-                last[k as usize % 2] = j;
+    for device in DEVICES {
+        let n = 7;
+        let (mut sum, mut last) = (0, [0, 0]);
+        for i in (0..n).step_by(3) {
+            for k in [0, 2, 3] {
+                for j in i..n {
+                    sum += j * k;
+                    last[k as usize % 2] = j;
+                }
             }
+            last = last.map(|t| t + 1);
         }
-        last = last.map(|t| t + 1);
+        assert_eq!(output!(1, device, |out| nest::<4>(n, out)), [sum * 1000 + last[0] * 10 + last[1] + 200]);
     }
-    assert_eq!(output!(1, |out| nest::<4>(n, out)), [sum * 1000 + last[0] * 10 + last[1] + 200]);
 }
 
 // ---- compile time ----
@@ -279,16 +295,18 @@ fn compile_time<const MODE: usize, const W: u8>(x: &View<i32, 1>, out: &mut Bloc
 
 #[test]
 fn compile_time_branches() {
-    let x = &i32s(&[1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(output!(4, |out| compile_time::<0, 4>(x, out)), [2, 3, 4, 5]);
-    // Scaled by 2, doubled because of the mode only where the width is not 4.
-    assert_eq!(output!(4, |out| compile_time::<1, 4>(x, out)), [6, 10, 14, 18]);
-    assert_eq!(output!(4, |out| compile_time::<2, 8>(x, out)), [54, 64, 74, 84]);
+    for device in DEVICES {
+        let x = &i32s(&[1, 2, 3, 4, 5, 6, 7, 8], device);
+        assert_eq!(output!(4, device, |out| compile_time::<0, 4>(x, out)), [2, 3, 4, 5]);
+        // Scaled by 2, doubled because of the mode only where the width is not 4.
+        assert_eq!(output!(4, device, |out| compile_time::<1, 4>(x, out)), [6, 10, 14, 18]);
+        assert_eq!(output!(4, device, |out| compile_time::<2, 8>(x, out)), [54, 64, 74, 84]);
+    }
 }
 
 #[test]
 fn static_assert_fails_while_staging() {
-    let x = i32s(&[0; 8]);
+    let x = i32s(&[0; 8], Device::Interpret);
     let mut out = Tensor::uninit(&[4], DType::I32, Device::Interpret).unwrap();
     let error = compile_time::<3, 4>(&x, &mut out).run().unwrap_err().to_string();
     assert!(error.contains("three modes") && error.contains("language.rs"), "{error}");
@@ -313,17 +331,18 @@ fn with_struct<T: Int>(gate: &Gate<T>, by_value: Gate<i32>, mut shift: i32, out:
 }
 
 #[test]
-fn structs_of_arguments() -> Result<()> {
-    let base = Tensor::from_slice(&[1i64, 2, 3], &[3], Device::Interpret)?;
-    let other = i32s(&[5]);
-    let got = output!(3, |out| with_struct::<i64>(
-        GateHost { base: &base, factor: 10 },
-        GateHost { base: &other, factor: 100 },
-        6,
-        out
-    ));
-    assert_eq!(got, [517, 527, 537]);
-    Ok(())
+fn structs_of_arguments() {
+    for device in DEVICES {
+        let base = Tensor::from_slice(&[1i64, 2, 3], &[3], device).unwrap();
+        let other = i32s(&[5], device);
+        let got = output!(3, device, |out| with_struct::<i64>(
+            GateHost { base: &base, factor: 10 },
+            GateHost { base: &other, factor: 100 },
+            6,
+            out
+        ));
+        assert_eq!(got, [517, 527, 537]);
+    }
 }
 
 /// `&mut View` is written through `unsafe`, also inside staged control flow.
@@ -344,8 +363,10 @@ fn reverse(x: &View<i32, 1>, y: &mut View<i32, 1>) {
 
 #[test]
 fn a_view_written_through_unsafe() {
-    let x = &i32s(&[1, 2, 3, 4]);
-    assert_eq!(output!(4, |out| reverse(x, out).grid(1)), [4, -1, 2, 1]);
+    for device in DEVICES {
+        let x = &i32s(&[1, 2, 3, 4], device);
+        assert_eq!(output!(4, device, |out| reverse(x, out).grid(1)), [4, -1, 2, 1]);
+    }
 }
 
 // ---- failures at run time ----
@@ -359,7 +380,7 @@ fn checked(x: &View<i32, 1>, out: &mut Block<i32, 1>) {
 
 #[test]
 fn assert_names_its_text_and_line() {
-    let x = i32s(&[1, 0]);
+    let x = i32s(&[1, 0], Device::Interpret);
     let mut out = Tensor::uninit(&[2], DType::I32, Device::Interpret).unwrap();
     let error = checked(&x, &mut out).run().unwrap_err().to_string();
     let line = line!() - 9;
