@@ -100,6 +100,11 @@ fn check(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize, limit: usize
     plan
 }
 
+/// Plans within the usual scratch memory, executes, compares.
+pub(in crate::gpu) fn check_conversion(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize) -> Conversion {
+    check(src, dst, elem_bytes, SCRATCH_BYTES)
+}
+
 #[test]
 fn random_conversions_arrive_without_bank_conflicts() {
     let mut rng = Rng::new(20);
