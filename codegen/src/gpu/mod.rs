@@ -7,3 +7,4 @@ mod assign_tests;
 pub mod facts;
 pub mod layout;
 pub mod mma;
+pub mod pipeline;
