@@ -137,7 +137,12 @@ fn products() {
         compare(&kernels::gemm(32, 64, 32, d, p), [2, 1, 1], &[&[64, 128], &[128, 64], &[64, 64]], tolerance);
         compare(&kernels::gemm(16, 16, 64, d, p), [2, 2, 1], &[&[32, 64], &[64, 32], &[32, 32]], tolerance);
     }
-    compare(&kernels::gemm(64, 64, 32, DType::BF16, Precision::F32), [1, 1, 1], &[&[64, 160], &[160, 64], &[64, 64]], 2e-2);
+    compare(
+        &kernels::gemm(64, 64, 32, DType::BF16, Precision::F32),
+        [1, 1, 1],
+        &[&[64, 160], &[160, 64], &[64, 64]],
+        2e-2,
+    );
     let one: &[&[i64]] = &[&[16, 16], &[16, 32], &[16, 32]];
     compare(&kernels::gemm(16, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], one, 2e-2);
     for m in [8, 4, 1] {

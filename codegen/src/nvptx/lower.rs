@@ -8,8 +8,8 @@
 //! one thread. Two that may touch the same element from different threads, one of them writing, have a barrier
 //! between them ([`Lower::order`]).
 
-use super::text::{V, Writer, constant, int, llvm_type};
 use super::pipeline::Staged;
+use super::text::{V, Writer, constant, int, llvm_type};
 use super::{Error, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};

@@ -7,6 +7,8 @@
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
 //! synchronise, without where they only compute.
 
+#[cfg(test)]
+mod differential;
 mod dot;
 #[cfg(feature = "llvm")]
 mod emit;
@@ -17,8 +19,6 @@ mod pipeline;
 pub mod ptxas;
 mod reduce;
 mod shared;
-#[cfg(test)]
-mod differential;
 #[cfg(test)]
 mod simulate;
 #[cfg(all(test, feature = "llvm"))]

@@ -254,8 +254,7 @@ impl Simulator {
                 }
             }
         }
-        let order: Vec<usize> =
-            if backwards { (0..self.threads).rev().collect() } else { (0..self.threads).collect() };
+        let order: Vec<usize> = if backwards { (0..self.threads).rev().collect() } else { (0..self.threads).collect() };
         let code = self.code.clone();
         loop {
             for &t in &order {
@@ -431,7 +430,13 @@ impl Simulator {
         let parts: Vec<&str> = op.split('.').collect();
         let kind = *parts.last().expect("a type");
         let size = kind.trim_start_matches(|c: char| c.is_alphabetic()).parse::<usize>().unwrap_or(0) / 8;
-        let count = if op.contains(".v4.") { 4 } else if op.contains(".v2.") { 2 } else { 1 };
+        let count = if op.contains(".v4.") {
+            4
+        } else if op.contains(".v2.") {
+            2
+        } else {
+            1
+        };
         let group = |s: &str| split(s.trim_matches(['{', '}'])).iter().map(|x| x.to_owned()).collect::<Vec<_>>();
         match parts[0] {
             "mov" => env[number(&args[0]).expect("an operand")] = value(&args[1], env),
@@ -461,8 +466,7 @@ impl Simulator {
                 for (i, name) in group(&args[1]).iter().enumerate() {
                     let word = value(name, env).to_le_bytes();
                     let at = address + (i * size) as u64;
-                    let place =
-                        if parts[1] == "shared" { self.shared_memory(at, size) } else { self.memory(at, size) };
+                    let place = if parts[1] == "shared" { self.shared_memory(at, size) } else { self.memory(at, size) };
                     place.copy_from_slice(&word[..size]);
                 }
             }
@@ -542,7 +546,13 @@ impl Simulator {
             }
             Code::Call(..) => {}
             Code::Asm { ptx, out, args, .. } if ptx.contains("ldmatrix") => {
-                let count = if ptx.contains(".x4") { 4 } else if ptx.contains(".x2") { 2 } else { 1 };
+                let count = if ptx.contains(".x4") {
+                    4
+                } else if ptx.contains(".x2") {
+                    2
+                } else {
+                    1
+                };
                 let trans = ptx.contains(".trans");
                 let addresses: Vec<u64> = threads.iter().map(|t| get(t, &args[0])).collect();
                 for (i, t) in threads.iter_mut().enumerate() {
@@ -550,8 +560,11 @@ impl Simulator {
                     for j in 0..count {
                         let mut word = 0u64;
                         for half in 0..2 {
-                            let (row, column) =
-                                if trans { (2 * (lane % 4) + half, lane / 4) } else { (lane / 4, 2 * (lane % 4) + half) };
+                            let (row, column) = if trans {
+                                (2 * (lane % 4) + half, lane / 4)
+                            } else {
+                                (lane / 4, 2 * (lane % 4) + half)
+                            };
                             let base = addresses[warp + 8 * j + row];
                             assert_eq!(base % 16, 0, "ldmatrix rows are aligned");
                             let bytes = self.shared_memory(base + 2 * column as u64, 2);
@@ -577,7 +590,13 @@ impl Simulator {
 
 /// m16n8k(32 bytes): operand `i` of lane l is `read(l, i)`: four words of A, two of B, four of the accumulator.
 fn mma(ptx: &str, read: &dyn Fn(usize, usize) -> u64) -> Vec<[u64; 4]> {
-    let (bytes, integer) = if ptx.contains("k16") { (2, false) } else if ptx.contains("k8.") { (4, false) } else { (1, true) };
+    let (bytes, integer) = if ptx.contains("k16") {
+        (2, false)
+    } else if ptx.contains("k8.") {
+        (4, false)
+    } else {
+        (1, true)
+    };
     let per_word = 4 / bytes;
     let depth = 8 * per_word;
     let element = |word: u64, i: usize| -> f64 {
@@ -612,7 +631,11 @@ fn mma(ptx: &str, read: &dyn Fn(usize, usize) -> u64) -> Vec<[u64; 4]> {
                 let (row, column) = (g + 8 * (i >> 1), 2 * t + (i & 1));
                 let sum: f64 = (0..depth).map(|k| a[row][k] * bm[k][column]).sum();
                 let acc = read(lane, 6 + i);
-                if integer { (acc as u32 as i32).wrapping_add(sum as i32) as u32 as u64 } else { b((f(acc) as f64 + sum) as f32) }
+                if integer {
+                    (acc as u32 as i32).wrapping_add(sum as i32) as u32 as u64
+                } else {
+                    b((f(acc) as f64 + sum) as f32)
+                }
             })
         })
         .collect()
