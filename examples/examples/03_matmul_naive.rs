@@ -10,7 +10,7 @@
 
 use anyhow::Result;
 use kiln::prelude::*;
-use kiln_examples::{Rung, Setup, Sizes, Work, climb};
+use kiln_examples::{Rung, Setup, Sizes, Work, climb, matmul_row};
 
 /// a `[m, k]`, b `[k, n]` → c `[m, n]`. Program: an element of c.
 #[kernel]
@@ -32,13 +32,7 @@ pub fn run(mut setup: Setup) -> Result<Rung> {
     matmul(&da, &db, &mut c).run()?;
     // A sum of n products in f32: n roundings of 2^-24 that rarely go the same way, of partial sums about as large as
     // the result. √n·2^-24 is 4e-6 at n = 4096.
-    let error = setup.check(&c, n, 1e-5, |i| {
-        let mut row = vec![0.0; n];
-        for (k, &a) in a[i * n..][..n].iter().enumerate() {
-            row.iter_mut().zip(&b[k * n..]).for_each(|(c, &b)| *c += a as f64 * b as f64);
-        }
-        row
-    })?;
+    let error = setup.check(&c, n, 1e-5, |i| matmul_row(&a, &b, n, i))?;
 
     let time = setup.time(|| matmul(&da, &db, &mut c).run())?;
     Ok(Rung { problem: format!("{n}³, f32"), error, time, work: Work::Flops(2 * n * n * n) })

@@ -10,9 +10,9 @@
 //! forth to memory, too small a one fetches too often.
 
 use anyhow::Result;
-use kiln::Device;
 use kiln::prelude::*;
-use kiln_examples::{Rung, Setup, Sizes, Work, climb};
+use kiln::{Device, Tensor};
+use kiln_examples::{Rung, Setup, Sizes, Work, climb, matmul_row};
 
 /// a `[m, k]`, b `[k, n]` → c `[m, n]`. Program: a block of c.
 #[kernel]
@@ -26,24 +26,25 @@ fn matmul<const M: usize, const N: usize>(a: &View<f32, 2>, b: &View<f32, 2>, c:
     c.store(sum);
 }
 
+/// With the tile that suits the device.
+fn launch(a: &Tensor, b: &Tensor, c: &mut Tensor) -> kiln::Result<()> {
+    match a.device() {
+        Device::Cuda(_) => matmul::<64, 64>(a, b, c).run(),
+        _ => matmul::<8, 32>(a, b, c).run(),
+    }
+}
+
 pub fn run(mut setup: Setup) -> Result<Rung> {
     let n = setup.size;
     let (a, b) = (setup.random(n * n, -1.0..1.0), setup.random(n * n, -1.0..1.0));
     let (da, db) = (setup.tensor(&a, &[n, n])?, setup.tensor(&b, &[n, n])?);
     let mut c = setup.output(&[n, n])?;
-    let gpu = matches!(setup.device, Device::Cuda(_));
-    let mut launch = || if gpu { matmul::<64, 64>(&da, &db, &mut c).run() } else { matmul::<8, 32>(&da, &db, &mut c).run() };
 
-    launch()?;
-    let time = setup.time(&mut launch)?;
+    launch(&da, &db, &mut c)?;
     // As on rung 3: √n·2^-24 and some room.
-    let error = setup.check(&c, n, 1e-5, |i| {
-        let mut row = vec![0.0; n];
-        for (k, &a) in a[i * n..][..n].iter().enumerate() {
-            row.iter_mut().zip(&b[k * n..]).for_each(|(c, &b)| *c += a as f64 * b as f64);
-        }
-        row
-    })?;
+    let error = setup.check(&c, n, 1e-5, |i| matmul_row(&a, &b, n, i))?;
+
+    let time = setup.time(|| launch(&da, &db, &mut c))?;
     Ok(Rung { problem: format!("{n}³, f32"), error, time, work: Work::Flops(2 * n * n * n) })
 }
 

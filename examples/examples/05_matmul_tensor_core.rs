@@ -11,7 +11,7 @@
 use anyhow::Result;
 use kiln::prelude::*;
 use kiln::{DType, Device, Tensor};
-use kiln_examples::{Rung, Setup, Sizes, Work, climb};
+use kiln_examples::{Rung, Setup, Sizes, Work, climb, matmul_row};
 
 /// a `[m, k]`, b `[k, n]` → c `[m, n]`. Program: a block of c.
 #[kernel]
@@ -29,6 +29,14 @@ fn matmul<T: DotElement<Acc = f32>, const M: usize, const N: usize, const K: usi
     c.store(sum);
 }
 
+/// With the tile that suits the device.
+fn launch<T: DotElement<Acc = f32>>(a: &Tensor, b: &Tensor, c: &mut Tensor) -> kiln::Result<()> {
+    match a.device() {
+        Device::Cuda(_) => matmul::<T, 128, 128, 64>(a, b, c).run(),
+        _ => matmul::<T, 32, 32, 32>(a, b, c).run(),
+    }
+}
+
 pub fn run(setup: Setup) -> Result<Rung> {
     if let Device::Cuda(_) = setup.device { run_in::<bf16>(setup) } else { run_in::<f32>(setup) }
 }
@@ -36,37 +44,17 @@ pub fn run(setup: Setup) -> Result<Rung> {
 /// With operands of `T`.
 pub fn run_in<T: DotElement<Acc = f32>>(mut setup: Setup) -> Result<Rung> {
     let n = setup.size;
-    let gpu = matches!(setup.device, Device::Cuda(_));
     let (a, b) = (setup.random(n * n, -1.0..1.0), setup.random(n * n, -1.0..1.0));
     let da = Tensor::from_f32(&a, T::DTYPE, &[n, n], setup.device)?;
     let db = Tensor::from_f32(&b, T::DTYPE, &[n, n], setup.device)?;
     let mut c = setup.output(&[n, n])?;
-    let mut launch = || {
-        if gpu {
-            matmul::<T, 128, 128, 64>(&da, &db, &mut c).run()
-        } else {
-            matmul::<T, 32, 32, 32>(&da, &db, &mut c).run()
-        }
-    };
 
-    launch()?;
+    launch::<T>(&da, &db, &mut c)?;
     // What the kernel was given: after rounding to T. Products of bf16 are exact in f32, so √n·2^-24 as on rung 3.
     let (a, b) = (da.to_vec_f32()?, db.to_vec_f32()?);
-    let error = setup.check(&c, n, 1e-5, |i| {
-        let mut row = vec![0.0; n];
-        for (k, &a) in a[i * n..][..n].iter().enumerate() {
-            row.iter_mut().zip(&b[k * n..]).for_each(|(c, &b)| *c += a as f64 * b as f64);
-        }
-        row
-    })?;
+    let error = setup.check(&c, n, 1e-5, |i| matmul_row(&a, &b, n, i))?;
 
-    let time = setup.time(|| {
-        if gpu {
-            matmul::<T, 128, 128, 64>(&da, &db, &mut c).run()
-        } else {
-            matmul::<T, 32, 32, 32>(&da, &db, &mut c).run()
-        }
-    })?;
+    let time = setup.time(|| launch::<T>(&da, &db, &mut c))?;
     let flops = 2 * n * n * n;
     let work = if T::DTYPE == DType::F32 { Work::Flops(flops) } else { Work::TensorFlops(flops) };
     Ok(Rung { problem: format!("{n}³, {}", T::DTYPE), error, time, work })

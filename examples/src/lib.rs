@@ -5,6 +5,7 @@
 //! NaN before a kernel writes them; nothing is timed before it was checked.
 
 mod ceiling;
+pub mod delta_rule;
 
 use anyhow::{Context, Result, bail, ensure};
 use kiln::{Bench, DType, Device, Tensor};
@@ -137,6 +138,15 @@ impl Setup {
 
 fn norm(x: impl Iterator<Item = f64>) -> f64 {
     x.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// Row `i` of the product of two n×n matrices, in f64.
+pub fn matmul_row(a: &[f32], b: &[f32], n: usize, i: usize) -> Vec<f64> {
+    let mut row = vec![0.0; n];
+    for (k, &a) in a[i * n..][..n].iter().enumerate() {
+        row.iter_mut().zip(&b[k * n..]).for_each(|(c, &b)| *c += a as f64 * b as f64);
+    }
+    row
 }
 
 /// The `main` of a rung: reads `--device`, `--size` and `--seed`, runs, and prints what was reached beside the ceiling.
