@@ -1,1 +1,3 @@
-//! stub
+//! What Kiln's tests share: random kernels and the comparison of back ends on them.
+
+pub mod random;

@@ -6,7 +6,6 @@
 mod along;
 mod element;
 mod elementwise;
-mod outer;
 mod shape;
 mod shaping;
 mod tile;
