@@ -6,7 +6,7 @@
 
 use crate::compile::{self, Compiled, Staged};
 use crate::device::{Held, HostMemory, Storage, start_threads};
-use crate::{Device, Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor, record};
 use kiln_codegen::interp;
 use kiln_codegen::ir::{Bits, DType, Kernel, Shape, SlotKind};
 use smallvec::SmallVec;
@@ -130,6 +130,9 @@ impl<'a> Launch<'a> {
         self.check_overlaps(&staged.kernel)?;
         let grid = self.find_grid(&staged.kernel, device)?;
         if grid.contains(&0) {
+            return Ok(());
+        }
+        if record::is_recorded(&staged, || self.slots(&staged))? {
             return Ok(());
         }
         if device == Device::Interpret {

@@ -19,13 +19,14 @@ mod launch;
 mod layout;
 #[cfg(feature = "cuda")]
 mod nvidia;
+mod record;
 mod report;
 #[doc(hidden)]
 pub mod stage;
 mod tensor;
 
 pub use bench::{Bench, Timing};
-pub use device::Device;
+pub use device::{Device, waits};
 pub use error::{Error, Result};
 pub use graph::Graph;
 pub use kiln_codegen::ir::{self, DType};
@@ -33,6 +34,7 @@ pub use kiln_macros::{Carried, KernelArg, device, kernel};
 pub use lang::*;
 pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
+pub use record::record;
 pub use report::{KernelReport, kernel_reports};
 pub use stage::{Carried, KernelArg};
 pub use tensor::Tensor;

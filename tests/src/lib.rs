@@ -1,3 +1,4 @@
-//! What Kiln's tests share: random kernels and the comparison of back ends on them.
+//! What the tests and the `lab` share: differential [`cases`] and timed ones ([`bench`]).
 
-pub mod random;
+pub mod bench;
+pub mod cases;

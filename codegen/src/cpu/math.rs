@@ -59,10 +59,26 @@ impl Emitter<'_, '_> {
         y
     }
 
-    /// y · 2^n for an integer n in -300..=300 (as a float), rounded once. Two factors, because 2^n itself may overflow
-    /// or be subnormal.
+    /// x rounded to an integer n, as a float and as an integer; |x| < 2^22. Adding 1.5 · 2^23 leaves no bits below 1, and
+    /// the low bits of the sum count from there: cheaper than rounding and conversion, which must mind every float.
+    fn round_to_int(&mut self, x: Value, factor: Option<f32>, width: usize) -> (Value, Value) {
+        const SHIFT: f32 = 12_582_912.0;
+        let shift = self.f32(SHIFT, width);
+        let sum = match factor {
+            Some(f) => {
+                let f = self.f32(f, width);
+                self.mad(x, f, shift)
+            }
+            None => self.b.ins().fadd(x, shift),
+        };
+        let n = self.b.ins().fsub(sum, shift);
+        let bits = self.as_int(sum, width);
+        let zero = self.i32(SHIFT.to_bits() as i32, width);
+        (n, self.b.ins().isub(bits, zero))
+    }
+
+    /// y · 2^n for -300 <= n <= 300, rounded once. Two factors, because 2^n itself may overflow or be subnormal.
     fn scale(&mut self, y: Value, n: Value, width: usize) -> Value {
-        let n = self.b.ins().fcvt_to_sint_sat(clif_type(DType::I32, width), n);
         let half = self.b.ins().sshr_imm(n, 1);
         let rest = self.b.ins().isub(n, half);
         let mut y = y;
@@ -77,18 +93,19 @@ impl Emitter<'_, '_> {
     }
 
     fn clamp(&mut self, x: Value, low: f32, high: f32, width: usize) -> Value {
-        let (low, high) = (self.f32(low, width), self.f32(high, width));
-        // NaN passes through both.
-        let x = self.b.ins().fmax(x, low);
-        self.b.ins().fmin(x, high)
+        // Comparisons with NaN are false, so that NaN passes through both.
+        let low = self.f32(low, width);
+        let below = self.b.ins().fcmp(FloatCC::LessThan, x, low);
+        let x = self.choose(below, low, x);
+        let high = self.f32(high, width);
+        let above = self.b.ins().fcmp(FloatCC::GreaterThan, x, high);
+        self.choose(above, high, x)
     }
 
     fn exp(&mut self, x: Value, width: usize) -> Value {
         // Beyond these the result is 0 or infinity, and stays so.
         let x = self.clamp(x, -110.0, 90.0, width);
-        let log2e = self.f32(std::f32::consts::LOG2_E, width);
-        let n = self.b.ins().fmul(x, log2e);
-        let n = self.b.ins().nearest(n);
+        let (n, power) = self.round_to_int(x, Some(std::f32::consts::LOG2_E), width);
         let high = self.f32(-LN2_HIGH, width);
         let r = self.mad(n, high, x);
         let low = self.f32(-LN2_LOW, width);
@@ -98,17 +115,17 @@ impl Emitter<'_, '_> {
         let y = self.mad(p, square, r);
         let one = self.f32(1.0, width);
         let y = self.b.ins().fadd(y, one);
-        self.scale(y, n, width)
+        self.scale(y, power, width)
     }
 
     fn exp2(&mut self, x: Value, width: usize) -> Value {
         let x = self.clamp(x, -160.0, 130.0, width);
-        let n = self.b.ins().nearest(x);
+        let (n, power) = self.round_to_int(x, None, width);
         let r = self.b.ins().fsub(x, n);
         let p = self.polynomial(&EXP2, r, width);
         let one = self.f32(1.0, width);
         let y = self.mad(p, r, one);
-        self.scale(y, n, width)
+        self.scale(y, power, width)
     }
 
     /// The natural logarithm, or that to base 2.
@@ -222,7 +239,9 @@ impl Emitter<'_, '_> {
         let correction = self.b.ins().fdiv(lost, u);
         let log = self.b.ins().fadd(log, correction);
         let zero = self.f32(0.0, width);
-        let positive = self.b.ins().fmax(x, zero);
+        // NaN compares false and stays.
+        let negative = self.b.ins().fcmp(FloatCC::LessThan, x, zero);
+        let positive = self.choose(negative, zero, x);
         self.b.ins().fadd(positive, log)
     }
 }

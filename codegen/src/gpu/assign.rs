@@ -13,6 +13,7 @@
 use super::facts;
 use super::layout::{LayoutBuilder, Level, LinearLayout, Operand};
 use super::mma::{self, DotPlan};
+use super::pipeline::{self, StagedLoop};
 use crate::ir::{Combine, Def, Kernel, Loc, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -42,6 +43,8 @@ pub struct Assignment {
     pub dots: HashMap<OpId, DotPlan>,
     /// The layout that an operation with effects (or a reduction) works in.
     pub work: HashMap<OpId, LinearLayout>,
+    /// Loops with loads that run ahead.
+    pub loops: HashMap<OpId, StagedLoop>,
     /// What the author may want to know.
     pub notes: Vec<(Loc, String)>,
 }
@@ -61,8 +64,8 @@ fn choose_warps(k: &Kernel) -> usize {
     if k.ops.iter().any(large) { 8 } else { 4 }
 }
 
-/// Assigns layouts to a verified kernel.
-pub fn assign(k: &Kernel) -> Assignment {
+/// Assigns layouts to a verified kernel. `ring_limit`: bytes of shared memory for pipelined loads.
+pub fn assign(k: &Kernel, ring_limit: usize) -> Assignment {
     let warps = choose_warps(k);
     let out = Assignment {
         warps,
@@ -70,10 +73,12 @@ pub fn assign(k: &Kernel) -> Assignment {
         home: vec![None; k.values.len()],
         dots: HashMap::new(),
         work: HashMap::new(),
+        loops: HashMap::new(),
         notes: vec![],
     };
     let mut a = Assigner { k, out, ranks: vec![Rank::Default; k.values.len()] };
     a.plan_dots();
+    a.out.loops = pipeline::plan(k, &a.out.dots, warps, ring_limit);
     a.walk(k.body);
     a.demand_region(k.body, &[]);
     a.out
@@ -506,8 +511,11 @@ impl Assigner<'_> {
                     self.demand(op.operands[2], &layout);
                 }
                 DotPlan::Mma(m) => {
-                    self.demand(op.operands[0], &m.a);
-                    self.demand(op.operands[1], &m.b);
+                    for (v, l) in [(op.operands[0], &m.a), (op.operands[1], &m.b)] {
+                        if !self.demand_staged(v) {
+                            self.demand(v, l);
+                        }
+                    }
                     self.demand(op.operands[2], &m.acc);
                 }
             },
@@ -526,6 +534,30 @@ impl Assigner<'_> {
         if let Some(&v) = op.operands.first() {
             self.demand_view(v);
         }
+    }
+
+    /// If a product's operand is a load that runs ahead: demands what its copies need. Otherwise false.
+    fn demand_staged(&mut self, v: ValueId) -> bool {
+        let k = self.k;
+        let Some((load, _)) = pipeline::source(k, v) else { return false };
+        let Some(body) = self
+            .out
+            .loops
+            .iter()
+            .find(|(_, l)| l.loads.iter().any(|s| s.load == load))
+            .map(|(&id, _)| k.op(id).regions[0])
+        else {
+            return false;
+        };
+        let mut leaves = vec![];
+        for &c in &k.op(load).operands[1..] {
+            pipeline::leaves(k, body, c, &mut leaves);
+        }
+        for leaf in leaves {
+            self.demand_home(leaf);
+        }
+        self.demand_view(k.op(load).operands[0]);
+        true
     }
 
     /// The scalars that a view is made with.

@@ -2,6 +2,9 @@
 //! wide ([`facts`]), how products are computed ([`mma`]), and which layouts every value exists in ([`assign`]).
 
 pub mod assign;
+#[cfg(test)]
+mod assign_tests;
 pub mod facts;
 pub mod layout;
 pub mod mma;
+pub mod pipeline;

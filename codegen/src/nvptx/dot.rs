@@ -7,10 +7,11 @@
 use super::lower::{Lower, Result, apply};
 use super::math;
 use super::memory::{Words, pack};
+use super::pipeline::FetchedOperand;
 use super::text::{V, int, llvm_type, struct_type};
 use crate::gpu::layout::{Level, LinearLayout};
 use crate::gpu::mma::{DotPlan, MmaKind, MmaPlan};
-use crate::ir::{DType, OpId};
+use crate::ir::{DType, OpId, ValueId};
 use std::collections::BTreeMap;
 
 /// How many fragments an operand or accumulator has.
@@ -58,20 +59,46 @@ impl Lower<'_> {
         match &plan.dots[&id] {
             DotPlan::Fma { layout } => self.dot_fma(id, layout),
             DotPlan::Mma(m) => {
-                let dtype = self.k.ty(op.operands[0]).dtype();
-                let a = self.get(op.operands[0], &m.a);
-                let b = self.get(op.operands[1], &m.b);
+                let mut a = self.operand(m.kind, op.operands[0], &m.a);
+                let mut b = self.operand(m.kind, op.operands[1], &m.b);
                 let mut acc = self.get(op.operands[2], &m.acc);
                 let t = tiling(m);
-                let a = self.operand_words(m.kind, dtype, &a);
-                let b = self.operand_words(m.kind, dtype, &b);
+                let mut ready = self.fragments(&mut a, &mut b, t, 0);
                 for k in 0..t.k {
-                    let a: Vec<_> = (0..t.m).map(|i| a.fragment(4, i * t.k + k)).collect();
-                    let b: Vec<_> = (0..t.n).map(|j| b.fragment(2, j * t.k + k)).collect();
-                    self.mma_step(m.kind, &a, &b, &mut acc);
+                    // The next step's fragments are on their way during this step's products.
+                    let next = (k + 1 < t.k).then(|| self.fragments(&mut a, &mut b, t, k + 1));
+                    self.mma_step(m.kind, &ready.0, &ready.1, &mut acc);
+                    if let Some(next) = next {
+                        ready = next;
+                    }
                 }
                 self.define(op.results[0], acc)
             }
+        }
+    }
+
+    /// An operand: in the ring of the loop around, or in registers.
+    fn operand(&mut self, kind: MmaKind, v: ValueId, layout: &LinearLayout) -> Source {
+        match self.fetched(v, layout) {
+            Some(f) => Source::Shared(f),
+            None => {
+                let dtype = self.k.ty(v).dtype();
+                let regs = self.get(v, layout);
+                Source::Registers(self.operand_words(kind, dtype, &regs))
+            }
+        }
+    }
+
+    fn fragments(&mut self, a: &mut Source, b: &mut Source, t: Tiling, k: usize) -> (Vec<Fragment>, Vec<Fragment>) {
+        let a = (0..t.m).map(|i| self.fragment(a, 4, i * t.k + k)).collect();
+        let b = (0..t.n).map(|j| self.fragment(b, 2, j * t.k + k)).collect();
+        (a, b)
+    }
+
+    fn fragment(&mut self, source: &mut Source, words: usize, index: usize) -> Fragment {
+        match source {
+            Source::Registers(w) => w.fragment(words, index),
+            Source::Shared(f) => Fragment { high: self.fetch(f, index * words, words), low: vec![] },
         }
     }
 
@@ -236,6 +263,12 @@ impl Lower<'_> {
         self.w.start(&done);
         self.define(op.results[0], sums)
     }
+}
+
+/// Where an operand's fragments come from.
+enum Source {
+    Registers(OperandWords),
+    Shared(FetchedOperand),
 }
 
 /// The words of an operand.

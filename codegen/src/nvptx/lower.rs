@@ -8,6 +8,7 @@
 //! one thread. Two that may touch the same element from different threads, one of them writing, have a barrier
 //! between them ([`Lower::order`]).
 
+use super::pipeline::Staged;
 use super::text::{V, Writer, constant, int, llvm_type};
 use super::{Error, math};
 use crate::gpu::assign::{Assignment, operand_layout};
@@ -53,6 +54,8 @@ pub(super) struct Lower<'k> {
     pub scratch_read: bool,
     /// For the author.
     pub notes: Vec<(crate::ir::Loc, String)>,
+    /// Loads of the loops around that lie in shared memory.
+    pub staged: HashMap<OpId, Staged>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
     pub shared_max: usize,
@@ -77,6 +80,7 @@ impl<'k> Lower<'k> {
             pending: vec![],
             scratch_read: false,
             notes: vec![],
+            staged: HashMap::new(),
             shared_top: 0,
             shared_max: 0,
         }
@@ -297,7 +301,7 @@ impl<'k> Lower<'k> {
         let k = self.k;
         let op = k.op(id);
         match &op.kind {
-            OpKind::For { .. } => self.lower_for(op),
+            OpKind::For { .. } => self.lower_for(id),
             OpKind::While => self.lower_while(op),
             OpKind::If => self.lower_if(op),
             OpKind::Store => self.store(id),
@@ -355,18 +359,25 @@ impl<'k> Lower<'k> {
         values.iter().map(|&v| self.plan.versions[v.index()][0].clone()).collect()
     }
 
-    pub fn lower_for(&mut self, op: &'k Op) -> Result<()> {
+    fn lower_for(&mut self, id: OpId) -> Result<()> {
         let k = self.k;
+        let op = k.op(id);
         let region = op.regions[0];
         let args = &k.region(region).args;
         let (lo, hi, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[1]), self.scalar(op.operands[2]));
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let ring = self.start_ring(id, &lo, &hi, &step);
         let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
         self.w.jump(&head);
         self.w.start(&head);
+        let next_stage = format!("%n{}", self.w.fresh());
+        let stage = match ring {
+            Some(_) => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
+            None => int(0),
+        };
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
         let phis = self.phis(&args[1..], &inits, &pre, &latch);
@@ -374,6 +385,9 @@ impl<'k> Lower<'k> {
         self.w.branch(&more, &body, &exit);
         self.w.start(&body);
         self.forget_order();
+        if let Some(ring) = &ring {
+            self.turn_ring(ring, &i, &stage);
+        }
         self.define(args[0], vec![i.clone()])?;
         for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
             self.define(a, regs.clone())?;
@@ -382,9 +396,16 @@ impl<'k> Lower<'k> {
         self.w.jump(&latch);
         self.w.start(&latch);
         self.alias_all(yields, &layouts, &phis);
+        if let Some(ring) = &ring {
+            let after = self.next_stage(ring, &stage);
+            self.w.alias(&next_stage, "i32", &after);
+        }
         self.w.line(format_args!("{next} = add i32 {i}, {step}"));
         self.w.jump(&head);
         self.w.start(&exit);
+        if let Some(ring) = &ring {
+            self.end_ring(ring);
+        }
         self.forget_order();
         for (&r, (regs, _)) in op.results.iter().zip(phis) {
             self.define(r, regs)?;
@@ -697,7 +718,7 @@ pub(super) fn apply(bases: &[u32], x: u32) -> u32 {
 }
 
 /// One element of an elementwise operation; `from` is the first operand's type, `to` the result's.
-fn elementwise(w: &mut Writer, kind: &OpKind, from: DType, to: DType, xs: &[&V]) -> V {
+pub(super) fn elementwise(w: &mut Writer, kind: &OpKind, from: DType, to: DType, xs: &[&V]) -> V {
     match kind {
         OpKind::Unary(op) => math::unary(w, *op, from, xs[0]),
         OpKind::Binary(op) => math::binary(w, *op, from, xs[0], xs[1]),

@@ -115,7 +115,7 @@ pub(super) fn unpack(w: &mut Writer, dtype: DType, words: &[V], count: usize) ->
 }
 
 /// Addresses and masks of one thread's elements of a box.
-struct Box<'a> {
+pub(super) struct Box<'a> {
     view: View,
     layout: &'a LinearLayout,
     size: usize,
@@ -131,7 +131,7 @@ struct Box<'a> {
 }
 
 impl<'a> Box<'a> {
-    fn new(lower: &mut Lower, view: View, layout: &'a LinearLayout, coords: &[V], size: usize) -> Box<'a> {
+    pub fn new(lower: &mut Lower, view: View, layout: &'a LinearLayout, coords: &[V], size: usize) -> Box<'a> {
         let rank = layout.shape().rank();
         let mut base = vec![];
         let mut thread = vec![];
@@ -163,7 +163,7 @@ impl<'a> Box<'a> {
     }
 
     /// Whether the element of register `r` lies in the view.
-    fn mask(&mut self, lower: &mut Lower, r: u32) -> Option<V> {
+    pub fn mask(&mut self, lower: &mut Lower, r: u32) -> Option<V> {
         let mut all = self.view.valid.clone();
         for axis in 0..self.base.len() {
             let key = (axis, apply(&self.registers[axis], r));
@@ -178,7 +178,7 @@ impl<'a> Box<'a> {
         all
     }
 
-    fn address(&mut self, lower: &mut Lower, r: u32) -> V {
+    pub fn address(&mut self, lower: &mut Lower, r: u32) -> V {
         let rank = self.base.len();
         // Steps along a unit stride are constants: they stay out of the row's address and fold into the access.
         let unit: Vec<bool> = (0..rank).map(|a| &*self.view.strides[a] == "1" && self.thread[a].is_none()).collect();
@@ -197,7 +197,7 @@ impl<'a> Box<'a> {
     }
 
     /// Registers in groups of one access each.
-    fn groups(&self, access: facts::Access) -> Vec<Vec<u32>> {
+    pub fn groups(&self, access: facts::Access) -> Vec<Vec<u32>> {
         if self.base.is_empty() {
             return (0..self.layout.registers() as u32).map(|r| vec![r]).collect();
         }

@@ -7,17 +7,24 @@
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
 //! synchronise, without where they only compute.
 
+#[cfg(test)]
+mod differential;
 mod dot;
 #[cfg(feature = "llvm")]
 mod emit;
 mod lower;
 mod math;
 mod memory;
+mod pipeline;
 pub mod ptxas;
 mod reduce;
 mod shared;
+#[cfg(test)]
+mod simulate;
 #[cfg(all(test, feature = "llvm"))]
 mod tests;
+#[cfg(test)]
+mod tests_kernels;
 mod text;
 
 use crate::gpu;
@@ -38,6 +45,13 @@ impl Target {
     /// Shared memory that one program may ask for, in bytes.
     pub fn shared_limit(self) -> usize {
         if self.sm >= 90 { 227 << 10 } else { 163 << 10 }
+    }
+}
+
+impl Target {
+    /// Shared memory that the rings of pipelined loops may take; the rest is for everything else.
+    fn ring_limit(self) -> usize {
+        if self.sm >= 90 { 160 << 10 } else { 100 << 10 }
     }
 }
 
@@ -91,7 +105,7 @@ fn entry_name(kernel: &Kernel) -> String {
 /// # Errors
 /// If the kernel needs more shared memory than the target has.
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
-    let plan = gpu::assign::assign(kernel);
+    let plan = gpu::assign::assign(kernel, target.ring_limit());
     let mut lower = lower::Lower::new(kernel, &plan, target.sm);
     lower.run()?;
     let (threads, shared) = (lower.threads(), lower.shared_max);

@@ -75,13 +75,13 @@ impl Lower<'_> {
             Conversion::Identity => regs.to_vec(),
             Conversion::Registers(map) => map.iter().map(|&r| regs[r as usize].clone()).collect(),
             Conversion::Shuffle(plan) => self.shuffle_plan(regs, dtype, &plan),
-            Conversion::Shared(plan) => self.through_scratch(regs, dtype, &plan, to.registers()),
+            Conversion::Shared(plan) => self.through_scratch(regs, dtype, &plan),
         })
     }
 
-    fn through_scratch(&mut self, regs: &[V], dtype: DType, plan: &ScratchPlan, count: usize) -> Vec<V> {
+    fn through_scratch(&mut self, regs: &[V], dtype: DType, plan: &ScratchPlan) -> Vec<V> {
         let size = dtype.size() as u32;
-        let mut out = vec![int(0); count];
+        let mut written = vec![int(0); plan.registers];
         for pass in &plan.passes {
             let base = self.scratch(plan.bytes);
             let thread = self.side_address(&plan.store, size);
@@ -103,11 +103,12 @@ impl Lower<'_> {
                 let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
                 let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
                 for (&r, x) in access.registers.iter().zip(elements) {
-                    out[r as usize] = x;
+                    written[r as usize] = x;
                 }
             }
         }
-        out
+        // Redundant registers are not loaded again.
+        plan.copies.iter().map(|&r| written[r as usize].clone()).collect()
     }
 
     fn side_address(&mut self, side: &ScratchSide, size: u32) -> V {

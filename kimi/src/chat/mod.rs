@@ -36,7 +36,11 @@ use talker::Talker;
 
 /// The whole program: reads the command line, talks, and gives the exit status.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    main_with(Arguments::parse())
+}
+
+/// [`main`] with a command line that was read elsewhere.
+pub fn main_with(arguments: Arguments) -> ExitCode {
     match run(arguments) {
         Ok(status) => status,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -6,15 +6,14 @@
 
 use kiln::prelude::*;
 
-/// The largest logit's index, the first of equals. logits `[n, vocabulary]` f32 → out `[n]` i32. Program: row.
+/// The largest logit's index, the first of equals; NaN is never taken. logits `[n, vocabulary]` f32 → out `[n]` i32. Program: row.
 #[kernel]
 pub fn argmax<const B: usize>(logits: &View<f32, 2>, out: &mut Block<i32, 1>) {
     let row = logits.select(0, program_id(0));
     let mut best: Tile<f32> = full(f64::NEG_INFINITY);
     let mut at: Tile<i32> = zeros();
     for start in (0..row.dim(0)).step_by(B) {
-        let values: Tile<f32, B> = row.load_or(start, f32::NEG_INFINITY);
-        let (value, index) = values.argmax::<0>();
+        let (value, index) = numbers::<B>(&row, start).argmax::<0>();
         at = select(value > best, index + start, at);
         best = best.max(value);
     }

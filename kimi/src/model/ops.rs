@@ -145,6 +145,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
     /// `bounds[s] .. bounds[s + 1]`.
     pub fn short_conv(self, x: &Tensor, weight: &Tensor, state: &mut Tensor, at: &Batch) -> Result<Tensor> {
         let mut y = self.empty::<T>(x.shape())?;
+        if x.shape()[0] == 0 {
+            return Ok(y);
+        }
         let blocks = x.shape()[1].div_ceil(256);
         with_const!(J = weight.shape()[1], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             short_conv::short_conv::<T, f32, J, 256>(x, weight, state, &at.start, &at.slot, &mut y).run()?;
@@ -173,6 +176,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let (mut q, mut k, mut g) = (self.empty::<f32>(&each)?, self.empty::<f32>(&each)?, self.empty::<f32>(&each)?);
         let mut b = self.empty::<f32>(&[n, heads, 1])?;
         let mut o = self.empty::<T>(&each)?;
+        if n == 0 {
+            return Ok(o);
+        }
         with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
             kda::kda_gate::<T, D>(qkv, decay, beta, a_log, dt_bias, &mut q, &mut k, &mut g, &mut b).run()?;
             let b = b.reshape(&[n, heads])?;

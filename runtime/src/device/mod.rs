@@ -17,6 +17,7 @@ use crate::{Error, Result, knobs};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use cpu::{Held, HostMemory, start_threads};
 pub(crate) use interpret::InterpretMemory;
@@ -124,6 +125,19 @@ impl FromStr for Device {
     fn from_str(name: &str) -> Result<Device> {
         Device::parse(name)
     }
+}
+
+static WAITS: AtomicU64 = AtomicU64::new(0);
+
+/// How often this process has waited for a GPU so far: copies to the host, and [`Device::synchronize`].
+pub fn waits() -> u64 {
+    WAITS.load(Ordering::Relaxed)
+}
+
+/// Counts a wait for a GPU.
+#[cfg(feature = "cuda")]
+pub(crate) fn count_wait() {
+    WAITS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// What fresh memory holds.

@@ -100,6 +100,11 @@ fn check(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize, limit: usize
     plan
 }
 
+/// Plans within the usual scratch memory, executes, compares.
+pub(in crate::gpu) fn check_conversion(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize) -> Conversion {
+    check(src, dst, elem_bytes, SCRATCH_BYTES)
+}
+
 #[test]
 fn random_conversions_arrive_without_bank_conflicts() {
     let mut rng = Rng::new(20);
@@ -188,6 +193,39 @@ fn the_layouts_of_a_product_convert() {
     let out = LinearLayout::coalesced(large, 1, 4, 8).unwrap();
     let Conversion::Shared(p) = check(&w, &out, 4, SCRATCH_BYTES) else { panic!() };
     assert_eq!((p.bytes, p.passes.len()), (SCRATCH_BYTES, 4));
+}
+
+/// Also where tiles are smaller than fragments or have fewer elements than there are threads.
+#[test]
+fn all_families_convert_to_each_other() {
+    for (m, n, warps) in [(1, 32, [1, 4]), (8, 64, [2, 2]), (16, 128, [1, 4]), (64, 32, [4, 1]), (128, 64, [4, 2])] {
+        let shape = Shape::new(&[m, n]);
+        let count: usize = warps[0] * warps[1];
+        let mut layouts = vec![
+            LinearLayout::coalesced(shape, 0, 4, count).unwrap(),
+            LinearLayout::coalesced(shape, 1, 8, count).unwrap(),
+            LinearLayout::blocked(shape, &[2, 2], &[8, 4], &warps, &[1, 0]).unwrap(),
+            LinearLayout::mma_accumulator(shape, warps).unwrap(),
+        ];
+        for (operand, elem_bytes) in
+            [(Operand::A, 1), (Operand::A, 2), (Operand::A, 4), (Operand::B, 2), (Operand::B, 4)]
+        {
+            layouts.extend(LinearLayout::mma_operand(shape, operand, elem_bytes, warps));
+        }
+        if warps[0] >= 4 {
+            layouts.extend(LinearLayout::wgmma_accumulator(shape, 16, [warps[0] / 4, warps[1]]));
+        }
+        layouts.push(layouts[0].join(1).slice(&[0, n], shape).unwrap().layout);
+        if m < 16 {
+            layouts.push(LinearLayout::replicated(shape, 5, count.ilog2() as usize));
+        }
+        for (src, dst) in layouts.iter().flat_map(|s| layouts.iter().map(move |d| (s, d))) {
+            for elem_bytes in [2, 4] {
+                let plan = check(src, dst, elem_bytes, SCRATCH_BYTES);
+                assert!(src != dst || plan == Conversion::Identity || src.redundant().register != 0);
+            }
+        }
+    }
 }
 
 #[test]

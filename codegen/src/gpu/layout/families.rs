@@ -76,6 +76,11 @@ fn need(ok: bool, what: &'static str, need: &str, found: impl ToString) -> Resul
     if ok { Ok(()) } else { Err(LayoutError::Unsupported { what, need: need.into(), found: found.to_string() }) }
 }
 
+fn need_matrix(shape: &Shape, warps: [usize; 2]) -> Result<(), LayoutError> {
+    need(shape.rank() == 2, "a matrix fragment", "rank 2", shape.rank())?;
+    need(warps.iter().all(|n| n.is_power_of_two()), "a matrix fragment", "powers of two of warps", format!("{warps:?}"))
+}
+
 impl LinearLayout {
     /// Each thread holds a box of `size_per_thread`, each warp a box of `threads_per_warp` such boxes, the block a
     /// box of `warps` such boxes, which repeats over the tile in further registers. `order` lists the axes, fastest
@@ -143,9 +148,9 @@ impl LinearLayout {
     /// Register bits: the fragment's (column, row + 8), then fragments along N, then along M.
     ///
     /// # Errors
-    /// If the tile is no matrix.
+    /// If the tile is no matrix, or the numbers of warps are no powers of two.
     pub fn mma_accumulator(shape: Shape, warps: [usize; 2]) -> Result<LinearLayout, LayoutError> {
-        need(shape.rank() == 2, "a matrix fragment", "rank 2", shape.rank())?;
+        need_matrix(&shape, warps)?;
         let b = LayoutBuilder::new(shape)?
             .step(Level::Register, 1, 1)
             .step(Level::Lane, 1, 2)
@@ -162,7 +167,7 @@ impl LinearLayout {
     /// the fragment's, then fragments along K, then along M or N.
     ///
     /// # Errors
-    /// If the tile is no matrix, or its K is smaller than the instruction's.
+    /// As for the accumulator; if K is smaller than the instruction's.
     pub fn mma_operand(
         shape: Shape,
         operand: Operand,
@@ -173,7 +178,7 @@ impl LinearLayout {
             Operand::A => (1, 0),
             Operand::B => (0, 1),
         };
-        need(shape.rank() == 2, "a matrix fragment", "rank 2", shape.rank())?;
+        need_matrix(&shape, warps)?;
         need([1, 2, 4].contains(&elem_bytes), "a matrix fragment", "elements of 1, 2 or 4 bytes", elem_bytes)?;
         // A sum over copies would count them twice.
         let min_k = 32 / elem_bytes;
@@ -199,10 +204,10 @@ impl LinearLayout {
     /// list (column, row + 8, columns + 8, …), then further instructions along N, then along M.
     ///
     /// # Errors
-    /// If the tile is no matrix, M is less than 64, or `n` is no power of two from 8 to 256 within the tile's N
-    /// per warpgroup.
+    /// As for [`LinearLayout::mma_accumulator`]; if M is less than 64 per warpgroup, or `n` is no power of two from 8 to
+    /// 256 within the tile's N per warpgroup.
     pub fn wgmma_accumulator(shape: Shape, n: usize, warpgroups: [usize; 2]) -> Result<LinearLayout, LayoutError> {
-        need(shape.rank() == 2, "a matrix fragment", "rank 2", shape.rank())?;
+        need_matrix(&shape, warpgroups)?;
         need(shape.dim(0) >= 64 * warpgroups[0], "wgmma", "64 rows per warpgroup", shape.dim(0))?;
         let ok = n.is_power_of_two() && (8..=256).contains(&n) && n * warpgroups[1] <= shape.dim(1);
         need(ok, "wgmma", "N from 8 to 256 within the tile", n)?;
@@ -222,13 +227,13 @@ impl LinearLayout {
     /// (K of 32 bytes), then fragments along K, then along M.
     ///
     /// # Errors
-    /// If the tile is no matrix, M is less than 64 per warpgroup, or K is less than 32 bytes.
+    /// As for [`LinearLayout::mma_operand`]; if M is less than 64 per warpgroup, or K is less than 32 bytes.
     pub fn wgmma_operand_a(
         shape: Shape,
         elem_bytes: usize,
         warpgroups: [usize; 2],
     ) -> Result<LinearLayout, LayoutError> {
-        need(shape.rank() == 2, "a matrix fragment", "rank 2", shape.rank())?;
+        need_matrix(&shape, warpgroups)?;
         need(shape.dim(0) >= 64 * warpgroups[0], "wgmma", "64 rows per warpgroup", shape.dim(0))?;
         LinearLayout::mma_operand(shape, Operand::A, elem_bytes, [4 * warpgroups[0], warpgroups[1]])
     }

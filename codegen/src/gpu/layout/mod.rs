@@ -51,6 +51,8 @@ mod transfer;
 
 pub use bits::{ShiftTerm, coords, extents_ok, flat};
 pub use convert::{Affine, Conversion, SCRATCH_BYTES};
+#[cfg(test)]
+pub(super) use convert_tests::check_conversion;
 pub use f2::{F2Map, Span};
 pub use families::{LayoutBuilder, Operand};
 pub use ldmatrix::{Ldmatrix, LdmatrixInstruction};
@@ -58,7 +60,7 @@ pub use linear::{Level, LinearLayout, Place, VectorAccess};
 pub use scratch::{ScratchAccess, ScratchPass, ScratchPlan, ScratchSide};
 pub use shared::{SharedLayout, Swizzle, Wavefronts, wavefronts_of};
 pub use shuffle::{ShufflePlan, ShuffleRound};
-pub use transfer::{JoinMap, ReducePlan, SliceMap};
+pub use transfer::{JoinMap, SliceMap};
 
 /// What is wrong with a layout or a request for one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

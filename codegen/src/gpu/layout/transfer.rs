@@ -24,26 +24,6 @@ pub struct JoinMap {
     pub registers: Vec<(u8, u32)>,
 }
 
-/// How to combine the elements of a layout along an axis: first within threads, then by butterflies across the lanes,
-/// then across the warps. Afterwards every place of `layout` holds its result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReducePlan {
-    /// Of the result, without redundant registers.
-    pub layout: LinearLayout,
-    /// For each result register the operand's registers to combine, in order of the index along the axis.
-    pub groups: Vec<Vec<u32>>,
-    /// Lane distances (one bit each), in order of the index along the axis: combine with the value of `lane ^ d`; the
-    /// lane with `lane & d == 0` holds the lower indices.
-    pub lanes: Vec<u32>,
-    /// The same for warps.
-    pub warps: Vec<u32>,
-    /// The same for the blocks of a cluster.
-    pub blocks: Vec<u32>,
-    /// Whether each step joins neighbouring runs of indices, so that a combination that does not commute is right:
-    /// along the axis, registers are innermost, then lanes, warps, blocks.
-    pub in_order: bool,
-}
-
 impl LinearLayout {
     /// The layout of the transposed tile, whose axis i is axis `perm[i]` of this one. Registers keep their numbers.
     pub fn transpose(&self, perm: &[u8]) -> LinearLayout {
@@ -214,46 +194,6 @@ impl LinearLayout {
         let to = from.without(axis);
         let across = self.map_bases(to, |b| remove_axis(&from, &to, b, axis));
         across.compact_registers().0
-    }
-
-    /// How to reduce along `axis`; `None` if a basis vector is not either one step of a power of two along the axis or
-    /// across it (then convert first; every family but swizzled ones will do).
-    pub fn reduce_plan(&self, axis: usize) -> Option<ReducePlan> {
-        if !self.is_axis_aligned(axis) {
-            return None;
-        }
-        let from = *self.shape();
-        let layout = self.reduce(axis);
-        let mut used = Span::new();
-        let mut steps: [Vec<(u32, u32)>; 4] = Default::default();
-        let mut in_order = true;
-        for (level, steps) in Level::ALL.into_iter().zip(&mut steps) {
-            for (bit, along) in self.axis_bases(level, axis).into_iter().enumerate() {
-                if along != 0 && !along.is_power_of_two() {
-                    return None;
-                }
-                if used.insert(along, 0) {
-                    steps.push((along, 1 << bit));
-                } else if along != 0 {
-                    // A second bit with the same step holds copies, with both halves exchanged.
-                    in_order = false;
-                }
-            }
-            steps.sort_unstable();
-        }
-        let order: Vec<u32> = steps.iter().flatten().map(|s| s.0).collect();
-        let [register_steps, lanes, warps, blocks] = steps.map(|s| s.into_iter().map(|(_, d)| d).collect::<Vec<_>>());
-
-        // Result registers in the operand: those that step across the axis, without the redundant ones.
-        let to = *layout.shape();
-        let across: Vec<u32> = self.bases(Level::Register).iter().map(|&b| remove_axis(&from, &to, b, axis)).collect();
-        let mut span = Span::new();
-        let kept: Vec<u32> = (0..across.len()).filter(|&i| span.insert(across[i], 0)).map(|i| 1 << i).collect();
-        let groups = (0..1u32 << kept.len())
-            .map(|q| (0..1u32 << register_steps.len()).map(|j| apply(&kept, q) ^ apply(&register_steps, j)).collect())
-            .collect();
-        in_order &= order.is_sorted();
-        Some(ReducePlan { layout, groups, lanes, warps, blocks, in_order })
     }
 
     /// A layout of the operand whose reduction along `axis` leaves this layout (up to redundant bits): the axis lies

@@ -115,6 +115,7 @@ impl Memory {
             let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, out.len(), self.context.stream) };
             self.context.check("cuMemcpyDtoHAsync", code)?;
         }
+        crate::device::count_wait();
         // SAFETY: the context's own stream. Failing here, the copy is over as well: the context is in error.
         self.context.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.context.stream) })
     }

@@ -214,6 +214,7 @@ impl Context {
     pub(crate) fn synchronize(&self) -> Result<()> {
         // Waits without the lock: others may queue meanwhile.
         drop(self.queue_uncaptured("synchronize")?);
+        crate::device::count_wait();
         // SAFETY: the context's own stream.
         self.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
     }

@@ -1,0 +1,158 @@
+//! Lowered kernels, run by the simulator, compute what the interpreter computes.
+
+use super::simulate::{Simulator, address_of};
+use super::tests_kernels as kernels;
+use super::{Target, llvm_text};
+use crate::interp::{Arg, Buffer, run};
+use crate::ir::{Access, DType, Kernel, Type};
+use std::sync::Arc;
+
+/// Numbers that look random.
+fn noise(seed: u64) -> impl FnMut() -> f64 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0
+    }
+}
+
+fn fill(dtype: DType, count: usize, seed: u64) -> Vec<u8> {
+    let mut next = noise(seed);
+    let mut out = vec![];
+    for _ in 0..count {
+        let x = next() * if dtype.is_float() { 2.0 } else { 100.0 };
+        out.extend_from_slice(&crate::ir::Bits::from_f64(dtype, x).0.to_le_bytes()[..dtype.size()]);
+    }
+    out
+}
+
+/// Runs both and compares every buffer. `shapes`: one per parameter.
+pub(super) fn compare(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]], tolerance: f64) {
+    // Specialised to these shapes, and to nothing.
+    let mut special = k.clone();
+    let values: Vec<u64> = shapes
+        .iter()
+        .flat_map(|s| {
+            let strides = (0..s.len()).map(|d| s[d + 1..].iter().product::<i64>());
+            std::iter::once(0).chain(s.iter().copied()).chain(strides).map(|x| x as u64).collect::<Vec<_>>()
+        })
+        .collect();
+    special.facts = Kernel::facts_of(&k.slots(), &values);
+    let mut general = k.clone();
+    general.facts.clear();
+    for (k, sm) in [(&special, 80), (&special, 90), (&general, 90)] {
+        let lowered = llvm_text(k, Target { sm }).unwrap_or_else(|e| panic!("{e}"));
+        for backwards in [false, true] {
+            let mut args = vec![];
+            let mut params = vec![];
+            let mut global = vec![];
+            let mut buffers = vec![];
+            for (i, (p, shape)) in k.params.iter().zip(shapes).enumerate() {
+                let Type::View(dtype, _) = k.ty(p.value) else { panic!("views only") };
+                let bytes = fill(dtype, shape.iter().product::<i64>() as usize, i as u64 + 1);
+                let buffer = Arc::new(Buffer::from_bytes(bytes.clone()));
+                args.push(Arg::contiguous(&buffer, shape));
+                params.push(address_of(i));
+                params.extend(shape.iter().map(|&d| d as u64));
+                params.extend((0..shape.len()).map(|d| shape[d + 1..].iter().product::<i64>() as u64));
+                global.push(bytes);
+                buffers.push(buffer);
+            }
+            run(k, grid, &args).unwrap_or_else(|e| panic!("{}: {e}", k.name));
+            let shared = lowered.shared_bytes as usize;
+            let mut s = Simulator::new(&lowered.text, lowered.threads as usize, shared, global);
+            for z in 0..grid[2] {
+                for y in 0..grid[1] {
+                    for x in 0..grid[0] {
+                        s.run(&params, [x, y, z], grid, backwards);
+                    }
+                }
+            }
+            for (i, p) in k.params.iter().enumerate().filter(|(_, p)| p.access == Access::Write) {
+                let dtype = k.ty(p.value).dtype();
+                let want = buffers[i].to_bytes().expect("all written");
+                let value = |bytes: &[u8], j: usize| {
+                    let mut word = [0; 8];
+                    word[..dtype.size()].copy_from_slice(&bytes[j * dtype.size()..(j + 1) * dtype.size()]);
+                    crate::ir::Bits(u64::from_le_bytes(word)).to_f64(dtype)
+                };
+                for j in 0..want.len() / dtype.size() {
+                    let (w, g) = (value(&want, j), value(&s.global[i], j));
+                    let same = w == g || w.is_nan() && g.is_nan() || (w - g).abs() <= tolerance * w.abs().max(1e-2);
+                    assert!(same, "{} sm_{sm} backwards {backwards}: `{}`[{j}] is {g}, not {w}", k.name, p.name);
+                }
+            }
+        }
+    }
+}
+
+use crate::ir::Precision;
+
+#[test]
+fn functions() {
+    compare(&kernels::functions(DType::F32), [1; 3], &[&[256], &[20, 256]], 2e-5);
+    compare(&kernels::functions(DType::BF16), [1; 3], &[&[256], &[20, 256]], 1e-2);
+    compare(&kernels::functions(DType::F16), [1; 3], &[&[256], &[20, 256]], 2e-3);
+}
+
+#[test]
+fn casts() {
+    for d in DType::ALL {
+        let shapes: Vec<&[i64]> = vec![&[64]; 15];
+        compare(&kernels::casts(d), [1; 3], &shapes, 0.0);
+    }
+}
+
+#[test]
+fn reductions_and_scans() {
+    for (rows, n) in [(8, 256), (64, 32), (1, 1024), (4, 4)] {
+        let (r, c) = (rows as i64, n as i64);
+        compare(&kernels::argmax_and_scan(rows, n), [1; 3], &[&[r, c], &[r], &[r, c]], 1e-3);
+    }
+}
+
+#[test]
+fn rmsnorm() {
+    compare(&kernels::rmsnorm(1024), [2, 1, 1], &[&[2, 1024], &[1024], &[2, 1024]], 1e-2);
+}
+
+#[test]
+fn memory() {
+    let mut shapes: Vec<&[i64]> = vec![&[32, 16], &[64]];
+    shapes.extend([&[64i64][..]; 6]);
+    compare(&kernels::memory(), [1; 3], &shapes, 1e-2);
+}
+
+#[test]
+fn products() {
+    for (d, p, tolerance) in [
+        (DType::BF16, Precision::F32, 2e-2),
+        (DType::F16, Precision::F32, 4e-3),
+        (DType::F32, Precision::Tf32, 2e-2),
+        (DType::F32, Precision::Tf32x3, 1e-3),
+        (DType::F32, Precision::F32, 1e-3),
+    ] {
+        compare(&kernels::gemm(32, 64, 32, d, p), [2, 1, 1], &[&[64, 128], &[128, 64], &[64, 64]], tolerance);
+        compare(&kernels::gemm(16, 16, 64, d, p), [2, 2, 1], &[&[32, 64], &[64, 32], &[32, 32]], tolerance);
+    }
+    compare(
+        &kernels::gemm(64, 64, 32, DType::BF16, Precision::F32),
+        [1, 1, 1],
+        &[&[64, 160], &[160, 64], &[64, 64]],
+        2e-2,
+    );
+    let one: &[&[i64]] = &[&[16, 16], &[16, 32], &[16, 32]];
+    compare(&kernels::gemm(16, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], one, 2e-2);
+    for m in [8, 4, 1] {
+        let one: &[&[i64]] = &[&[m, 16], &[16, 32], &[m, 32]];
+        compare(&kernels::gemm(m as u32, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], one, 2e-2);
+    }
+    compare(&kernels::gemm(4, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], &[&[4, 48], &[48, 32], &[4, 32]], 2e-2);
+}
+
+#[test]
+fn attention() {
+    compare(&kernels::attention(64, 32, 32), [1; 3], &[&[64, 32], &[64, 32], &[64, 32], &[64, 32]], 3e-2);
+}

@@ -1,0 +1,207 @@
+//! Loops whose loads run ahead (`gpu::pipeline`): `cp.async` into a ring of buffers, `ldmatrix` out of it.
+//!
+//! At the start of iteration i, this thread's copies for i are waited for and a barrier makes everybody's visible. The
+//! same barrier says that everybody is done with iteration i - 1, whose buffer the copies for i + stages - 1 then
+//! fill. Copies beyond the last iteration are skipped; their groups are empty, so that the count of groups holds.
+
+use super::lower::{Lower, elementwise};
+use super::memory::Box;
+use super::text::{V, constant, int, struct_type};
+use crate::gpu::layout::{Ldmatrix, LinearLayout, SharedLayout};
+use crate::gpu::pipeline::{StagedLoop, source};
+use crate::ir::{Def, OpId, OpKind, RegionId, ValueId};
+use std::collections::HashMap;
+
+/// Where the current iteration's tile of a staged load lies.
+#[derive(Clone)]
+pub(super) struct Staged {
+    pub shared: SharedLayout,
+    /// 32-bit address of its buffer.
+    pub address: V,
+}
+
+/// An operand in shared memory, of which `ldmatrix` fetches words when they are needed.
+pub(super) struct FetchedOperand {
+    plan: Ldmatrix,
+    /// The lane's address.
+    address: V,
+    base: V,
+    words: Vec<Option<V>>,
+}
+
+/// The ring of a loop being lowered.
+pub(super) struct Ring<'k> {
+    plan: &'k StagedLoop,
+    body: RegionId,
+    step: V,
+    hi: V,
+    /// Byte offset of each load's first buffer.
+    starts: Vec<usize>,
+}
+
+impl<'k> Lower<'k> {
+    /// Takes the buffers and starts the first copies.
+    pub(super) fn start_ring(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Ring<'k>> {
+        let plan = self.plan.loops.get(&id)?;
+        let body = self.k.op(id).regions[0];
+        if self.scratch_read {
+            self.barrier();
+        }
+        let mut starts = vec![];
+        for load in &plan.loads {
+            self.shared_top = self.shared_top.next_multiple_of(1024);
+            starts.push(self.shared_top);
+            self.shared_top += plan.stages * load.bytes;
+        }
+        self.shared_max = self.shared_max.max(self.shared_top);
+        let ring = Ring { plan, body, step: step.clone(), hi: hi.clone(), starts };
+        for stage in 0..plan.stages - 1 {
+            let ahead = self.w.bin("mul", "i32", step, &int(stage));
+            let i = self.w.bin("add", "i32", lo, &ahead);
+            self.issue(&ring, &i, &int(stage));
+        }
+        Some(ring)
+    }
+
+    /// At the start of an iteration: `i` its counter, `stage` its place in the ring.
+    pub(super) fn turn_ring(&mut self, ring: &Ring<'k>, i: &V, stage: &V) {
+        let stages = ring.plan.stages;
+        self.w.asm_effect("void", &format!("cp.async.wait_group {};", stages - 2), "", &[]);
+        self.barrier();
+        let ahead = self.w.bin("mul", "i32", &ring.step, &int(stages - 1));
+        let next = self.w.bin("add", "i32", i, &ahead);
+        // The buffer before this one.
+        let first = self.w.icmp("eq", "i32", stage, &int(0));
+        let before = self.w.op(format_args!("sub i32 {stage}, 1"));
+        let slot = self.w.select(&first, "i32", &int(stages - 1), &before);
+        self.issue(ring, &next, &slot);
+        for (load, &start) in ring.plan.loads.iter().zip(&ring.starts) {
+            let address = self.buffer(start, load.bytes, stage);
+            self.staged.insert(load.load, Staged { shared: load.shared.clone(), address });
+        }
+    }
+
+    /// The place in the ring of the iteration after the one at `stage`.
+    pub(super) fn next_stage(&mut self, ring: &Ring<'k>, stage: &V) -> V {
+        let next = self.w.bin("add", "i32", stage, &int(1));
+        let wrap = self.w.icmp("eq", "i32", &next, &int(ring.plan.stages));
+        self.w.select(&wrap, "i32", &int(0), &next)
+    }
+
+    /// After the loop: nothing is under way, and the buffers are free once everybody has arrived.
+    pub(super) fn end_ring(&mut self, ring: &Ring<'k>) {
+        self.w.asm_effect("void", "cp.async.wait_group 0;", "", &[]);
+        self.scratch_read = true;
+        for load in &ring.plan.loads {
+            self.staged.remove(&load.load);
+        }
+        self.shared_top = ring.starts[0];
+    }
+
+    fn buffer(&mut self, start: usize, bytes: usize, stage: &V) -> V {
+        let base = self.shared_base();
+        let offset = self.w.bin("mul", "i32", stage, &int(bytes));
+        let offset = self.w.bin("add", "i32", &offset, &int(start));
+        self.w.bin("add", "i32", &base, &offset)
+    }
+
+    /// Starts the copies of the iteration with counter `i`, if there is one, into buffers `slot`; one group.
+    fn issue(&mut self, ring: &Ring<'k>, i: &V, slot: &V) {
+        let exists = self.w.icmp("slt", "i32", i, &ring.hi);
+        for (load, &start) in ring.plan.loads.iter().zip(&ring.starts) {
+            let op = self.k.op(load.load);
+            let layout: &'k LinearLayout = &load.copy;
+            let mut known = HashMap::new();
+            let coords: Vec<V> =
+                op.operands[1..].iter().map(|&c| self.scalar_at(ring.body, c, i, &mut known)).collect();
+            let view = self.view(op.operands[0]);
+            let owner = self.owner(layout);
+            let enabled = self.w.and(owner, Some(exists.clone())).expect("two conditions");
+            let skip = layout.redundant().register;
+            let mut place = Box::new(self, view, layout, &coords, 2);
+            let buffer = self.buffer(start, load.bytes, slot);
+            let shared = &load.shared;
+            let thread = self.thread_image(layout, |b| 2 * shared.offset(b));
+            for group in place.groups(load.access) {
+                if group[0] & skip != 0 {
+                    continue;
+                }
+                let mask = place.mask(self, group[0]);
+                let from = place.address(self, group[0]);
+                let offset = 2 * shared.offset(layout.flat(group[0], 0, 0));
+                let to = self.w.bin("xor", "i32", &thread, &int(offset));
+                let to = self.w.bin("add", "i32", &buffer, &to);
+                let size = match &mask {
+                    Some(m) => self.w.select(m, "i32", &int(16), &int(0)),
+                    None => int(16),
+                };
+                // Bytes beyond the source's size are zeros: elements outside of the view.
+                let ptx = "@$3 cp.async.cg.shared.global [$0], [$1], 16, $2;";
+                let args = [("i32", &to), ("i64", &from), ("i32", &size), ("i1", &enabled)];
+                self.w.asm_effect("void", ptx, "r,l,r,b", &args);
+            }
+        }
+        self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
+    }
+
+    /// A scalar of the loop's body as it is in the iteration with counter `i`.
+    fn scalar_at(&mut self, body: RegionId, v: ValueId, i: &V, known: &mut HashMap<ValueId, V>) -> V {
+        let k = self.k;
+        if let Some(x) = known.get(&v) {
+            return x.clone();
+        }
+        let value = match k.def(v) {
+            Def::Arg(region, 0) if region == body => i.clone(),
+            Def::Result(op, _) if k.region(body).ops.contains(&op) => {
+                let op = k.op(op);
+                let xs: Vec<V> = op.operands.iter().map(|&o| self.scalar_at(body, o, i, known)).collect();
+                let dtype = k.ty(v).dtype();
+                match &op.kind {
+                    OpKind::Const(bits) => constant(dtype, *bits),
+                    kind => {
+                        let refs: Vec<&V> = xs.iter().collect();
+                        elementwise(&mut self.w, kind, k.ty(op.operands[0]).dtype(), dtype, &refs)
+                    }
+                }
+            }
+            _ => self.scalar(v),
+        };
+        known.insert(v, value.clone());
+        value
+    }
+
+    /// A product's operand that lies in the ring, to be read in this fragment layout.
+    pub(super) fn fetched(&mut self, v: ValueId, layout: &LinearLayout) -> Option<FetchedOperand> {
+        let (load, transposed) = source(self.k, v)?;
+        let Staged { shared, address: base } = self.staged.get(&load)?.clone();
+        let shared = if transposed { shared.transpose(&[1, 0, 2, 3]) } else { shared };
+        let plan = Ldmatrix::plan(layout, &shared, 2).expect("the pipeline was planned with this");
+        let address = self.thread_part(plan.thread.iter().map(|&b| 2 * b).collect());
+        Some(FetchedOperand { plan, address, base, words: vec![None; layout.registers() / 2] })
+    }
+
+    /// Words `first..first + count` of an operand.
+    pub(super) fn fetch(&mut self, operand: &mut FetchedOperand, first: usize, count: usize) -> Vec<V> {
+        for word in first..first + count {
+            if operand.words[word].is_some() {
+                continue;
+            }
+            let holds = |r: &[u32]| r.chunks(2).any(|pair| pair[0] as usize / 2 == word);
+            let instruction =
+                operand.plan.instructions.iter().find(|i| holds(&i.registers)).expect("every register is loaded");
+            let place = self.w.bin("xor", "i32", &operand.address, &int(2 * instruction.offset));
+            let place = self.w.bin("add", "i32", &operand.base, &place);
+            let n = operand.plan.matrices;
+            let trans = if operand.plan.transposed { ".trans" } else { "" };
+            let outs: Vec<String> = (0..n).map(|i| format!("${i}")).collect();
+            let ptx = format!("ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {{{}}}, [${n}];", outs.join(","));
+            let constraints = format!("{},r", vec!["=r"; n].join(","));
+            let result = self.w.asm_effect(&struct_type("i32", n), &ptx, &constraints, &[("i32", &place)]);
+            let words = self.w.fields("i32", n, &result);
+            for (pair, w) in instruction.registers.chunks(2).zip(words) {
+                operand.words[pair[0] as usize / 2] = Some(w);
+            }
+        }
+        operand.words[first..first + count].iter().map(|w| w.clone().expect("just fetched")).collect()
+    }
+}

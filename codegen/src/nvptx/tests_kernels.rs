@@ -1,0 +1,240 @@
+//! Kernels for the tests of this back end, built by hand.
+
+use crate::ir::{
+    Access, AtomicOp, BinaryOp, Builder, CmpOp, Combine, DType, Fact, Kernel, Loc, OpKind, Precision, Shape, Type,
+    UnaryOp, ValueId,
+};
+
+/// The kernel with facts as a launch on contiguous, well-sized tensors gives them.
+pub(super) fn contiguous(mut k: Kernel) -> Kernel {
+    use crate::ir::SlotKind;
+    let rank = |p: u32| match k.ty(k.params[p as usize].value) {
+        Type::View(_, r) => r,
+        Type::Tile(..) => 0,
+    };
+    k.facts = k
+        .slots()
+        .iter()
+        .map(|s| match s.kind {
+            SlotKind::Scalar => Fact::Unknown,
+            SlotKind::Stride(d) if d + 1 == rank(s.param) => Fact::One,
+            _ => Fact::Multiple16,
+        })
+        .collect();
+    k
+}
+
+pub(super) fn built(name: &str, f: impl FnOnce(&mut Builder)) -> Kernel {
+    let mut b = Builder::new(name, Loc::caller());
+    f(&mut b);
+    let k = b.finish();
+    if let Err(e) = crate::ir::verify(&k) {
+        panic!("{name}: {e:?}");
+    }
+    k
+}
+
+pub(super) fn view(b: &mut Builder, name: &str, d: DType, rank: u8, access: Access) -> ValueId {
+    b.kernel_mut().add_param(name, Type::View(d, rank), access, None)
+}
+
+pub(super) fn for_loop(
+    b: &mut Builder,
+    n: ValueId,
+    step: i32,
+    inits: &[ValueId],
+    f: impl FnOnce(&mut Builder, ValueId, &[ValueId]) -> Vec<ValueId>,
+) -> Vec<ValueId> {
+    let (zero, step) = (b.i32(0), b.i32(step));
+    let mut types = vec![Type::scalar(DType::I32)];
+    types.extend(inits.iter().map(|&v| b.ty(v)));
+    let (region, args) = b.open(&types);
+    let out = f(b, args[0], &args[1..]);
+    b.close(&out);
+    let operands: Vec<ValueId> = [zero, n, step].iter().chain(inits).copied().collect();
+    let op = b.emit_with_regions(OpKind::For { stages: 0 }, &operands, &types[1..], &[region]);
+    b.results(op)
+}
+
+pub(super) fn gemm(m: u32, n: u32, k: u32, dtype: DType, precision: Precision) -> Kernel {
+    contiguous(built(&format!("gemm_{m}_{n}_{k}_{dtype}_{precision:?}"), |b| {
+        let (x, y) = (view(b, "a", dtype, 2, Access::Read), view(b, "b", dtype, 2, Access::Read));
+        let out = view(b, "c", dtype, 2, Access::Write);
+        let (pm, pn) = (b.program_id(0), b.program_id(1));
+        let (bm, bn) = (b.i32(m as i32), b.i32(n as i32));
+        let (row, column) = (b.binary(BinaryOp::Mul, pm, bm), b.binary(BinaryOp::Mul, pn, bn));
+        let acc = b.splat(DType::F32, Shape::new(&[m, n]), 0.0);
+        let depth = b.dim(x, 1);
+        let sum = for_loop(b, depth, k as i32, &[acc], |b, i, c| {
+            let p = b.load(x, &[row, i], Shape::new(&[m, k]), None);
+            let q = b.load(y, &[i, column], Shape::new(&[k, n]), None);
+            vec![b.dot(p, q, c[0], precision)]
+        });
+        let r = b.cast(sum[0], dtype);
+        b.store(out, r, &[row, column]);
+    }))
+}
+
+pub(super) fn rmsnorm(n: u32) -> Kernel {
+    contiguous(built("rmsnorm", |b| {
+        let x = view(b, "x", DType::BF16, 2, Access::Read);
+        let w = view(b, "w", DType::BF16, 1, Access::Read);
+        let out = view(b, "out", DType::BF16, 2, Access::Write);
+        let (row, zero) = (b.program_id(0), b.i32(0));
+        let t = b.load(x, &[row, zero], Shape::new(&[1, n]), None);
+        let t = b.cast(t, DType::F32);
+        let square = b.binary(BinaryOp::Mul, t, t);
+        let s = b.reduce(square, 1, Combine::Sum);
+        let inv = b.splat(DType::F32, Shape::new(&[1]), 1.0 / n as f64);
+        let s = b.binary(BinaryOp::Mul, s, inv);
+        let r = b.unary(UnaryOp::Rsqrt, s);
+        let r = b.reshape(r, Shape::new(&[1, 1]));
+        let r = b.broadcast(r, Shape::new(&[1, n]));
+        let y = b.binary(BinaryOp::Mul, t, r);
+        let g = b.load(w, &[zero], Shape::new(&[n]), None);
+        let g = b.reshape(g, Shape::new(&[1, n]));
+        let g = b.cast(g, DType::F32);
+        let y = b.binary(BinaryOp::Mul, y, g);
+        let y = b.cast(y, DType::BF16);
+        b.store(out, y, &[row, zero]);
+    }))
+}
+
+/// Flash attention of one head, without a mask.
+pub(super) fn attention(m: u32, n: u32, d: u32) -> Kernel {
+    contiguous(built("attention", |b| {
+        let q = view(b, "q", DType::BF16, 2, Access::Read);
+        let k = view(b, "k", DType::BF16, 2, Access::Read);
+        let v = view(b, "v", DType::BF16, 2, Access::Read);
+        let out = view(b, "out", DType::BF16, 2, Access::Write);
+        let (pid, bm, zero) = (b.program_id(0), b.i32(m as i32), b.i32(0));
+        let row = b.binary(BinaryOp::Mul, pid, bm);
+        let query = b.load(q, &[row, zero], Shape::new(&[m, d]), None);
+        let len = b.dim(k, 0);
+        let acc = b.splat(DType::F32, Shape::new(&[m, d]), 0.0);
+        let most = b.splat(DType::F32, Shape::new(&[m]), f64::NEG_INFINITY);
+        let sum = b.splat(DType::F32, Shape::new(&[m]), 0.0);
+        let r = for_loop(b, len, n as i32, &[acc, most, sum], |b, i, c| {
+            let keys = b.load(k, &[i, zero], Shape::new(&[n, d]), None);
+            let keys = b.transpose(keys, &[1, 0]);
+            let none = b.splat(DType::F32, Shape::new(&[m, n]), 0.0);
+            let s = b.dot(query, keys, none, Precision::F32);
+            let big = b.reduce(s, 1, Combine::Max);
+            let big = b.binary(BinaryOp::Max, c[1], big);
+            let wide = b.reshape(big, Shape::new(&[m, 1]));
+            let wide = b.broadcast(wide, Shape::new(&[m, n]));
+            let s = b.binary(BinaryOp::Sub, s, wide);
+            let p = b.unary(UnaryOp::Exp2, s);
+            let old = b.binary(BinaryOp::Sub, c[1], big);
+            let old = b.unary(UnaryOp::Exp2, old);
+            let rows = b.reduce(p, 1, Combine::Sum);
+            let sum = b.binary(BinaryOp::Mul, c[2], old);
+            let sum = b.binary(BinaryOp::Add, sum, rows);
+            let scale = b.reshape(old, Shape::new(&[m, 1]));
+            let scale = b.broadcast(scale, Shape::new(&[m, d]));
+            let acc = b.binary(BinaryOp::Mul, c[0], scale);
+            let values = b.load(v, &[i, zero], Shape::new(&[n, d]), None);
+            let p = b.cast(p, DType::BF16);
+            let acc = b.dot(p, values, acc, Precision::F32);
+            vec![acc, big, sum]
+        });
+        let total = b.reshape(r[2], Shape::new(&[m, 1]));
+        let total = b.broadcast(total, Shape::new(&[m, d]));
+        let y = b.binary(BinaryOp::Div, r[0], total);
+        let y = b.cast(y, DType::BF16);
+        b.store(out, y, &[row, zero]);
+    }))
+}
+
+/// Every unary operation on one tile.
+pub(super) fn functions(dtype: DType) -> Kernel {
+    use UnaryOp::*;
+    let all = [
+        Neg, Abs, Exp, Exp2, Log, Log2, Sqrt, Rsqrt, Sin, Cos, Tanh, Sigmoid, Silu, Softplus, Erf, Floor, Ceil, Round,
+        Trunc, Recip,
+    ];
+    contiguous(built("functions", |b| {
+        let x = view(b, "x", dtype, 1, Access::Read);
+        let out = view(b, "out", dtype, 2, Access::Write);
+        let zero = b.i32(0);
+        let t = b.load(x, &[zero], Shape::new(&[256]), None);
+        for (i, op) in all.into_iter().enumerate() {
+            let y = b.unary(op, t);
+            let y = b.reshape(y, Shape::new(&[1, 256]));
+            let i = b.i32(i as i32);
+            b.store(out, y, &[i, zero]);
+        }
+    }))
+}
+
+/// Casts from one type to all.
+pub(super) fn casts(from: DType) -> Kernel {
+    built("casts", |b| {
+        let zero = b.i32(0);
+        let x = view(b, from.name(), from, 1, Access::Read);
+        let t = b.load(x, &[zero], Shape::new(&[64]), None);
+        for to in DType::ALL {
+            let y = b.cast(t, to);
+            let out = view(b, to.name(), to, 1, Access::Write);
+            b.store(out, y, &[zero]);
+        }
+    })
+}
+
+/// The index of the largest element of every row, by a region; and a running maximum from the far end.
+pub(super) fn argmax_and_scan(rows: u32, n: u32) -> Kernel {
+    contiguous(built("argmax", |b| {
+        let x = view(b, "x", DType::F32, 2, Access::Read);
+        let out = view(b, "out", DType::I32, 1, Access::Write);
+        let sums = view(b, "sums", DType::F32, 2, Access::Write);
+        let zero = b.i32(0);
+        let t = b.load(x, &[zero, zero], Shape::new(&[rows, n]), None);
+        let i = b.iota(Shape::new(&[rows, n]), 1);
+        let r = b.reduce_by(&[t, i], 1, |b, l, r| {
+            let less = b.compare(CmpOp::Lt, l[0], r[0]);
+            vec![b.select(less, r[0], l[0]), b.select(less, r[1], l[1])]
+        });
+        b.store(out, r[1], &[zero]);
+        let s = b.scan(t, 1, Combine::Sum, true);
+        b.store(sums, s, &[zero, zero]);
+        let s = b.scan(t, 0, Combine::Max, false);
+        b.store(sums, s, &[zero, zero]);
+    }))
+}
+
+/// Gather, scatter, atomics of all kinds, asserts and prints.
+pub(super) fn memory() -> Kernel {
+    built("memory", |b| {
+        let x = view(b, "x", DType::F32, 2, Access::Read);
+        let out = view(b, "out", DType::F32, 1, Access::Write);
+        let zero = b.i32(0);
+        let s = Shape::new(&[64]);
+        let i = b.iota(s, 0);
+        let three = b.splat(DType::I32, s, 3.0);
+        let mask = b.compare(CmpOp::Gt, i, three);
+        let other = b.splat(DType::F32, s, -1.0);
+        let g = b.gather(x, &[i, three], Some((mask, other)));
+        b.scatter(out, g, &[i], Some(mask));
+        let back = b.load(out, &[zero], s, None);
+        b.store(out, back, &[zero]);
+        for d in [DType::F32, DType::I32, DType::U64, DType::BF16, DType::F16, DType::U8] {
+            let y = view(b, &format!("atomic_{d}"), d, 1, Access::Write);
+            let v = b.cast(g, d);
+            let mut ops = vec![AtomicOp::Add, AtomicOp::Exchange];
+            if d.is_int() || d == DType::F32 {
+                ops.extend([AtomicOp::Min, AtomicOp::Max]);
+            }
+            if d.is_int() {
+                ops.extend([AtomicOp::And, AtomicOp::Or, AtomicOp::Xor]);
+            }
+            for op in ops {
+                let old = b.atomic(op, y, v, &[i], Some(mask));
+                b.store(y, old, &[zero]);
+            }
+        }
+        let yes = b.compare(CmpOp::Eq, i, i);
+        b.assert(yes, "always");
+        let n = b.dim(x, 0);
+        b.print("extent", &[n]);
+    })
+}

@@ -1,0 +1,130 @@
+//! Short convolution and Kimi Delta Attention.
+
+use super::{Case, Least, Work, random};
+use crate::cases::{bound, values};
+use kiln::{Device, Element, Tensor, bf16};
+use kimi::model::ops::{Batch, Ops};
+use kimi::reference::{self, KdaShape, relative_error};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+const HEADS: usize = 32;
+const WIDTH: usize = 128;
+const CHANNELS: usize = HEADS * WIDTH;
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all: Vec<Case> = [1024, 8192, 32768].map(short_conv).into();
+    all.extend([(1, 1024), (1, 8192), (1, 32768), (1, 131072), (8, 8192)].map(|(b, t)| {
+        let name = format!("kda_prefill/softplus_b{b}_t{t}_h{HEADS}_d{WIDTH}");
+        let bytes = 2 * b * t * CHANNELS * 5 + 8 * b * HEADS * WIDTH * WIDTH;
+        let flops = 2 * b * t * HEADS * (3 * WIDTH * WIDTH + 2 * 64 * WIDTH);
+        let least = Least { flops: flops as f64, bytes: bytes as f64 };
+        Case::new(name, move |device| delta_rule(device, b, t, least))
+    }));
+    all.extend([1, 16, 128].map(|b| {
+        let least = Least { flops: 0.0, bytes: (8 * b * HEADS * WIDTH * WIDTH) as f64 };
+        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| delta_rule(device, b, 1, least))
+    }));
+    all
+}
+
+/// `sequences` of `tokens` each.
+fn batch(device: Device, sequences: usize, tokens: usize) -> anyhow::Result<Batch> {
+    let ops = Ops::<bf16, bf16>::new(device);
+    let each = |f: &dyn Fn(usize) -> usize| -> Vec<i32> {
+        (0..sequences).flat_map(|s| std::iter::repeat_n(f(s) as i32, tokens)).collect()
+    };
+    let bounds: Vec<i32> = (0..=sequences).map(|s| (s * tokens) as i32).collect();
+    Ok(Batch {
+        bounds: ops.integers(&bounds)?,
+        start: ops.integers(&each(&|s| s * tokens))?,
+        slot: ops.integers(&each(&|s| s))?,
+    })
+}
+
+fn short_conv(tokens: usize) -> Case {
+    const ALL: usize = 3 * CHANNELS;
+    Case::new(format!("short_conv/bf16_t{tokens}_d{ALL}_w4_silu"), move |device| {
+        let x = random::<bf16>(device, &[tokens, ALL], 1.0, 1)?;
+        let weight = random::<f32>(device, &[ALL, 4], 1.0, 2)?;
+        let mut state = Tensor::zeros(&[1, 3, ALL], bf16::DTYPE, device)?;
+        let at = batch(device, 1, tokens)?;
+        let result = Rc::new(RefCell::new(None));
+        let (kept, inputs) = (result.clone(), (x.clone(), weight.clone()));
+        Ok(Work {
+            least: Least { flops: 0.0, bytes: 4.0 * (tokens * ALL) as f64 },
+            run: Box::new(move || {
+                let y = Ops::<bf16, bf16>::new(device).short_conv(&x, &weight, &mut state, &at)?;
+                kept.borrow_mut().get_or_insert(y);
+                Ok(())
+            }),
+            check: Box::new(move || {
+                let (x, weight) = inputs;
+                let y = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
+                // The beginning, and the end with the three inputs before it as its state.
+                let weight = values(&weight)?;
+                let mut state = vec![0.0; ALL * 3];
+                let head = reference::short_convolution(&values(&x.narrow(0, 0, 16)?)?, &weight, ALL, &mut state);
+                let first = relative_error(&values(&y.narrow(0, 0, 16)?)?, &head);
+                let before = values(&x.narrow(0, tokens - 11, 3)?)?;
+                let mut state: Vec<f64> = (0..ALL * 3).map(|i| before[i % 3 * ALL + i / 3]).collect();
+                let tail =
+                    reference::short_convolution(&values(&x.narrow(0, tokens - 8, 8)?)?, &weight, ALL, &mut state);
+                let last = relative_error(&values(&y.narrow(0, tokens - 8, 8)?)?, &tail);
+                Ok((first.max(last), bound(bf16::DTYPE)))
+            }),
+            eager: false,
+        })
+    })
+}
+
+/// Normalisation of q and k, gates and the delta rule, from a state of zeros, which later runs continue.
+fn delta_rule(device: Device, sequences: usize, tokens: usize, least: Least) -> anyhow::Result<Work> {
+    let n = sequences * tokens;
+    let qkv = random::<bf16>(device, &[n, 3 * CHANNELS], 1.0, 1)?;
+    let decay = random::<bf16>(device, &[n, CHANNELS], 1.0, 2)?;
+    let beta = random::<bf16>(device, &[n, HEADS], 1.0, 3)?;
+    // exp(A_log) from 1 to 16, as the peers have it.
+    let a_log: Vec<f32> = (0..HEADS).map(|h| (1.0 + 15.0 * h as f32 / HEADS as f32).ln()).collect();
+    let a_log = Tensor::from_slice(&a_log, &[HEADS], device)?;
+    let dt_bias = random::<f32>(device, &[CHANNELS], 1.0, 4)?;
+    let mut state = Tensor::zeros(&[sequences, HEADS, WIDTH, WIDTH], f32::DTYPE, device)?;
+    let at = batch(device, sequences, tokens)?;
+    let result = Rc::new(RefCell::new(None));
+    let kept = result.clone();
+    let inputs = (qkv.clone(), decay.clone(), beta.clone(), a_log.clone(), dt_bias.clone());
+    Ok(Work {
+        least,
+        run: Box::new(move || {
+            let ops = Ops::<bf16, bf16>::new(device);
+            let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, &mut state, &at)?;
+            kept.borrow_mut().get_or_insert(o);
+            Ok(())
+        }),
+        check: Box::new(move || {
+            let (qkv, decay, beta, a_log, dt_bias) = inputs;
+            let (a_log, dt_bias) = (values(&a_log)?, values(&dt_bias)?);
+            let o = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
+            let mut error = 0f64;
+            // The beginnings of the first and the last sequence: what comes later cannot change them.
+            for first in [0, n - tokens] {
+                let count = tokens.min(100);
+                let rows = values(&qkv.narrow(0, first, count)?)?;
+                let third = |i: usize| -> Vec<f64> {
+                    rows.chunks_exact(3 * CHANNELS).flat_map(|row| &row[i * CHANNELS..][..CHANNELS]).copied().collect()
+                };
+                let q = reference::l2_norm(&third(0), WIDTH, 1e-6, (WIDTH as f64).powf(-0.5));
+                let k = reference::l2_norm(&third(1), WIDTH, 1e-6, 1.0);
+                let g = reference::kda_gate(&values(&decay.narrow(0, first, count)?)?, &a_log, &dt_bias);
+                let beta: Vec<f64> =
+                    values(&beta.narrow(0, first, count)?)?.iter().map(|x| reference::sigmoid(*x)).collect();
+                let mut state = vec![0.0; HEADS * WIDTH * WIDTH];
+                let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
+                let want = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
+                error = error.max(relative_error(&values(&o.narrow(0, first, count)?)?, &want));
+            }
+            Ok((error, bound(bf16::DTYPE)))
+        }),
+        eager: false,
+    })
+}

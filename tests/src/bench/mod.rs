@@ -1,0 +1,120 @@
+//! Timed cases, with the names and the work of the peers' benchmark (`GROUP/dtype-and-shape`), so that the two can be
+//! set side by side.
+//!
+//! Order of things: random inputs are made on the device, the work runs once, a sample of its result is compared with
+//! the f64 reference, and only then it is timed: median, cold L2, replayed as a graph. What cannot be checked or is
+//! wrong has no time.
+
+mod attention;
+mod delta;
+mod dense;
+pub mod kernels;
+mod moe;
+
+use kiln::{Bench, Device, Element, Float, Tensor};
+use std::time::{Duration, Instant};
+
+/// The least that a case must do, whoever does it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Least {
+    pub flops: f64,
+    pub bytes: f64,
+}
+
+/// A timed case.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub case: String,
+    pub microseconds: f64,
+    pub least: Least,
+    /// The relative error that was found before timing.
+    pub error: f64,
+}
+
+/// Inputs, work and check of one case.
+struct Work {
+    least: Least,
+    /// May be called any number of times.
+    run: Box<dyn FnMut() -> anyhow::Result<()>>,
+    /// The relative error of what the first run left, and its bound.
+    check: Box<dyn FnOnce() -> anyhow::Result<(f64, f64)>>,
+    /// Launches as the host makes them instead of a graph's replay.
+    eager: bool,
+}
+
+/// A case by name.
+pub struct Case {
+    pub name: String,
+    prepare: Box<dyn Fn(Device) -> anyhow::Result<Work>>,
+}
+
+impl Case {
+    fn new(name: String, prepare: impl Fn(Device) -> anyhow::Result<Work> + 'static) -> Case {
+        Case { name, prepare: Box::new(prepare) }
+    }
+
+    /// Checks and times the case with at most so many samples, fewer where one takes long.
+    ///
+    /// # Errors
+    /// If something cannot be run, or its result is wrong.
+    pub fn run(&self, device: Device, samples: usize) -> anyhow::Result<Row> {
+        let Work { least, mut run, check, eager } = (self.prepare)(device)?;
+        run()?;
+        let (error, bound) = check()?;
+        anyhow::ensure!(error <= bound, "the result is off by {error:.1e}, more than {bound:.0e}");
+        let start = Instant::now();
+        run()?;
+        device.synchronize()?;
+        let samples = if start.elapsed() > Duration::from_millis(100) { samples.min(5) } else { samples };
+        let mut bench = Bench::new(device).samples(samples);
+        if eager {
+            bench = bench.without_graph();
+        }
+        let timing = bench
+            .run(|| run().map_err(|e| kiln::Error::Launch { kernel: self.name.clone(), message: format!("{e:#}") }))?;
+        Ok(Row { case: self.name.clone(), microseconds: timing.median().as_secs_f64() * 1e6, least, error })
+    }
+}
+
+/// All cases, in the order of the peers' groups.
+pub fn cases() -> Vec<Case> {
+    let mut all = dense::cases();
+    all.extend(delta::cases());
+    all.extend(attention::cases());
+    all.extend(moe::cases());
+    all
+}
+
+/// A tensor of random numbers of about this deviation; another one for each seed.
+fn random<T: Float>(device: Device, shape: &[usize], scale: f64, seed: u32) -> anyhow::Result<Tensor> {
+    let mut tensor = Tensor::uninit(&[shape.iter().product()], T::DTYPE, device)?;
+    kernels::random::<T, 1024>(seed.wrapping_mul(0x9E37_79B9), scale as f32, &mut tensor).run()?;
+    Ok(tensor.reshape(shape)?)
+}
+
+/// A tensor to be written, in which an element left out shows.
+fn poisoned<T: Element>(device: Device, shape: &[usize]) -> anyhow::Result<Tensor> {
+    Ok(Tensor::full(shape, T::DTYPE, f64::NAN, device)?)
+}
+
+/// Host cost of one launch of a trivial kernel, in microseconds: `launch/eager_1_arg`.
+///
+/// # Errors
+/// If the kernel cannot be launched or does not count.
+pub fn launch_cost(device: Device) -> anyhow::Result<Row> {
+    const LAUNCHES: u32 = 20_000;
+    let mut x = Tensor::zeros(&[1024], f32::DTYPE, device)?;
+    let mut launch = || kernels::increment::<1024>(&mut x).run();
+    for _ in 0..10 {
+        launch()?;
+    }
+    device.synchronize()?;
+    let start = Instant::now();
+    for _ in 0..LAUNCHES {
+        launch()?;
+    }
+    let microseconds = start.elapsed().as_secs_f64() / f64::from(LAUNCHES) * 1e6;
+    let count = x.to_vec::<f32>()?;
+    anyhow::ensure!(count.iter().all(|x| *x == (LAUNCHES + 10) as f32), "launches were lost");
+    Ok(Row { case: "launch/eager_1_arg".into(), microseconds, least: Least::default(), error: 0.0 })
+}

@@ -1,0 +1,231 @@
+//! The lab: everything that is checked or measured on a GPU, in one program that travels alone.
+//!
+//! ```text
+//! lab check [FILTER]              every operation against the f64 reference
+//! lab bench [FILTER] --json FILE  times by case, in the form that the peers' times have
+//! lab model DIR                   tokens per second of a checkpoint, and how often the host waits
+//! lab verify DIR GOLDEN           stored results of another implementation against a run
+//! lab chat …                      the chat
+//! ```
+//!
+//! A case is named `operation/types…`; FILTER is a part of the name.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use kiln::Device;
+use kiln_tests::bench::{self, Row};
+use kiln_tests::cases::{self, Tiles};
+use kimi::engine::{self, Want};
+use kimi::golden::Golden;
+use kimi::sampling::Sampling;
+use kimi::verify;
+
+#[derive(Parser)]
+#[command(name = "lab", version, about = "Checks and measures Kiln's kernels on a device")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare every operation with the f64 reference
+    Check {
+        filter: Option<String>,
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+        /// Runs, each with other inputs
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+    },
+    /// Time the benchmark's cases, each after a check of its result
+    Bench {
+        filter: Option<String>,
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+        /// Where to put the times
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Timed runs of a case
+        #[arg(long, default_value_t = 20)]
+        samples: usize,
+    },
+    /// Measure a checkpoint: prefill and decode rates, host waits
+    Model {
+        /// Folder with config.json and safetensors
+        checkpoint: PathBuf,
+        #[arg(long, default_value = "auto")]
+        device: engine::Device,
+        /// Tokens of the prompt
+        #[arg(long, default_value_t = 512)]
+        prompt: usize,
+        /// Tokens to generate
+        #[arg(long, default_value_t = 128)]
+        tokens: usize,
+    },
+    /// Compare a run with stored reference results
+    Verify {
+        /// Folder with config.json and safetensors
+        checkpoint: PathBuf,
+        /// Folder with golden.json and golden.safetensors
+        golden: PathBuf,
+        #[arg(long, default_value = "auto")]
+        device: engine::Device,
+        /// Longest prompt to compare, in tokens
+        #[arg(long, default_value_t = usize::MAX)]
+        longest: usize,
+        /// Greedy tokens per prompt
+        #[arg(long, default_value_t = 64)]
+        tokens: usize,
+        /// Leave the held-out conversations out
+        #[arg(long)]
+        no_held_out: bool,
+    },
+    /// Talk with a model
+    Chat(Box<kimi::chat::arguments::Arguments>),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Check { filter, device, seeds } => check(filter.as_deref(), &device, seeds),
+        Command::Bench { filter, device, json, samples } => bench(filter.as_deref(), &device, json.as_deref(), samples),
+        Command::Model { checkpoint, device, prompt, tokens } => model(&checkpoint, device, prompt, tokens),
+        Command::Verify { checkpoint, golden, device, longest, tokens, no_held_out } => {
+            let options = verify::Options { longest_prompt: longest, greedy_tokens: tokens, held_out: !no_held_out };
+            verify(&checkpoint, &golden, device, options)
+        }
+        Command::Chat(arguments) => Ok(kimi::chat::main_with(*arguments)),
+    }
+}
+
+fn selected(name: &str, filter: Option<&str>) -> bool {
+    filter.is_none_or(|filter| name.contains(filter))
+}
+
+/// The status of a run of which nothing may fail and something must have run.
+fn status(done: usize, failed: usize) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(done > 0, "no case has that in its name");
+    println!("{done} cases, {failed} failed");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check(filter: Option<&str>, device: &str, seeds: u64) -> anyhow::Result<ExitCode> {
+    cases::poison_new_tensors();
+    let device = Device::parse(device)?;
+    println!("{}", device.describe()?);
+    let (mut done, mut failed) = (0, 0);
+    for case in cases::cases().iter().filter(|case| selected(case.name, filter)) {
+        for seed in 1..=seeds {
+            done += 1;
+            let (passed, text) = match case.run(device, Tiles::OfDevice, seed) {
+                Ok(report) => (report.passed(), report.to_string()),
+                Err(error) => (false, format!("{error:#}")),
+            };
+            failed += usize::from(!passed);
+            println!("{} {:28} {text}", if passed { "ok    " } else { "FAILED" }, case.name);
+            std::io::stdout().flush()?;
+        }
+    }
+    status(done, failed)
+}
+
+fn bench(filter: Option<&str>, device: &str, json: Option<&Path>, samples: usize) -> anyhow::Result<ExitCode> {
+    let device = Device::parse(device)?;
+    println!("{}", device.describe()?);
+    let (mut rows, mut failed) = (vec![], 0);
+    let mut record = |name: &str, result: anyhow::Result<Row>| -> anyhow::Result<()> {
+        match result {
+            Ok(row) => {
+                let us = row.microseconds;
+                let (tflops, gbs) = (row.least.flops / us / 1e6, row.least.bytes / us / 1e3);
+                println!("{name:46} {us:11.1} us {tflops:8.1} TFLOP/s {gbs:8.1} GB/s  error {:.1e}", row.error);
+                rows.push(serde_json::json!({
+                    "case": row.case, "us": us, "flops": row.least.flops, "bytes": row.least.bytes, "error": row.error,
+                }));
+            }
+            Err(error) => {
+                failed += 1;
+                println!("{name:46} FAILED: {error:#}");
+                rows.push(serde_json::json!({ "case": name, "failure": format!("{error:#}") }));
+            }
+        }
+        std::io::stdout().flush()?;
+        // Kept up to date, so that a run that is cut off leaves what it has.
+        if let Some(path) = json {
+            let all = serde_json::json!({ "device": device_name(device)?, "rows": rows });
+            std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
+    };
+    let mut done = 0;
+    for case in bench::cases().iter().filter(|case| selected(&case.name, filter)) {
+        done += 1;
+        record(&case.name, case.run(device, samples))?;
+    }
+    let launch = "launch/eager_1_arg";
+    if selected(launch, filter) {
+        done += 1;
+        record(launch, bench::launch_cost(device))?;
+    }
+    status(done, failed)
+}
+
+/// The device as the driver names it, which is what the peers' file says.
+fn device_name(device: Device) -> anyhow::Result<String> {
+    let text = device.describe()?;
+    // `cuda:0: NAME, sm_90, …`
+    let name = text.strip_prefix(&format!("{device}: ")).unwrap_or(&text);
+    Ok(name.split(',').next().unwrap_or(name).to_owned())
+}
+
+fn model(checkpoint: &Path, device: engine::Device, prompt: usize, tokens: usize) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
+    let mut engine = engine::open(checkpoint, device, &mut |_, _| {})
+        .with_context(|| format!("loading {}", checkpoint.display()))?;
+    println!("{}; loaded in {:.2} s", engine.description(), start.elapsed().as_secs_f64());
+    let vocabulary = engine.config().vocab_size;
+    let ids: Vec<u32> = (0..prompt).map(|i| (i * 7919 % vocabulary) as u32).collect();
+    // The first round compiles kernels.
+    for round in ["first", "second", "third"] {
+        let session = engine.open_session()?;
+        let start = Instant::now();
+        engine.append(session, &ids, Want::Last)?;
+        let prefill = start.elapsed().as_secs_f64();
+        let (start, waits) = (Instant::now(), kiln::waits());
+        for _ in 0..tokens {
+            engine.step(session, &Sampling::greedy())?;
+        }
+        let decode = start.elapsed().as_secs_f64();
+        let waits = (kiln::waits() - waits) as f64 / tokens.max(1) as f64;
+        println!(
+            "{round:6} prefill {prompt} tokens {:9.1} tok/s, decode {tokens} tokens {:8.1} tok/s ({:.3} ms each, {waits:.2} \
+             host waits each)",
+            prompt as f64 / prefill,
+            tokens as f64 / decode,
+            decode / tokens.max(1) as f64 * 1e3,
+        );
+        engine.close_session(session);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(
+    checkpoint: &Path,
+    golden: &Path,
+    device: engine::Device,
+    options: verify::Options,
+) -> anyhow::Result<ExitCode> {
+    let mut engine = engine::open(checkpoint, device, &mut |_, _| {})
+        .with_context(|| format!("loading {}", checkpoint.display()))?;
+    let golden = Golden::open(golden, engine.config())
+        .with_context(|| format!("reading golden results in {}", golden.display()))?;
+    let report = verify::verify(&mut *engine, &golden, options, &mut std::io::stdout().lock())?;
+    anyhow::ensure!(report.checks > 0, "nothing was compared");
+    Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

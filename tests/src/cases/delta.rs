@@ -1,0 +1,248 @@
+//! Kimi Delta Attention: short convolution, gate, delta rule; batches of several sequences, states carried over.
+
+use super::{Input, Trial, bound, values};
+use kiln::{DType, Tensor};
+use kimi::model::ops::{Activation, Batch};
+use kimi::reference::{self, KdaShape};
+
+/// Lengths of the sequences of a batch.
+const BATCHES: [&[usize]; 9] = [&[0], &[1], &[2, 1], &[15], &[16], &[17, 3], &[1, 1, 1], &[63, 1, 20], &[65]];
+
+/// A batch of sequences of these lengths; sequence s has the state slot `slots[s]`.
+fn batch(trial: &Trial, lengths: &[usize], slots: &[usize]) -> anyhow::Result<Batch> {
+    let ops = trial.ops::<f32, f32>();
+    let (mut bounds, mut start, mut slot) = (vec![0], vec![], vec![]);
+    for (length, place) in lengths.iter().zip(slots) {
+        let first = *bounds.last().expect("starts with 0");
+        start.extend(std::iter::repeat_n(first, *length));
+        slot.extend(std::iter::repeat_n(*place as i32, *length));
+        bounds.push(first + *length as i32);
+    }
+    Ok(Batch { bounds: ops.integers(&bounds)?, start: ops.integers(&start)?, slot: ops.integers(&slot)? })
+}
+
+/// Slots for so many sequences, in no order, one left over.
+fn slots(trial: &mut Trial, sequences: usize) -> Vec<usize> {
+    // An empty sequence names no slot, and the kernels take slot 0 for it.
+    if sequences == 1 { vec![0] } else { trial.numbers.distinct(sequences, sequences + 1) }
+}
+
+pub(super) fn short_conv<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    for (channels, taps) in [(300, 4), (20, 4), (256, 2), (40, 3)] {
+        let weight = trial.normal::<f32>(&[channels, taps], 0.7)?;
+        for lengths in BATCHES {
+            let n: usize = lengths.iter().sum();
+            let places = slots(trial, lengths.len());
+            let count = lengths.len() + 1;
+            let x = trial.normal::<T>(&[n, channels], 1.0)?;
+            let mut state = trial.normal::<T>(&[count, taps - 1, channels], 1.0)?;
+            let at = batch(trial, lengths, &places)?;
+            let got = trial.ops::<T, f32>().short_conv(&x.tensor, &weight.tensor, &mut state.tensor, &at)?;
+
+            let (mut want, mut first) = (vec![], 0);
+            for (length, place) in lengths.iter().zip(&places) {
+                // The reference keeps each channel's inputs together.
+                let stored = &mut state.values[place * (taps - 1) * channels..][..(taps - 1) * channels];
+                let mut past: Vec<f64> = (0..channels)
+                    .flat_map(|c| (0..taps - 1).map(move |j| (j, c)))
+                    .map(|(j, c)| stored[j * channels + c])
+                    .collect();
+                let x = &x.values[first * channels..][..length * channels];
+                want.extend(reference::short_convolution(x, &weight.values, channels, &mut past));
+                for (i, value) in past.iter().enumerate() {
+                    stored[i % (taps - 1) * channels + i / (taps - 1)] = *value;
+                }
+                first += length;
+            }
+            let what = format!("sequences of {lengths:?}, {channels} channels, {taps} taps");
+            trial.compare(&what, &got, &want, channels, bound(T::DTYPE))?;
+            // Copied, not computed; the slot that nobody has must not change.
+            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, channels, 0.0)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the decay gate, the keys and the write strength are like.
+#[derive(Clone, Copy, Debug)]
+enum Nature {
+    /// Decay near 1, everything ordinary.
+    Mild,
+    /// A_log up to ln 201 as measured in the 48 B model.
+    Measured,
+    /// A_log = ln 201, gate inputs ±1000: a channel is kept whole or erased, at random.
+    Extreme,
+    /// Nothing is ever forgotten, all keys are equal, β is 1: every token overwrites the one before.
+    EqualKeys,
+    /// Keys of zero: nothing is written, whatever β; the norm's epsilon is all that keeps 0/0 away.
+    ZeroKeys,
+    /// β is 0 or 1 exactly.
+    Switched,
+}
+
+const NATURES: [Nature; 6] =
+    [Nature::Mild, Nature::Measured, Nature::Extreme, Nature::EqualKeys, Nature::ZeroKeys, Nature::Switched];
+
+/// Inputs of the delta rule.
+struct Layer {
+    heads: usize,
+    width: usize,
+    qkv: Input,
+    decay: Input,
+    beta: Input,
+    a_log: Input,
+    dt_bias: Input,
+}
+
+impl Layer {
+    fn new<T: Activation>(
+        trial: &mut Trial,
+        n: usize,
+        heads: usize,
+        width: usize,
+        nature: Nature,
+    ) -> anyhow::Result<Layer> {
+        let channels = heads * width;
+        let mut qkv = trial.numbers.normals(n * 3 * channels, 1.0);
+        for t in 0..n {
+            for c in channels..2 * channels {
+                match nature {
+                    Nature::EqualKeys => qkv[t * 3 * channels + c] = qkv[c],
+                    Nature::ZeroKeys => qkv[t * 3 * channels + c] = 0.0,
+                    _ => {}
+                }
+            }
+        }
+        let sign = |trial: &mut Trial| if trial.numbers.below(2) == 0 { -1000.0 } else { 1000.0 };
+        let decay: Vec<f64> = (0..n * channels)
+            .map(|_| match nature {
+                Nature::Extreme => sign(trial),
+                Nature::EqualKeys => -1000.0,
+                _ => trial.numbers.normal(),
+            })
+            .collect();
+        let beta: Vec<f64> = (0..n * heads)
+            .map(|_| match nature {
+                Nature::Switched => sign(trial),
+                Nature::EqualKeys => 1000.0,
+                _ => trial.numbers.normal(),
+            })
+            .collect();
+        let a_log: Vec<f64> = (0..heads)
+            .map(|head| match nature {
+                Nature::Extreme => 201f64.ln(),
+                // The first head has the largest value measured.
+                Nature::Measured => {
+                    (1.0 + 200.0 * (1 - head.min(1)) as f64 + 15.0 * trial.numbers.unit()).min(201.0).ln()
+                }
+                _ => (0.01 + 0.1 * trial.numbers.unit()).ln(),
+            })
+            .collect();
+        let dt_bias = trial.numbers.normals(channels, 1.0);
+        Ok(Layer {
+            heads,
+            width,
+            qkv: trial.input::<T>(&[n, 3 * channels], qkv)?,
+            decay: trial.input::<T>(&[n, channels], decay)?,
+            beta: trial.input::<T>(&[n, heads], beta)?,
+            a_log: trial.input::<f32>(&[heads], a_log)?,
+            dt_bias: trial.input::<f32>(&[channels], dt_bias)?,
+        })
+    }
+
+    /// Tokens `first .. first + n` on the device.
+    fn run<T: Activation>(
+        &self,
+        trial: &Trial,
+        first: usize,
+        n: usize,
+        state: &mut Tensor,
+        at: &Batch,
+    ) -> anyhow::Result<Tensor> {
+        let piece = |input: &Input| input.tensor.narrow(0, first, n);
+        let (qkv, decay, beta) = (piece(&self.qkv)?, piece(&self.decay)?, piece(&self.beta)?);
+        let ops = trial.ops::<T, f32>();
+        Ok(ops.delta_rule(&qkv, &decay, &beta, &self.a_log.tensor, &self.dt_bias.tensor, state, at)?)
+    }
+
+    /// Tokens `first .. first + n` by the definition; `state` is one sequence's.
+    fn reference(&self, first: usize, n: usize, state: &mut [f64]) -> Vec<f64> {
+        let (heads, width, channels) = (self.heads, self.width, self.heads * self.width);
+        let rows = &self.qkv.values[first * 3 * channels..][..n * 3 * channels];
+        let third = |i: usize| -> Vec<f64> {
+            rows.chunks_exact(3 * channels).flat_map(|row| &row[i * channels..][..channels]).copied().collect()
+        };
+        let q = reference::l2_norm(&third(0), width, 1e-6, (width as f64).powf(-0.5));
+        let k = reference::l2_norm(&third(1), width, 1e-6, 1.0);
+        let decay = &self.decay.values[first * channels..][..n * channels];
+        let g = reference::kda_gate(decay, &self.a_log.values, &self.dt_bias.values);
+        let beta: Vec<f64> =
+            self.beta.values[first * heads..][..n * heads].iter().map(|x| reference::sigmoid(*x)).collect();
+        let shape = KdaShape { heads, key: width, value: width };
+        reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, state)
+    }
+}
+
+/// The bound of outputs.
+///
+/// In f32 the exponent G_i − G_j is a difference of sums of up to 16 decays of at most 30: the sums reach 480, where
+/// f32 resolves 3e-5, and that is the relative error of a ratio between them. For narrower types [`bound`] binds.
+fn output_bound(dtype: DType) -> f64 {
+    bound(dtype).max(1e-4)
+}
+
+/// The state is f32 always, but written from keys and values that the kernel may multiply in the narrower type.
+fn state_bound(dtype: DType) -> f64 {
+    output_bound(dtype)
+}
+
+pub(super) fn delta_rule<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    for nature in NATURES {
+        for (lengths, heads, width) in BATCHES.map(|lengths| (lengths, 2, 64)).into_iter().chain([(&[17][..], 1, 128)])
+        {
+            let n = lengths.iter().sum();
+            let layer = Layer::new::<T>(trial, n, heads, width, nature)?;
+            let places = slots(trial, lengths.len());
+            let size = heads * width * width;
+            let mut state = trial.normal::<f32>(&[lengths.len() + 1, heads, width, width], 0.3)?;
+            let at = batch(trial, lengths, &places)?;
+            let got = layer.run::<T>(trial, 0, n, &mut state.tensor, &at)?;
+
+            let (mut want, mut first) = (vec![], 0);
+            for (length, place) in lengths.iter().zip(&places) {
+                want.extend(layer.reference(first, *length, &mut state.values[place * size..][..size]));
+                first += length;
+            }
+            let what = format!("{nature:?}, sequences of {lengths:?}, {heads} heads of {width}");
+            // By head over all tokens: a single token's output may be nearly nothing after cancellation.
+            trial.compare(&what, &got, &want, n * heads * width, output_bound(T::DTYPE))?;
+            let bound = state_bound(T::DTYPE);
+            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, size, bound)?;
+        }
+    }
+    Ok(())
+}
+
+/// A prompt in pieces, then single tokens, is the prompt in one piece.
+pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    let (heads, width) = (1, 64);
+    for nature in NATURES {
+        for pieces in [&[16, 16, 1][..], &[17, 1, 1, 15], &[1, 64], &[33, 2]] {
+            let n = pieces.iter().sum();
+            let layer = Layer::new::<T>(trial, n, heads, width, nature)?;
+            let mut state = trial.input::<f32>(&[1, heads, width, width], vec![0.0; heads * width * width])?;
+            let (mut got, mut first) = (vec![], 0);
+            for length in pieces {
+                let at = batch(trial, &[*length], &[0])?;
+                got.extend(values(&layer.run::<T>(trial, first, *length, &mut state.tensor, &at)?)?);
+                first += length;
+            }
+            let want = layer.reference(0, n, &mut state.values);
+            let what = format!("{nature:?}, pieces of {pieces:?}");
+            trial.report.add(&what, reference::relative_error(&got, &want), output_bound(T::DTYPE));
+            let bound = state_bound(T::DTYPE);
+            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, heads * width * width, bound)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Embedding, norms, linear layers, SwiGLU.
+
+use super::{LENGTHS, Trial, bound};
+use kiln::{Element, Float};
+use kimi::model::ops::Activation;
+use kimi::reference;
+
+/// Widths: one block, less than one, odd, several.
+const WIDTHS: [usize; 4] = [64, 24, 101, 300];
+
+pub(super) fn embedding<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
+    let vocabulary = 37;
+    for width in WIDTHS {
+        let table = trial.normal::<W>(&[vocabulary, width], 1.0)?;
+        for n in LENGTHS {
+            let mut ids: Vec<u32> = (0..n).map(|_| trial.numbers.below(vocabulary) as u32).collect();
+            if n > 1 {
+                (ids[0], ids[1]) = (0, vocabulary as u32 - 1);
+            }
+            let ops = trial.ops::<T, W>();
+            let on_device = ops.integers(&ids.iter().map(|id| *id as i32).collect::<Vec<_>>())?;
+            let got = ops.embedding(&on_device, &table.tensor)?;
+            let want = reference::embedding(&ids, &table.values, width);
+            // Nothing is computed, and f32 holds every value of a narrower type.
+            trial.compare(&format!("{n} tokens of width {width}"), &got, &want, width, 0.0)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows of every size that a residual stream may have, zeros among them.
+fn uneven_rows(trial: &mut Trial, n: usize, width: usize) -> Vec<f64> {
+    let scales = [1.0, 1e-4, 1e4, 0.0];
+    (0..n).flat_map(|row| trial.numbers.normals(width, scales[row % scales.len()])).collect()
+}
+
+pub(super) fn rms_norm<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    for width in WIDTHS {
+        let weight = trial.normal::<f32>(&[width], 1.0)?;
+        for n in LENGTHS {
+            let x = uneven_rows(trial, n, width);
+            let x = trial.input::<f32>(&[n, width], x)?;
+            let got = trial.ops::<T, f32>().rms_norm::<T>(&x.tensor, &weight.tensor, 1e-5)?;
+            let want = reference::rms_norm(&x.values, &weight.values, 1e-5);
+            trial.compare(&format!("{n} rows of {width}"), &got, &want, width, bound(T::DTYPE))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn gated_rms_norm<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    let heads = 3;
+    for width in [64, 128] {
+        let weight = trial.normal::<f32>(&[width], 1.0)?;
+        for n in LENGTHS {
+            let x = uneven_rows(trial, n * heads, width);
+            let x = trial.input::<T>(&[n, heads, width], x)?;
+            // Gates far into saturation on both sides.
+            let gate = trial.normal::<T>(&[n, heads, width], if n % 2 == 0 { 1.0 } else { 40.0 })?;
+            let got = trial.ops::<T, f32>().gated_rms_norm(&x.tensor, &gate.tensor, &weight.tensor, 1e-5)?;
+            let want = reference::gated_rms_norm(&x.values, &gate.values, &weight.values, 1e-5);
+            trial.compare(&format!("{n} tokens, heads of {width}"), &got, &want, width, bound(T::DTYPE))?;
+        }
+    }
+    Ok(())
+}
+
+/// (inputs, outputs): multiples of blocks, and of nothing.
+const MATRICES: [(usize, usize); 3] = [(64, 96), (70, 33), (264, 130)];
+
+pub(super) fn linear<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
+    for (inputs, outputs) in MATRICES {
+        let weight = trial.normal::<W>(&[outputs, inputs], 1.0)?;
+        for n in LENGTHS.into_iter().chain([2, 4, 5]) {
+            let x = trial.normal::<T>(&[n, inputs], 1.0)?;
+            let want = reference::linear(&x.values, &weight.values, inputs);
+            let what = format!("{n} rows, {inputs} to {outputs}");
+            let got = trial.ops::<T, W>().linear::<T>(&x.tensor, &weight.tensor)?;
+            trial.compare(&what, &got, &want, outputs, bound(T::DTYPE))?;
+            // Into f32, as logits are, nothing is rounded on the way.
+            let got = trial.ops::<T, W>().linear::<f32>(&x.tensor, &weight.tensor)?;
+            trial.compare(&format!("{what}, in f32"), &got, &want, outputs, bound(f32::DTYPE))?;
+        }
+        // Columns out of a wider matrix, whose rows do not follow each other.
+        let wide = trial.normal::<T>(&[17, inputs + 11], 1.0)?;
+        let x: Vec<f64> = wide.values.chunks(inputs + 11).flat_map(|row| &row[3..3 + inputs]).copied().collect();
+        let got = trial.ops::<T, W>().linear::<T>(&wide.tensor.narrow(1, 3, inputs)?, &weight.tensor)?;
+        let want = reference::linear(&x, &weight.values, inputs);
+        trial.compare("columns of a wider matrix", &got, &want, outputs, bound(T::DTYPE))?;
+    }
+    Ok(())
+}
+
+pub(super) fn linear_add<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
+    for (inputs, outputs) in MATRICES {
+        let weight = trial.normal::<W>(&[outputs, inputs], 1.0)?;
+        for n in LENGTHS {
+            let x = trial.normal::<T>(&[n, inputs], 1.0)?;
+            let mut y = trial.normal::<f32>(&[n, outputs], 1.0)?;
+            let product = reference::linear(&x.values, &weight.values, inputs);
+            let want = reference::add(&product, &y.values);
+            trial.ops::<T, W>().linear_add(&x.tensor, &weight.tensor, &mut y.tensor)?;
+            // Products of narrow numbers are summed in f32 and stay there.
+            trial.compare(&format!("{n} rows, {inputs} to {outputs}"), &y.tensor, &want, outputs, bound(f32::DTYPE))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn router_logits<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
+    let (hidden, experts) = (264, 21);
+    let weight = trial.normal::<f32>(&[experts, hidden], 0.1)?;
+    for n in LENGTHS {
+        let x = trial.normal::<T>(&[n, hidden], 1.0)?;
+        let got = trial.ops::<T, W>().router_logits(&x.tensor, &weight.tensor)?;
+        let want = reference::linear(&x.values, &weight.values, hidden);
+        trial.compare(&format!("{n} tokens"), &got, &want, experts, bound(f32::DTYPE))?;
+    }
+    Ok(())
+}
+
+pub(super) fn swiglu<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    for width in WIDTHS {
+        for n in LENGTHS {
+            // silu of large negative numbers is nearly 0, of large positive ones the number.
+            let x = trial.normal::<T>(&[n, 2 * width], if n % 2 == 0 { 1.0 } else { 30.0 })?;
+            let rows = || x.values.chunks_exact(2 * width);
+            let gate: Vec<f64> = rows().flat_map(|row| &row[..width]).copied().collect();
+            let up: Vec<f64> = rows().flat_map(|row| &row[width..]).copied().collect();
+            let got = trial.ops::<T, f32>().swiglu(&x.tensor)?;
+            let want = reference::swiglu(&gate, &up);
+            trial.compare(&format!("{n} rows of {width}"), &got, &want, width, bound(T::DTYPE))?;
+        }
+    }
+    Ok(())
+}
