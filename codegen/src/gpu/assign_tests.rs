@@ -84,7 +84,7 @@ fn assigned_layouts_fit_and_convert() {
     {
         let kernel = chain(m, n, k, dtype);
         crate::ir::verify(&kernel).unwrap();
-        let plan: Assignment = assign(&kernel);
+        let plan: Assignment = assign(&kernel, 160 << 10);
         assert!(plan.dots.values().all(|d| d.is_mma()));
         let mut conversions = 0;
         for (v, dtype, shape) in values(&kernel) {
