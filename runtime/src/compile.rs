@@ -32,7 +32,7 @@ type Facts = SmallVec<[Fact; 64]>;
 
 /// Code for one device and one set of facts.
 pub(crate) enum Compiled {
-    Cpu(CpuKernel),
+    Cpu(Box<CpuKernel>),
     #[cfg(feature = "cuda")]
     Cuda(cuda::Function),
 }
@@ -101,7 +101,7 @@ fn compile(kernel: &Kernel, device: Device) -> Result<Compiled> {
     match device {
         Device::Cpu => {
             knobs::knobs().dump(Stage::TileOpt, &kernel.name, "", || kernel.to_string());
-            cpu::compile(kernel).map(Compiled::Cpu).map_err(|e| refused(e.to_string()))
+            cpu::compile(kernel).map(|k| Compiled::Cpu(Box::new(k))).map_err(|e| refused(e.to_string()))
         }
         Device::Interpret => Err(refused(format!("kernel `{}`: the interpreter runs tile IR as it is", kernel.name))),
         #[cfg(feature = "cuda")]
