@@ -73,3 +73,23 @@ fn control_flow_on_tiles() {
     // 9 - 1 (index 1) - 1 (400) + 81 + 144 = 232 → 116 → 58 in two halvings.
     assert_eq!(out.to_vec::<i32>().unwrap(), [58002]);
 }
+
+#[kernel]
+fn outer_products<const N: usize>(x: &View<f32, 1>, out: &mut Block<f32, N, N>) {
+    let x: Tile<f32, N> = x.load(0);
+    let i = iota::<N>();
+    let lower = x.row() * (x.col() - x.row());
+    out.store(select(i.col() > i.row(), lower, x.col() * x.row()));
+}
+
+/// A column and a row make a matrix, in either order.
+#[test]
+fn columns_beside_rows() {
+    let x = [2.0f32, 3.0, 5.0, 7.0];
+    let input = Tensor::from_slice(&x, &[4], Device::Interpret).unwrap();
+    let mut out = Tensor::uninit(&[4, 4], kiln::DType::F32, Device::Interpret).unwrap();
+    outer_products::<4>(&input, &mut out).run().unwrap();
+    let element = |i: usize, j: usize| if i > j { x[j] * (x[i] - x[j]) } else { x[i] * x[j] };
+    let expected: Vec<f32> = (0..16).map(|n| element(n / 4, n % 4)).collect();
+    assert_eq!(out.to_vec::<f32>().unwrap(), expected);
+}

@@ -1,4 +1,5 @@
-//! What the tests and the `lab` share: differential [`cases`] and timed ones ([`bench`]).
+//! What the tests and the `lab` share: differential [`cases`], timed ones ([`bench`]), [`random`] kernels.
 
 pub mod bench;
 pub mod cases;
+pub mod random;

@@ -604,7 +604,9 @@ impl<'a> Parser<'a> {
             operands.push(self.value()?);
         }
         operands.extend(coords);
-        let masked = mnemonic != "load" && mnemonic != "store" && self.accept("if");
+        // On this line: the next one may be an `if`.
+        let here = self.text[self.at..].trim_start_matches(' ').starts_with("if ");
+        let masked = here && mnemonic != "load" && mnemonic != "store" && self.accept("if");
         if masked {
             operands.push(self.value()?);
         }

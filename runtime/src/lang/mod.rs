@@ -6,6 +6,7 @@
 mod along;
 mod element;
 mod elementwise;
+mod outer;
 mod shape;
 mod shaping;
 mod tile;

@@ -1,0 +1,84 @@
+//! Thousands of random kernels: the interpreter before and after the passes, and the CPU back end.
+//!
+//! KILN_SEED=n runs one seed alone; KILN_CASES=n runs more or fewer than usual.
+
+use kiln_codegen::ir::{BinaryOp, OpKind, UnaryOp};
+use kiln_tests::random::{self, Case, Cpu, Interpreter, Limits, Runner};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{v}`")))
+}
+
+/// Runs seeds from `first` on two threads; `runners` makes the runners of a thread.
+fn run_many(first: u64, cases: u64, limits: Limits, runners: impl Fn() -> Vec<Box<dyn Runner>> + Sync) {
+    let (first, cases) = number("KILN_SEED").map_or((first, number("KILN_CASES").unwrap_or(cases)), |seed| (seed, 1));
+    let next = AtomicU64::new(first);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut runners = runners();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + cases {
+                        return;
+                    }
+                    if let Err(failure) = random::check(seed, limits, &mut runners) {
+                        next.store(u64::MAX / 2, Ordering::Relaxed);
+                        panic!("{failure}");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn passes_do_not_change_what_a_kernel_computes() {
+    run_many(0, 4000, Limits::default(), || vec![Box::new(Interpreter { optimise: true })]);
+}
+
+#[test]
+fn the_cpu_computes_what_the_interpreter_does() {
+    run_many(1 << 20, 1500, Limits::default(), || {
+        vec![Box::new(Cpu { optimise: true }), Box::new(Cpu { optimise: false })]
+    });
+}
+
+/// The check itself: a back end that mistakes one function for another, or scans from the wrong end, is caught.
+#[test]
+fn planted_mistakes_are_caught() {
+    /// What it does instead of an operation, if it gets that one wrong.
+    struct Mistaken(fn(&OpKind) -> Option<OpKind>);
+    impl Runner for Mistaken {
+        fn name(&self) -> &str {
+            "a mistaken interpreter"
+        }
+
+        fn run(&mut self, case: &Case) -> Result<Vec<Vec<u8>>, String> {
+            let mut case = case.clone();
+            for op in &mut case.kernel.ops {
+                if let Some(wrong) = (self.0)(&op.kind) {
+                    op.kind = wrong;
+                }
+            }
+            Interpreter { optimise: false }.run(&case)
+        }
+    }
+    let mistakes: [fn(&OpKind) -> Option<OpKind>; 3] = [
+        |kind| (*kind == OpKind::Unary(UnaryOp::Exp)).then_some(OpKind::Unary(UnaryOp::Exp2)),
+        |kind| (*kind == OpKind::Binary(BinaryOp::Max)).then_some(OpKind::Binary(BinaryOp::Min)),
+        |kind| match *kind {
+            OpKind::Scan { axis, combine, reverse } => Some(OpKind::Scan { axis, combine, reverse: !reverse }),
+            _ => None,
+        },
+    ];
+    for (i, mistake) in mistakes.into_iter().enumerate() {
+        let mut runner = Mistaken(mistake);
+        let caught = (0..400).filter(|&seed| {
+            let case = random::generate(seed, Limits::default());
+            random::agrees(&case, &mut runner).is_err()
+        });
+        assert!(caught.count() >= 5, "mistake {i} goes unnoticed");
+    }
+}
