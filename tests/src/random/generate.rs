@@ -1,7 +1,7 @@
 //! The generator: a pool of exact values, and statements that add to it.
 //!
 //! Every value of the pool is the same, to the bit, on every back end, but for two liberties: which NaN a NaN is, and
-//! the sign of a zero from `min` and `max`. So floats that were computed are not bit-cast and not divided by. *Small*
+//! the sign of a zero from `min` and `max`. So floats are bit-cast only after `max(x, 1)`, and not divided by. *Small*
 //! values are integers of magnitude at most [`SMALL`], in any dtype: their sums and products are exact in any order.
 
 use super::rng::{Rng, SMALL};
@@ -32,8 +32,6 @@ impl Default for Limits {
 pub(super) struct Entry {
     pub(super) v: ValueId,
     pub(super) small: bool,
-    /// Its bits are those that lay in memory or an integer had: it may be bit-cast.
-    pub(super) raw: bool,
 }
 
 pub(super) struct Generator {
@@ -109,8 +107,7 @@ impl Generator {
     // -- the pool ------------------------------------------------------------------------------------------------------
 
     pub(super) fn push(&mut self, v: ValueId, small: bool) {
-        let raw = !self.dtype(v).is_float();
-        self.pool.push(Entry { v, small, raw });
+        self.pool.push(Entry { v, small });
     }
 
     pub(super) fn dtype(&self, v: ValueId) -> DType {
@@ -266,7 +263,7 @@ impl Generator {
         if matches!(op, BinaryOp::Div | BinaryOp::Rem) {
             // Not zero.
             let one = self.b.constant(dtype, shape, Bits(1));
-            y = Entry { v: self.b.binary(BinaryOp::Or, y.v, one), small: false, raw: true };
+            y = Entry { v: self.b.binary(BinaryOp::Or, y.v, one), small: false };
         }
         let (a, b) = if self.rng.chance(50) || op == BinaryOp::Div || op == BinaryOp::Rem { (x, y) } else { (y, x) };
         let v = self.b.binary(op, a.v, b.v);
@@ -284,25 +281,34 @@ impl Generator {
         let a = if self.shape(a.v) == b { a } else { x };
         let other = self.value(self.dtype(a.v), shape);
         let v = self.b.select(c, a.v, other.v);
-        self.pool.push(Entry { v, small: a.small && other.small, raw: a.raw && other.raw });
+        self.push(v, a.small && other.small);
     }
 
     fn cast(&mut self) {
-        if self.rng.chance(30)
-            && let Some(e) = self.find(|g, e| e.raw && g.dtype(e.v) != DType::Bool)
-        {
-            let from = self.dtype(e.v);
-            let fitting: Vec<DType> =
-                DType::ALL.into_iter().filter(|d| d.size() == from.size() && *d != DType::Bool).collect();
-            let to = self.rng.pick(&fitting);
-            let v = self.b.bitcast(e.v, to);
-            self.pool.push(Entry { v, small: from == to && e.small, raw: true });
-            return;
+        if self.rng.chance(30) {
+            return self.bitcast();
         }
         let x = self.any(|_| true);
         let (from, to) = (self.dtype(x.v), self.rng.pick(&DType::ALL));
         let v = self.b.cast(x.v, to);
         self.push(v, x.small && to != DType::Bool && (to.is_signed() || !from.is_signed()));
+    }
+
+    fn bitcast(&mut self) {
+        let x = self.any(|d| d != DType::Bool && !d.is_fp8()).v;
+        let (from, shape) = (self.dtype(x), self.shape(x));
+        // At least 1: neither NaN nor zero.
+        let x = if from.is_float() {
+            let one = self.b.splat(from, shape, 1.0);
+            self.b.binary(BinaryOp::Max, x, one)
+        } else {
+            x
+        };
+        let fitting: Vec<DType> =
+            DType::ALL.into_iter().filter(|d| d.size() == from.size() && *d != DType::Bool).collect();
+        let to = self.rng.pick(&fitting);
+        let v = self.b.bitcast(x, to);
+        self.push(v, false);
     }
 
     pub(super) fn movement(&mut self) {

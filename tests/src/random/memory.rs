@@ -134,10 +134,9 @@ impl Generator {
             view = self.b.view_narrow(view, dim, start, length);
         }
         let coords: Vec<ValueId> = shape.dims().iter().map(|&d| self.coordinate(d)).collect();
-        let other =
-            if self.rng.chance(40) { self.find(|g, e| e.raw && g.b.ty(e.v) == Type::scalar(dtype)) } else { None };
+        let other = if self.rng.chance(40) { self.find(|g, e| g.b.ty(e.v) == Type::scalar(dtype)) } else { None };
         let v = self.b.load(view, &coords, shape, other.map(|e| e.v));
-        self.pool.push(Entry { v, small: false, raw: true });
+        self.push(v, false);
         self.pool[self.pool.len() - 1]
     }
 
@@ -176,7 +175,6 @@ impl Generator {
                 let output = self.outputs[self.rng.below(self.outputs.len())].clone();
                 let (view, coords) = self.own_part(&output);
                 let v = self.b.load(view, &coords, output.shape, None);
-                // Memory has the bits that were stored, so any liberty of theirs.
                 self.push(v, false);
             }
             _ => self.gather(),
@@ -208,15 +206,12 @@ impl Generator {
             }
             index.push(i);
         }
-        let mut raw = true;
         let masked = masked.then(|| {
             let mask = self.value(DType::Bool, shape).v;
-            let other = self.value(dtype, shape);
-            raw = other.raw;
-            (mask, other.v)
+            (mask, self.value(dtype, shape).v)
         });
         let v = self.b.gather(view, &index, masked);
-        self.pool.push(Entry { v, small: false, raw });
+        self.push(v, false);
     }
 
     // -- outputs -------------------------------------------------------------------------------------------------------
