@@ -4,7 +4,7 @@
 //! stacked into one tensor. Matrices keep one type `W` (that of the embedding); norms, convolution taps, gates' constants
 //! and the router are f32, which holds every checkpoint type exactly.
 
-use crate::checkpoint::{FeedForwardTensors, Kda, Mla, MixerTensors, ModelTensors, Moe, SwiGlu};
+use crate::checkpoint::{FeedForwardTensors, Kda, MixerTensors, Mla, ModelTensors, Moe, SwiGlu};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::weights::{self, Dtype, Weights};
@@ -147,7 +147,12 @@ impl Loader<'_> {
         self.stack(parts, shape, DType::F32)
     }
 
-    fn swiglu(&mut self, w: &SwiGlu<Stored<'_>>, width: usize, hidden: usize) -> Result<FeedForwardWeights, EngineError> {
+    fn swiglu(
+        &mut self,
+        w: &SwiGlu<Stored<'_>>,
+        width: usize,
+        hidden: usize,
+    ) -> Result<FeedForwardWeights, EngineError> {
         Ok(FeedForwardWeights {
             gate_up: self.matrix(&[&w.gate, &w.up], &[2 * width, hidden])?,
             down: self.matrix(&[&w.down], &[hidden, width])?,
@@ -184,7 +189,9 @@ impl Loader<'_> {
 
     fn moe(&mut self, c: &Config, w: &Moe<Stored<'_>>) -> Result<MoeWeights, EngineError> {
         let (hidden, experts, width) = (c.hidden_size, c.experts, c.moe_intermediate_size);
-        let all = |pick: for<'a, 'b> fn(&'a SwiGlu<Stored<'b>>) -> &'a Stored<'b>| w.experts.iter().map(pick).collect::<Vec<_>>();
+        let all = |pick: for<'a, 'b> fn(&'a SwiGlu<Stored<'b>>) -> &'a Stored<'b>| {
+            w.experts.iter().map(pick).collect::<Vec<_>>()
+        };
         let shared = match &w.shared {
             Some(shared) => Some(self.swiglu(shared, c.shared_experts * width, hidden)?),
             None => None,

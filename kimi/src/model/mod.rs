@@ -91,7 +91,9 @@ impl<T: Activation, W: Float> Model<T, W> {
             let h = ops.rms_norm::<T>(&x, &layer.input_norm, c.rms_norm_eps)?;
             match (&layer.mixer, memory) {
                 (MixerWeights::Kda(w), Memory::Kda { conv, state }) => self.kda(w, &h, conv, state, &at, &mut x)?,
-                (MixerWeights::Mla(w), Memory::Mla { latent, shared }) => self.mla(w, &h, latent, shared, &at, &mut x)?,
+                (MixerWeights::Mla(w), Memory::Mla { latent, shared }) => {
+                    self.mla(w, &h, latent, shared, &at, &mut x)?
+                }
                 _ => unreachable!("weights and memory are both built from config.mixers"),
             }
             let h = ops.rms_norm::<T>(&x, &layer.post_norm, c.rms_norm_eps)?;
@@ -145,12 +147,8 @@ impl<T: Activation, W: Float> Model<T, W> {
         x: &mut Tensor,
     ) -> Result<()> {
         let (c, ops) = (&self.config, self.ops);
-        let shape = MlaShape {
-            heads: c.mla_heads,
-            nope: c.qk_nope_head_dim,
-            rope: c.qk_rope_head_dim,
-            value: c.v_head_dim,
-        };
+        let shape =
+            MlaShape { heads: c.mla_heads, nope: c.qk_nope_head_dim, rope: c.qk_rope_head_dim, value: c.v_head_dim };
         let context = at.first + at.count;
         grow(latent, at.first, context)?;
         grow(shared, at.first, context)?;

@@ -219,7 +219,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
 
     /// Causal attention of a piece of prompt. q [n, heads·(nope + rope)], kv [context, heads·(nope + value)], shared
     /// [context, rope] → [n, heads·value].
-    pub fn mla_prefill(self, q: &Tensor, kv: &Tensor, shared: &Tensor, position: &Tensor, shape: MlaShape) -> Result<Tensor> {
+    pub fn mla_prefill(
+        self,
+        q: &Tensor,
+        kv: &Tensor,
+        shared: &Tensor,
+        position: &Tensor,
+        shape: MlaShape,
+    ) -> Result<Tensor> {
         let mut out = self.empty::<T>(&[q.shape()[0], shape.heads * shape.value])?;
         if shape.nope != shape.value {
             return unsupported("v_head_dim", shape.value, "a value as wide as qk_nope_head_dim");
@@ -279,7 +286,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
     }
 
     /// logits [n, experts] f32 → chosen experts [n, k] i32 and their weights [n, k] f32.
-    pub fn route(self, logits: &Tensor, bias: &Tensor, k: usize, renormalize: bool, scale: f64) -> Result<(Tensor, Tensor)> {
+    pub fn route(
+        self,
+        logits: &Tensor,
+        bias: &Tensor,
+        k: usize,
+        renormalize: bool,
+        scale: f64,
+    ) -> Result<(Tensor, Tensor)> {
         let n = logits.shape()[0];
         let (mut chosen, mut weights) = (self.empty::<i32>(&[n, k])?, self.empty::<f32>(&[n, k])?);
         let scale = scale as f32;
@@ -339,7 +353,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
             let s = sampling;
             let (low, high) = (s.seed as u32, (s.seed >> 32) as u32);
             let k = s.top_k.min(i32::MAX as u32) as i32;
-            sampling::sample::<1024>(logits, position, s.temperature, k, s.top_p, s.min_p, low, high, &mut out).run()?;
+            sampling::sample::<1024>(logits, position, s.temperature, k, s.top_p, s.min_p, low, high, &mut out)
+                .run()?;
         }
         Ok(out)
     }
