@@ -13,6 +13,7 @@ use crate::gpu::layout::{Level, LinearLayout};
 use crate::gpu::mma::{DotPlan, MmaKind, MmaPlan};
 use crate::ir::{DType, OpId, ValueId};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// How many fragments an operand or accumulator has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,18 +203,18 @@ impl Lower<'_> {
         let mut column_at: BTreeMap<u32, V> = BTreeMap::new();
         for r in 0..layout.registers() as u32 {
             let (row, column) = (apply(&rows, r), apply(&columns, r));
-            if !row_at.contains_key(&row) {
+            if let Entry::Vacant(slot) = row_at.entry(row) {
                 let c = self.w.bin("xor", "i32", &thread_row, &int(row));
                 let c = self.w.bin("mul", "i32", &c, &int(4 * depth));
                 let c = self.w.bin("add", "i32", &base, &c);
-                row_at.insert(row, c);
+                slot.insert(c);
             }
-            if !column_at.contains_key(&column) {
+            if let Entry::Vacant(slot) = column_at.entry(column) {
                 let c = self.w.bin("xor", "i32", &thread_column, &int(column));
                 let c = self.w.bin("mul", "i32", &c, &int(4));
                 let c = self.w.bin("add", "i32", &base, &c);
                 let c = self.w.bin("add", "i32", &c, &int(4 * a.numel()));
-                column_at.insert(column, c);
+                slot.insert(c);
             }
         }
         let unroll = depth.min(4);

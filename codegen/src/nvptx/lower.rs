@@ -15,6 +15,7 @@ use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// A view at run time.
 #[derive(Clone)]
@@ -518,9 +519,9 @@ impl<'k> Lower<'k> {
                 let mut out = vec![];
                 for r in 0..count as u32 {
                     let own = apply(&bases, r);
-                    if !known.contains_key(&own) {
+                    if let Entry::Vacant(slot) = known.entry(own) {
                         let v = self.w.bin(how, "i32", &thread, &int(own));
-                        known.insert(own, v);
+                        slot.insert(v);
                     }
                     out.push(known[&own].clone());
                 }
