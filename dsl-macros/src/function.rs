@@ -144,7 +144,7 @@ pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
         #(#attrs)*
         #[doc = ""]
         #[doc = #doc]
-        #[allow(clippy::too_many_arguments)]
+        #[allow(clippy::too_many_arguments, clippy::multiple_bound_locations)]
         #vis #fn_token #name #host_generics (#(#hosts),*) -> ::kiln::Launch<'kiln> #where_clause
     };
     if let Some(error) = errors.take() {

@@ -42,7 +42,7 @@ impl<T: Element, S: Shape> Tile<T, S> {
         let (from, to) = (S::shape(), U::shape());
         let fits = from.rank() == R
             && to.rank() == R
-            && (0..R).all(|i| offsets[i] % to.dim(i) == 0 && offsets[i] + to.dim(i) <= from.dim(i));
+            && (0..R).all(|i| offsets[i].is_multiple_of(to.dim(i)) && offsets[i] + to.dim(i) <= from.dim(i));
         if !fits {
             return stage::error(format!(
                 "slice {to:?} at {offsets:?} of {from:?}: the box must lie inside, at multiples of its own extents"
