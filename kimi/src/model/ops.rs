@@ -11,8 +11,6 @@ use std::marker::PhantomData;
 
 /// Below so many rows a linear layer reads its weights once per row instead of tiling rows.
 const FEW_ROWS: usize = 5;
-/// From so many rows a GPU computes linear layers in its largest tiles.
-const MANY_ROWS: usize = 1024;
 /// Programs that share the context of one decoded token.
 const MAX_SPLITS: usize = 32;
 /// Keys that one program of a split looks at, at least.
@@ -126,14 +124,10 @@ impl<T: Activation, W: Float> Ops<T, W> {
         weight: &Tensor,
         y: &mut Tensor,
     ) -> Result<()> {
-        let rows = x.shape()[0];
-        let few = rows < FEW_ROWS;
-        // Large tiles read each operand less often, where there are rows enough to fill the chip with them.
-        let many = rows >= MANY_ROWS && C::DTYPE != DType::F32;
+        let few = x.shape()[0] < FEW_ROWS;
         match (few, self.gpu) {
             (true, true) => linear::linear_row::<T, V, Y, ADD, 16, 256>(x, weight, y).run()?,
             (true, false) => linear::linear_row::<T, V, Y, ADD, 32, 64>(x, weight, y).run()?,
-            (false, true) if many => linear::linear::<T, V, C, Y, ADD, 128, 256, 32>(x, weight, y).run()?,
             (false, true) => linear::linear::<T, V, C, Y, ADD, 64, 128, 32>(x, weight, y).run()?,
             (false, false) => linear::linear::<T, V, C, Y, ADD, 32, 32, 64>(x, weight, y).run()?,
         }
