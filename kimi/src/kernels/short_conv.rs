@@ -7,31 +7,46 @@
 use kiln::prelude::*;
 
 /// x `[n, channels]`, weight `[channels, J]`, state `[slots, J-1, channels]`, start, slot `[n]` → y `[n, channels]`.
-/// Program: (token, channel block).
+/// Program: (tile of `M` tokens, channel block).
 #[kernel]
-pub fn short_conv<T: Float, W: Float, const J: usize, const B: usize>(
+pub fn short_conv<T: Float, W: Float, const J: usize, const M: usize, const B: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     state: &View<T, 3>,
     start: &View<i32, 1>,
     slot: &View<i32, 1>,
-    y: &mut Block<T, 1, B>,
+    y: &mut Block<T, M, B>,
 ) {
-    let token = program_id(0);
-    let channels = y.origin(1);
-    let start = start.get(token);
-    let state = state.select(0, slot.get(token));
-    let mut sum: Tile<f32, B> = zeros();
+    let (first, channels) = (y.origin(0), y.origin(1));
+    let token = iota::<M>() + first;
+    let start: Tile<i32, M> = start.load(first);
+    // How many inputs before its token each row may look at without leaving this batch.
+    let inside = token - start;
+    let mut sum: Tile<f32, M, B> = zeros();
     for j in unroll(0..J) {
-        // Input at `token - back`: in this batch, or `start - t` inputs before its beginning.
-        let t = token + j - (J - 1);
-        let here: Tile<T, 1, B> = x.load((select(t >= start, t, -1), channels));
-        let before: Tile<T, 1, B> = state.load((select(t < start, t - start + (J - 1), -1), channels));
+        let back = J - 1 - j;
+        let here: Tile<T, M, B> = x.load((first - back, channels));
+        let here = select((inside >= back).col(), here.cast::<f32>(), 0.0);
         let weight: Tile<f32, B, 1> = weight.load((channels, j)).cast();
-        let input: Tile<f32, B> = (here + before).cast::<f32>().reshape();
-        sum += input * weight.reshape::<D1<B>>();
+        sum += here * weight.reshape::<D1<B>>().row();
     }
-    y.store(sum.silu().cast::<T>().reshape());
+    // Few tiles hold the first tokens of a sequence: those alone read states.
+    let early = (inside < J - 1) & (token < x.dim(0));
+    if early.any::<0>() {
+        let slot: Tile<i32, M> = slot.load(first);
+        let channel: Tile<i32, M, B> = (iota::<B>() + channels).row().tile();
+        for j in unroll(0..J - 1) {
+            let place = inside + j;
+            let before = state.gather_masked(
+                (slot.col().tile(), place.col(), channel),
+                ((place < J - 1) & early).col().tile() & (channel < x.dim(1)),
+                0.0,
+            );
+            let weight: Tile<f32, B, 1> = weight.load((channels, j)).cast();
+            sum += before.cast::<f32>() * weight.reshape::<D1<B>>().row();
+        }
+    }
+    y.store(sum.silu().cast::<T>());
 }
 
 /// Keeps the last J-1 inputs of each sequence for its next tokens. Sequence s has tokens `bounds[s] .. bounds[s+1]`.

@@ -150,7 +150,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
         }
         let blocks = x.shape()[1].div_ceil(256);
         with_const!(J = weight.shape()[1], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
-            short_conv::short_conv::<T, f32, J, 256>(x, weight, state, &at.start, &at.slot, &mut y).run()?;
+            if x.shape()[0] < FEW_ROWS {
+                short_conv::short_conv::<T, f32, J, 1, 256>(x, weight, state, &at.start, &at.slot, &mut y).run()?
+            } else {
+                short_conv::short_conv::<T, f32, J, 16, 256>(x, weight, state, &at.start, &at.slot, &mut y).run()?
+            }
             short_conv::short_conv_state::<T, J, 256>(x, &at.bounds, &at.slot, state)
                 .grid([at.sequences(), blocks])
                 .run()?

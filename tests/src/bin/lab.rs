@@ -3,6 +3,7 @@
 //! ```text
 //! lab check [FILTER]              every operation against the f64 reference
 //! lab bench [FILTER] --json FILE  times by case, in the form that the peers' times have
+//! lab tiles M N K                 the linear kernel in each tile size
 //! lab model DIR                   tokens per second of a checkpoint, and how often the host waits
 //! lab verify DIR GOLDEN           stored results of another implementation against a run
 //! lab chat …                      the chat
@@ -55,6 +56,14 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         samples: usize,
     },
+    /// Time the linear kernel (bf16) in each tile size
+    Tiles {
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+        m: usize,
+        n: usize,
+        k: usize,
+    },
     /// Measure a checkpoint: prefill and decode rates, host waits
     Model {
         /// Folder with config.json and safetensors
@@ -94,6 +103,10 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Check { filter, device, seeds } => check(filter.as_deref(), &device, seeds),
         Command::Bench { filter, device, json, samples } => bench(filter.as_deref(), &device, json.as_deref(), samples),
+        Command::Tiles { device, m, n, k } => {
+            bench::tiles::sweep(Device::parse(&device)?, [m, n, k])?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Model { checkpoint, device, prompt, tokens } => model(&checkpoint, device, prompt, tokens),
         Command::Verify { checkpoint, golden, device, longest, tokens, no_held_out } => {
             let options = verify::Options { longest_prompt: longest, greedy_tokens: tokens, held_out: !no_held_out };
