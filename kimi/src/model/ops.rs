@@ -11,6 +11,8 @@ use std::marker::PhantomData;
 
 /// Below so many rows a linear layer reads its weights once per row instead of tiling rows.
 const FEW_ROWS: usize = 5;
+/// From so many tiles of 128 by 128 a GPU computes linear layers in them.
+const MANY_TILES: usize = 128;
 /// Programs that share the context of one decoded token.
 const MAX_SPLITS: usize = 32;
 /// Keys that one program of a split looks at, at least.
@@ -124,10 +126,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
         weight: &Tensor,
         y: &mut Tensor,
     ) -> Result<()> {
-        let few = x.shape()[0] < FEW_ROWS;
+        let (rows, columns) = (x.shape()[0], weight.shape()[0]);
+        let few = rows < FEW_ROWS;
+        // The largest tile that keeps its sums in registers, where there are tiles enough to fill a chip.
+        let many = rows.div_ceil(128) * columns.div_ceil(128) >= MANY_TILES && C::DTYPE.size() == 2;
         match (few, self.gpu) {
             (true, true) => linear::linear_row::<T, V, Y, ADD, 16, 256>(x, weight, y).run()?,
             (true, false) => linear::linear_row::<T, V, Y, ADD, 32, 64>(x, weight, y).run()?,
+            (false, true) if many => linear::linear::<T, V, C, Y, ADD, 128, 128, 64>(x, weight, y).run()?,
             (false, true) => linear::linear::<T, V, C, Y, ADD, 64, 128, 32>(x, weight, y).run()?,
             (false, false) => linear::linear::<T, V, C, Y, ADD, 32, 32, 64>(x, weight, y).run()?,
         }
