@@ -8,9 +8,11 @@
 //! one thread. Two that may touch the same element from different threads, one of them writing, have a barrier
 //! between them ([`Lower::order`]).
 
+use super::bulk::{Places, Walk};
 use super::pipeline::Staged;
 use super::text::{V, Writer, constant, int, llvm_type};
-use super::{Error, math};
+use super::wgmma::Flying;
+use super::{Error, TensorMap, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
@@ -57,6 +59,17 @@ pub(super) struct Lower<'k> {
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
     pub staged: HashMap<OpId, Staged>,
+    /// Loops with bulk copies: where their rings are, and how far the computing warps are in them.
+    pub rings: HashMap<OpId, Places>,
+    pub walks: HashMap<OpId, Walk>,
+    /// The tensor maps of those copies.
+    pub maps: Vec<TensorMap>,
+    /// Where values that products read lie in shared memory.
+    pub places: HashMap<ValueId, usize>,
+    /// Products that have been issued and not been waited for, and how many were ever issued.
+    pub flying: Vec<Flying>,
+    pub committed: usize,
+    pub warpgroup: Option<V>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
     pub shared_max: usize,
@@ -82,6 +95,13 @@ impl<'k> Lower<'k> {
             scratch_read: false,
             notes: vec![],
             staged: HashMap::new(),
+            rings: HashMap::new(),
+            walks: HashMap::new(),
+            maps: vec![],
+            places: HashMap::new(),
+            flying: vec![],
+            committed: 0,
+            warpgroup: None,
             shared_top: 0,
             shared_max: 0,
         }
@@ -90,6 +110,9 @@ impl<'k> Lower<'k> {
     /// Lowers the whole kernel.
     pub fn run(&mut self) -> Result<()> {
         self.parameters();
+        self.take_places();
+        self.take_rings();
+        self.split_roles()?;
         self.region(self.k.body)?;
         Ok(())
     }
@@ -142,8 +165,24 @@ impl<'k> Lower<'k> {
         self.plan.warps
     }
 
+    /// Threads that compute.
     pub fn threads(&self) -> usize {
         32 * self.plan.warps
+    }
+
+    /// Those and the producer's warp, if there is one.
+    pub fn launched_threads(&self) -> usize {
+        self.threads() + if self.rings.is_empty() { 0 } else { 32 }
+    }
+
+    /// The address of a tensor map, i64.
+    pub fn tensor_map(&mut self, map: &TensorMap) -> V {
+        let known = self.maps.iter().position(|m| m == map);
+        let i = known.unwrap_or_else(|| {
+            self.maps.push(map.clone());
+            self.maps.len() - 1
+        });
+        self.w.op(format_args!("ptrtoint ptr %map{i} to i64"))
     }
 
     /// The thread's index in its program, i32.
@@ -216,7 +255,13 @@ impl<'k> Lower<'k> {
     // -- order of effects --------------------------------------------------------------------------------------------
 
     pub fn barrier(&mut self) {
-        self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        if self.rings.is_empty() {
+            self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        } else {
+            // The producer does not come to barriers.
+            let ptx = format!("bar.sync 1, {};", self.threads());
+            self.w.asm_effect("void", &ptx, "", &[]);
+        }
         self.pending.clear();
         self.scratch_read = false;
     }
@@ -280,7 +325,17 @@ impl<'k> Lower<'k> {
             self.regs.insert((v, i), converted);
         }
         self.regs.insert((v, 0), registers);
+        self.put(v);
         Ok(())
+    }
+
+    /// The registers of `v` as it is defined, wherever they come from.
+    pub fn first_registers(&self, v: ValueId) -> Vec<V> {
+        self.regs[&(v, 0)].clone()
+    }
+
+    pub fn set_registers(&mut self, v: ValueId, registers: Vec<V>) {
+        self.regs.insert((v, 0), registers);
     }
 
     // -- regions -----------------------------------------------------------------------------------------------------
@@ -292,6 +347,12 @@ impl<'k> Lower<'k> {
             let op = k.op(id);
             if op.kind == OpKind::Yield {
                 return Ok(&op.operands);
+            }
+            // What an operation looks at must be there; a product adds to its third operand without looking.
+            match op.kind {
+                _ if op.kind.has_regions() => self.settle_all(),
+                OpKind::Dot(_) if self.is_wgmma(id) => self.settle(&op.operands[..2]),
+                _ => self.settle(&op.operands),
             }
             self.op(id)?;
         }
@@ -369,6 +430,8 @@ impl<'k> Lower<'k> {
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
         let ring = self.start_ring(id, &lo, &hi, &step);
+        let bulk = self.bulk_ring(id);
+        let in_flight = self.carried_in_flight(id);
         let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
@@ -389,11 +452,20 @@ impl<'k> Lower<'k> {
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
         }
+        if let Some(bulk) = &bulk {
+            self.receive(bulk);
+        }
         self.define(args[0], vec![i.clone()])?;
         for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
             self.define(a, regs.clone())?;
         }
         let yields = self.region(region)?;
+        let late = self.end_iteration(yields, &in_flight, ring.is_some());
+        if let Some(bulk) = &bulk {
+            let earlier = late.then(|| self.w.icmp("ne", "i32", &i, &lo));
+            self.release(bulk, earlier.as_ref());
+            self.next_place(bulk);
+        }
         self.w.jump(&latch);
         self.w.start(&latch);
         self.alias_all(yields, &layouts, &phis);
@@ -408,10 +480,45 @@ impl<'k> Lower<'k> {
             self.end_ring(ring);
         }
         self.forget_order();
-        for (&r, (regs, _)) in op.results.iter().zip(phis) {
+        if late {
+            for (&r, (regs, _)) in op.results.iter().zip(&phis) {
+                self.set_registers(r, regs.clone());
+            }
+            let landing: Vec<ValueId> =
+                op.results.iter().zip(&in_flight).filter(|(_, f)| **f).map(|(&r, _)| r).collect();
+            self.wait_for(&landing, 0);
+            if let Some(bulk) = &bulk {
+                let ran = self.w.icmp("slt", "i32", &lo, &hi);
+                self.release(bulk, Some(&ran));
+            }
+        }
+        if let Some(bulk) = &bulk {
+            self.end_bulk_ring(bulk);
+        }
+        for (&r, (mut regs, _)) in op.results.iter().zip(phis) {
+            if late {
+                regs = self.first_registers(r);
+            }
             self.define(r, regs)?;
         }
         Ok(())
+    }
+
+    /// Waits for what may not stay in flight around a loop; whether something does. Then all that earlier iterations
+    /// issued has landed.
+    fn end_iteration(&mut self, yields: &[ValueId], in_flight: &[bool], settle: bool) -> bool {
+        let stays = |f: &Flying| yields.iter().zip(in_flight).any(|(&y, &stays)| stays && y == f.value);
+        let lands: Vec<ValueId> = self.flying.iter().filter(|f| settle || !stays(f)).map(|f| f.value).collect();
+        self.settle(&lands);
+        let first = self.flying.iter().map(|f| f.group).min();
+        self.flying.clear();
+        match first {
+            Some(group) => {
+                self.wait_for(&[], self.committed + 1 - group);
+                true
+            }
+            None => false,
+        }
     }
 
     fn lower_while(&mut self, op: &'k Op) -> Result<()> {
@@ -430,6 +537,7 @@ impl<'k> Lower<'k> {
             self.define(a, regs.clone())?;
         }
         let ends = self.region(condition)?;
+        self.settle_all();
         let more = self.scalar(ends[0]);
         self.w.branch(&more, &body, &exit);
         self.w.start(&body);
@@ -437,6 +545,7 @@ impl<'k> Lower<'k> {
             self.define(a, regs.clone())?;
         }
         let yields = self.region(body_region)?;
+        self.settle_all();
         self.w.jump(&latch);
         self.w.start(&latch);
         self.alias_all(yields, &layouts, &phis);
@@ -459,6 +568,7 @@ impl<'k> Lower<'k> {
             self.w.start(label);
             self.forget_order();
             let yields = self.region(region)?;
+            self.settle_all();
             let values: Vec<Vec<V>> = yields.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
             ends.push((values, self.w.block.clone()));
             self.w.jump(&merge);
@@ -497,6 +607,7 @@ impl<'k> Lower<'k> {
             let regs = self.pure_in(op, layout)?;
             self.regs.insert((r, i), regs);
         }
+        self.put(r);
         Ok(())
     }
 
