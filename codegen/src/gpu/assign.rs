@@ -13,7 +13,7 @@
 use super::layout::{Conversion, LayoutBuilder, Level, LinearLayout, Operand};
 use super::mma::{self, DotPlan};
 use super::panels::Panels;
-use super::pipeline::{self, Copy, StagedLoop};
+use super::pipeline::{self, Ahead};
 use super::{Chip, facts};
 use crate::ir::{Combine, Def, Kernel, Loc, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
@@ -44,8 +44,8 @@ pub struct Assignment {
     pub dots: HashMap<OpId, DotPlan>,
     /// The layout that an operation with effects (or a reduction) works in.
     pub work: HashMap<OpId, LinearLayout>,
-    /// Loops with loads that run ahead.
-    pub loops: HashMap<OpId, StagedLoop>,
+    /// Loads that run ahead.
+    pub ahead: Ahead,
     /// Where the operands of warpgroups' products come from, if not from registers.
     pub shared_operands: HashMap<(OpId, usize), SharedOperand>,
     /// Values that are also kept in shared memory, for such products.
@@ -74,7 +74,13 @@ fn choose_warps(k: &Kernel) -> usize {
     if k.options.warps > 0 {
         return (k.options.warps as usize).next_power_of_two().min(32);
     }
-    let large = |o: &Op| matches!(o.kind, OpKind::Dot(_)) && k.ty(o.results[0]).shape().numel() >= 128 * 128;
+    // Two warpgroups with 64 rows each; fewer rows are one's, however wide.
+    let large = |o: &Op| {
+        matches!(o.kind, OpKind::Dot(_)) && {
+            let shape = k.ty(o.results[0]).shape();
+            shape.dim(0) >= 128 && shape.numel() >= 128 * 128
+        }
+    };
     if k.ops.iter().any(large) { 8 } else { 4 }
 }
 
@@ -87,14 +93,14 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
         home: vec![None; k.values.len()],
         dots: HashMap::new(),
         work: HashMap::new(),
-        loops: HashMap::new(),
+        ahead: Ahead::default(),
         shared_operands: HashMap::new(),
         placed: BTreeMap::new(),
         notes: vec![],
     };
     let mut a = Assigner { k, out, ranks: vec![Rank::Default; k.values.len()] };
     a.plan_dots(chip);
-    a.out.loops = pipeline::plan(k, &a.out.dots, warps, chip, &mut a.out.notes);
+    a.out.ahead = pipeline::plan(k, &a.out.dots, warps, chip, &mut a.out.notes);
     a.walk(k.body);
     a.demand_region(k.body, &[]);
     a.out
@@ -506,7 +512,7 @@ impl Assigner<'_> {
         let op = k.op(id);
         match &op.kind {
             // The producer computes where its copies come from.
-            OpKind::Load { .. } if self.staged(id).is_some_and(|(_, s)| matches!(s.copy, Copy::Bulk(_))) => return,
+            OpKind::Load { .. } if self.out.ahead.bulk_load(id).is_some() => return,
             OpKind::Load { .. } | OpKind::Gather { .. } => {
                 for &v in &op.operands {
                     self.demand(v, layout);
@@ -573,11 +579,11 @@ impl Assigner<'_> {
     fn demand_staged(&mut self, dot: OpId, i: usize) -> Option<SharedOperand> {
         let k = self.k;
         let (load, transposed) = pipeline::source(k, k.op(dot).operands[i])?;
-        let (id, staged) = self.staged(load)?;
-        if !pipeline::fetches(&self.out.dots[&dot], i, &staged.panels, transposed) {
+        let panels = self.out.ahead.panels(load)?;
+        if !pipeline::fetches(&self.out.dots[&dot], i, panels, transposed) {
             return None;
         }
-        if let Copy::Async { .. } = staged.copy {
+        if let Some((id, _)) = self.out.ahead.async_load(load) {
             let mut leaves = vec![];
             for &c in &k.op(load).operands[1..] {
                 pipeline::leaves(k, k.op(id).regions[0], c, &mut leaves);
@@ -588,12 +594,6 @@ impl Assigner<'_> {
             self.demand_view(k.op(load).operands[0]);
         }
         Some(SharedOperand::Ring { load, transposed })
-    }
-
-    /// The plan of a load that runs ahead, and its loop.
-    fn staged(&self, load: OpId) -> Option<(OpId, &pipeline::StagedLoad)> {
-        let mut all = self.out.loops.iter().flat_map(|(&id, l)| l.loads.iter().map(move |s| (id, s)));
-        all.find(|(_, s)| s.load == load)
     }
 
     /// Whether `v` comes to this layout without going through shared memory.

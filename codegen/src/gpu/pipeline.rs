@@ -1,9 +1,9 @@
-//! Which loads of a loop run ahead of it, into a ring of shared-memory buffers, and by what means.
+//! Which loads run ahead of the computation, into rings of shared-memory buffers, and by what means.
 //!
-//! Loops with loads that feed tensor-core products are considered. On Hopper their loads are *bulk copies* if all can
-//! be ([`bulk`](super::bulk)): a producer thread starts them, mbarriers say when a buffer is full and when it is free,
-//! and what else uses the tile reads it from the ring, too. Otherwise a load runs ahead by `cp.async` if all that
-//! becomes of it are operands of tensor-core products in the same loop (directly or transposed), which then read it
+//! Loads that feed tensor-core products are considered. On Hopper a loop's loads are *bulk copies* if all can be
+//! ([`bulk`](super::bulk)): a producer thread starts them, mbarriers say when a buffer is full and when it is free,
+//! and what else uses the tile reads it from the ring, too. So are loads outside of loops, if products alone use them.
+//! Otherwise a loop's load runs ahead by `cp.async` if all that becomes of it are operands of tensor-core products in the same loop (directly or transposed), which then read it
 //! from shared memory; if its box can be found for any iteration (coordinates computed from the loop's counter by pure
 //! scalar operations, a view from outside); if nobody writes to its parameter; and if 16-byte copies are possible. The
 //! loop then starts the copies of iteration i + stages - 1 while it computes iteration i.
@@ -14,39 +14,67 @@ use super::mma::DotPlan;
 use super::panels::Panels;
 use super::{Chip, facts};
 use crate::ir::{Access, Def, Kernel, Loc, OpId, OpKind, RegionId, Type, ValueId};
-use std::collections::HashMap;
-
-/// How a load runs ahead.
-#[derive(Clone, Debug)]
-pub enum Copy {
-    /// By all threads, in 16-byte pieces: which thread copies what.
-    Async { layout: LinearLayout, access: facts::Access },
-    /// By the producer.
-    Bulk(BulkLoad),
-}
+use std::collections::{BTreeMap, HashMap};
 
 /// A load that runs ahead.
 #[derive(Clone, Debug)]
-pub struct StagedLoad {
+pub struct StagedLoad<C> {
     pub load: OpId,
-    pub copy: Copy,
+    pub copy: C,
     /// How the tile lies in its buffer.
     pub panels: Panels,
     /// Bytes of one buffer.
     pub bytes: usize,
 }
 
-/// A loop with loads that run ahead.
+/// A copy by all threads, in 16-byte pieces.
+#[derive(Clone, Debug)]
+pub struct AsyncCopy {
+    /// Which thread copies what.
+    pub layout: LinearLayout,
+    pub access: facts::Access,
+}
+
+/// A loop with loads that run ahead by `cp.async`.
 #[derive(Clone, Debug)]
 pub struct StagedLoop {
     /// Buffers in the ring, at least 2.
     pub stages: usize,
-    /// All by `cp.async`, or all bulk copies.
-    pub loads: Vec<StagedLoad>,
-    /// Whether they are bulk copies.
-    pub bulk: bool,
-    /// Whether it runs once at most, so that its buffers are free afterwards.
+    pub loads: Vec<StagedLoad<AsyncCopy>>,
+}
+
+/// The bulk copies of one region: a loop's body, a branch, or the kernel's body.
+#[derive(Clone, Debug)]
+pub struct BulkRegion {
+    /// Buffers in each ring: 1 where the region runs once at most.
+    pub stages: usize,
+    pub loads: Vec<StagedLoad<BulkLoad>>,
+    /// Whether the region is the body of a loop that runs once at most, so that its buffers are free afterwards.
     pub once: bool,
+}
+
+/// What runs ahead.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead {
+    pub loops: HashMap<OpId, StagedLoop>,
+    pub bulk: BTreeMap<RegionId, BulkRegion>,
+}
+
+impl Ahead {
+    /// A bulk copy, by its load.
+    pub fn bulk_load(&self, load: OpId) -> Option<&StagedLoad<BulkLoad>> {
+        self.bulk.values().flat_map(|r| &r.loads).find(|l| l.load == load)
+    }
+
+    /// A copy by `cp.async`, by its load, and its loop.
+    pub fn async_load(&self, load: OpId) -> Option<(OpId, &StagedLoad<AsyncCopy>)> {
+        self.loops.iter().flat_map(|(&id, l)| l.loads.iter().map(move |s| (id, s))).find(|(_, s)| s.load == load)
+    }
+
+    /// The panels that a load's tile lies in, if it runs ahead.
+    pub fn panels(&self, load: OpId) -> Option<&Panels> {
+        self.bulk_load(load).map(|l| &l.panels).or_else(|| self.async_load(load).map(|(_, l)| &l.panels))
+    }
 }
 
 /// The load that a product's operand comes from, and whether it is transposed on the way.
@@ -110,14 +138,14 @@ struct Planner<'k> {
     chip: Chip,
 }
 
-/// Plans the loops of a kernel.
+/// Plans what runs ahead in a kernel.
 pub fn plan(
     k: &Kernel,
     dots: &HashMap<OpId, DotPlan>,
     warps: usize,
     chip: Chip,
     notes: &mut Vec<(Loc, String)>,
-) -> HashMap<OpId, StagedLoop> {
+) -> Ahead {
     let mut users: Users = HashMap::new();
     for (i, op) in k.ops.iter().enumerate() {
         for &v in &op.operands {
@@ -125,38 +153,38 @@ pub fn plan(
         }
     }
     let planner = Planner { k, dots, users, nesting: Nesting::of(k), warps, chip };
-    let mut out = HashMap::new();
+    let mut out = Ahead::default();
     let mut left = chip.ring_bytes;
+    if chip.warpgroups {
+        planner.outside_of_loops(k.body, &mut left, &mut out);
+    }
     for (i, op) in k.ops.iter().enumerate() {
         let OpKind::For { stages } = op.kind else { continue };
-        let id = OpId(i as u32);
+        let (id, body) = (OpId(i as u32), op.regions[0]);
         if stages == 1 {
             continue;
         }
-        let mut loads = planner.bulk_loads(id);
-        let bulk = !loads.is_empty();
-        if !bulk {
-            loads = planner.async_loads(op.regions[0]);
-            if chip.warpgroups && !loads.is_empty() {
-                notes.push((op.loc, "loads run ahead by cp.async: not all can be bulk copies".into()));
-            }
-        }
-        let bytes: usize = loads.iter().map(|l| l.bytes).sum();
-        if loads.is_empty() {
+        let bulk = planner.bulk_loads(id);
+        let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
+        let bytes: usize = bulk.iter().map(|l| l.bytes).chain(copies.iter().map(|l| l.bytes)).sum();
+        if bytes == 0 {
             continue;
+        }
+        if chip.warpgroups && bulk.is_empty() {
+            notes.push((op.loc, "loads run ahead by cp.async: not all can be bulk copies".into()));
         }
         let wanted = if stages == 0 { if 4 * bytes <= 200 << 10 { 4 } else { 3 } } else { stages as usize };
         let stages = wanted.min(left / bytes);
         if stages < 2 {
             notes.push((op.loc, format!("loads do not run ahead: two buffers of {bytes} bytes are too many")));
-            continue;
-        }
-        let once = planner.nesting.around(id).all(|o| k.op(o).kind == OpKind::If);
-        // Buffers of bulk copies are taken for the whole kernel.
-        if bulk {
+        } else if bulk.is_empty() {
+            out.loops.insert(id, StagedLoop { stages, loads: copies });
+        } else {
+            // Buffers of bulk copies are taken for the whole kernel.
             left -= stages * bytes;
+            let once = planner.nesting.around(id).all(|o| k.op(o).kind == OpKind::If);
+            out.bulk.insert(body, BulkRegion { stages, loads: bulk, once });
         }
-        out.insert(id, StagedLoop { stages, loads, bulk, once });
     }
     out
 }
@@ -200,7 +228,7 @@ impl Planner<'_> {
 
     /// The loads of a loop as bulk copies; none if some that could run ahead otherwise cannot be, or if no product
     /// reads them.
-    fn bulk_loads(&self, id: OpId) -> Vec<StagedLoad> {
+    fn bulk_loads(&self, id: OpId) -> Vec<StagedLoad<BulkLoad>> {
         let k = self.k;
         let body = k.op(id).regions[0];
         if !self.chip.warpgroups || !bulk::reachable(k, &self.nesting, id) {
@@ -219,16 +247,40 @@ impl Planner<'_> {
             let uses = self.uses(load);
             feeds |= uses.iter().any(|&(user, v, transposed)| self.reads(user, v, &panels, transposed));
             let bytes = panels.bytes().next_multiple_of(1024);
-            loads.push(StagedLoad { load, copy: Copy::Bulk(bulk), panels, bytes });
+            loads.push(StagedLoad { load, copy: bulk, panels, bytes });
         }
         if feeds { loads } else { vec![] }
     }
 
-    fn async_loads(&self, body: RegionId) -> Vec<StagedLoad> {
+    /// The loads of a region that runs once at most, and of the branches in it, of which products make all use.
+    fn outside_of_loops(&self, region: RegionId, left: &mut usize, out: &mut Ahead) {
+        let k = self.k;
+        let mut loads = vec![];
+        for &id in &k.region(region).ops {
+            let op = k.op(id);
+            if op.kind == OpKind::If && bulk::computable(k, op.operands[0]) {
+                op.regions.iter().for_each(|&r| self.outside_of_loops(r, left, out));
+            }
+            let Some(panels) = self.panels(id) else { continue };
+            let Some(copy) = bulk::bulk_load(k, id, &panels) else { continue };
+            let uses = self.uses(id);
+            let bytes = panels.bytes().next_multiple_of(1024);
+            let wgmma = |user: &OpId| matches!(self.dots.get(user), Some(DotPlan::Wgmma(_)));
+            if bytes <= *left && uses.iter().all(|(u, v, t)| wgmma(u) && self.reads(*u, *v, &panels, *t)) {
+                *left -= bytes;
+                loads.push(StagedLoad { load: id, copy, panels, bytes });
+            }
+        }
+        if !loads.is_empty() {
+            out.bulk.insert(region, BulkRegion { stages: 1, loads, once: false });
+        }
+    }
+
+    fn async_loads(&self, body: RegionId) -> Vec<StagedLoad<AsyncCopy>> {
         self.k.region(body).ops.iter().filter_map(|&load| self.async_load(body, load)).collect()
     }
 
-    fn async_load(&self, body: RegionId, load: OpId) -> Option<StagedLoad> {
+    fn async_load(&self, body: RegionId, load: OpId) -> Option<StagedLoad<AsyncCopy>> {
         let k = self.k;
         let op = k.op(load);
         if op.kind != (OpKind::Load { has_other: false }) {
@@ -261,7 +313,7 @@ impl Planner<'_> {
             return None;
         }
         let bytes = panels.bytes().next_multiple_of(1024);
-        Some(StagedLoad { load, copy: Copy::Async { layout, access }, panels, bytes })
+        Some(StagedLoad { load, copy: AsyncCopy { layout, access }, panels, bytes })
     }
 }
 

@@ -1,35 +1,42 @@
-//! Loops whose loads are bulk copies (`gpu::bulk`): mbarriers, the computing warps' side and the producer.
+//! Loads as bulk copies (`gpu::bulk`): mbarriers, the computing warps' side and the producer.
 //!
-//! A kernel with such loops has one more warp, whose first thread is the *producer*. It walks through the kernel's
-//! loops like everybody else, but all it does is wait until a buffer is free, and start the copies that fill it. The
-//! other warps wait until a buffer is full, compute, and say that it is free. Both sides count through a ring with a
-//! place and a phase of their own, kept in stack slots (which LLVM turns into registers), so that a ring may be walked
-//! any number of times.
+//! A kernel with such loads has one more warp, whose first thread is the *producer*. It walks through the kernel's
+//! loops like everybody else, but all it does is wait until a buffer is free, and start the copy that fills it. The
+//! other warps wait where the load stands until its buffer is full, compute, and say at the end of the region that it
+//! is free. Both sides count through a region's rings with a place and a phase of their own, kept in stack slots (which
+//! LLVM turns into registers), so that a region may be walked any number of times.
 //!
-//! Invariants: `full[s]` completes when the bytes of all copies of an iteration have arrived, `free[s]` when each
-//! computing warp has arrived once after its last read of the buffer. A warp arrives with one lane, after a warp-wide
-//! barrier or a wait for its products.
+//! Invariants: `full[s]` completes when the bytes of the copy have arrived, `free[s]` when each computing warp has
+//! arrived once after its last read of the buffer. A warp arrives with one lane, after a warp-wide barrier or a wait
+//! for its products.
 
 use super::lower::{Lower, Result, elementwise};
 use super::memory::{Words, unpack};
+use super::pipeline::Staged;
 use super::text::{V, constant, int};
-use crate::gpu::bulk::{computable, selections};
+use crate::gpu::assign::SharedOperand;
+use crate::gpu::bulk::{BulkLoad, computable, selections};
 use crate::gpu::layout::LinearLayout;
-use crate::gpu::pipeline::{Copy, StagedLoop};
+use crate::gpu::mma::DotPlan;
+use crate::gpu::pipeline::StagedLoad;
 use crate::ir::{Def, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
+/// Registers of a thread of the producer's warpgroup and of a computing one, where they differ; together with two
+/// computing warpgroups at most what a multiprocessor has.
+const FEW: usize = 24;
+const MANY: usize = 240;
+
 /// Where a ring's barriers and buffers are, in bytes from the start of shared memory.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(super) struct Places {
     full: usize,
     free: usize,
-    /// Each load's first buffer.
-    buffers: Vec<usize>,
+    buffers: usize,
     end: usize,
 }
 
-/// One side's way through a ring.
+/// One side's way through the rings of a region.
 #[derive(Clone)]
 pub(super) struct Walk {
     /// Stack slots of the place in the ring and of the phase.
@@ -37,33 +44,27 @@ pub(super) struct Walk {
     phase: V,
 }
 
-/// A ring of bulk copies, as the computing warps see it.
-pub(super) struct BulkRing<'k> {
-    pub plan: &'k StagedLoop,
-    places: Places,
-    walk: Walk,
-}
-
 impl<'k> Lower<'k> {
-    /// Takes shared memory for the barriers and buffers of all rings.
+    /// Takes shared memory for the barriers and buffers of all rings: those of loops last, in the order in which they
+    /// are done with.
     pub(super) fn take_rings(&mut self) {
-        let mut loops: Vec<(OpId, &'k StagedLoop)> =
-            self.plan.loops.iter().filter(|(_, l)| l.bulk).map(|(&id, l)| (id, l)).collect();
-        loops.sort_by_key(|&(id, _)| id);
-        for (id, plan) in &loops {
-            let full = self.shared_top;
-            self.shared_top += 16 * plan.stages;
-            let places = Places { full, free: full + 8 * plan.stages, buffers: vec![], end: 0 };
-            self.rings.insert(*id, places);
-        }
-        for (id, plan) in loops {
-            let places = self.rings.get_mut(&id).expect("just inserted");
-            for load in &plan.loads {
-                self.shared_top = self.shared_top.next_multiple_of(1024);
-                places.buffers.push(self.shared_top);
-                self.shared_top += plan.stages * load.bytes;
+        let regions = &self.plan.ahead.bulk;
+        for region in regions.values() {
+            for load in &region.loads {
+                let full = self.shared_top;
+                self.shared_top += 16 * region.stages;
+                let places = Places { full, free: full + 8 * region.stages, buffers: 0, end: 0 };
+                self.rings.insert(load.load, places);
             }
-            places.end = self.shared_top;
+        }
+        let (loops, singles): (Vec<_>, Vec<_>) = regions.values().partition(|r| r.once);
+        for region in singles.into_iter().chain(loops.into_iter().rev()) {
+            for load in &region.loads {
+                let places = self.rings.get_mut(&load.load).expect("just inserted");
+                places.buffers = self.shared_top.next_multiple_of(1024);
+                places.end = places.buffers + region.stages * load.bytes;
+                self.shared_top = places.end;
+            }
         }
         self.shared_max = self.shared_max.max(self.shared_top);
     }
@@ -120,15 +121,15 @@ impl<'k> Lower<'k> {
         let first = self.w.icmp("eq", "i32", &tid, &int(0));
         self.w.branch(&first, &init, &ready);
         self.w.start(&init);
-        let rings: Vec<(OpId, Places)> =
-            self.plan.loops.keys().filter_map(|id| Some((*id, self.rings.get(id)?.clone()))).collect();
-        for (id, places) in &rings {
-            for stage in 0..self.plan.loops[id].stages {
-                for (start, count) in [(places.full, 1), (places.free, self.warps())] {
-                    let barrier = self.shared_at(start, &int(0), 0);
-                    let barrier = self.w.bin("add", "i32", &barrier, &int(8 * stage));
-                    let ptx = format!("mbarrier.init.shared::cta.b64 [$0], {count};");
-                    self.w.asm_effect("void", &ptx, "r", &[("i32", &barrier)]);
+        for region in self.plan.ahead.bulk.values() {
+            for load in &region.loads {
+                let Places { full, free, .. } = self.rings[&load.load];
+                for (start, count) in [(full, 1), (free, self.warps())] {
+                    for stage in 0..region.stages {
+                        let barrier = self.shared_at(start, &int(stage), 8);
+                        let ptx = format!("mbarrier.init.shared::cta.b64 [$0], {count};");
+                        self.w.asm_effect("void", &ptx, "r", &[("i32", &barrier)]);
+                    }
                 }
             }
         }
@@ -141,69 +142,120 @@ impl<'k> Lower<'k> {
         let computes = self.w.icmp("ult", "i32", &tid, &int(threads));
         self.w.branch(&computes, &compute, &others);
         self.w.start(&others);
+        let registers = self.shifts_registers();
+        if registers {
+            self.w.asm_effect("void", &format!("setmaxnreg.dec.sync.aligned.u32 {FEW};"), "", &[]);
+        }
         let producer = self.w.icmp("eq", "i32", &tid, &int(threads));
         self.w.branch(&producer, &produce, &leave);
         self.w.start(&produce);
         // A buffer that was never filled is free: the phase before the first has completed.
-        let walks = rings.iter().map(|&(id, _)| (id, self.walk(1))).collect();
+        let walks = self.start_walks(1);
         Producer { walks, known: HashMap::new() }.region(self, self.k.body);
         self.w.jump(&leave);
         self.w.start(&leave);
         self.w.line("ret void");
         self.w.start(&compute);
-        for (id, _) in rings {
-            let walk = self.walk(0);
-            self.walks.insert(id, walk);
+        if registers {
+            self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {MANY};"), "", &[]);
         }
+        self.walks = self.start_walks(0);
         Ok(())
     }
 
-    /// The ring of a loop, if its loads are bulk copies.
-    pub(super) fn bulk_ring(&self, id: OpId) -> Option<BulkRing<'k>> {
-        let places = self.rings.get(&id)?.clone();
-        Some(BulkRing { plan: &self.plan.loops[&id], places, walk: self.walks[&id].clone() })
-    }
-
-    /// At the start of an iteration: waits for its tiles.
-    pub(super) fn receive(&mut self, ring: &BulkRing<'k>) {
-        let (place, phase) = self.position(&ring.walk);
-        let barrier = self.shared_at(ring.places.full, &place, 8);
-        self.wait(&barrier, &phase);
-        for (load, &start) in ring.plan.loads.iter().zip(&ring.places.buffers) {
-            let address = self.shared_at(start, &place, load.bytes);
-            self.staged.insert(load.load, super::pipeline::Staged { panels: load.panels.clone(), address });
+    /// Warps beside the computing ones. A multiprocessor's quarter serves every fourth warp: a ninth would leave each
+    /// of three a third of its registers. If the products need more, a whole warpgroup comes along that gives most of
+    /// its registers to the others.
+    pub(super) fn producer_warps(&self) -> usize {
+        match () {
+            () if self.rings.is_empty() => 0,
+            () if self.shifts_registers() => 4,
+            () => 1,
         }
     }
 
-    /// At the end of an iteration: this warp has read its buffer, or the one before (`late`, where there is one).
-    pub(super) fn release(&mut self, ring: &BulkRing<'k>, late: Option<&V>) {
-        let stages = ring.plan.stages;
-        let (mut place, _) = self.position(&ring.walk);
+    /// Whether the producer's warpgroup gives registers away.
+    pub(super) fn shifts_registers(&self) -> bool {
+        let results = self.plan.dots.values().filter_map(|d| match d {
+            DotPlan::Wgmma(m) => Some(m.acc.registers()),
+            _ => None,
+        });
+        !self.rings.is_empty() && self.warps() == 8 && results.sum::<usize>() >= 128
+    }
+
+    /// A walk for each region with rings, at the start of its side.
+    fn start_walks(&mut self, phase: u32) -> HashMap<RegionId, Walk> {
+        let regions: Vec<RegionId> = self.plan.ahead.bulk.keys().copied().collect();
+        regions.into_iter().map(|r| (r, self.walk(phase))).collect()
+    }
+
+    /// Where the load stands: waits for its tile.
+    pub(super) fn receive(&mut self, region: RegionId, load: &'k StagedLoad<BulkLoad>) {
+        let walk = self.walks[&region].clone();
+        let places = self.rings[&load.load];
+        let (place, phase) = self.position(&walk);
+        let barrier = self.shared_at(places.full, &place, 8);
+        self.wait(&barrier, &phase);
+        let address = self.shared_at(places.buffers, &place, load.bytes);
+        self.staged.insert(load.load, Staged { panels: load.panels.clone(), address });
+    }
+
+    /// At the end of a region: this warp has read its buffers. Products that are still in flight (`late`) read
+    /// buffers of this round, so that of those the round before is given back, where there was one (`earlier`).
+    pub(super) fn release(&mut self, region: RegionId, late: &[OpId], earlier: Option<&V>) {
+        let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
+        let walk = self.walks[&region].clone();
+        let (place, _) = self.position(&walk);
         self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+        for load in &bulk.loads {
+            let before = earlier.filter(|_| self.read_by(late, load.load));
+            self.give_back(load.load, bulk.stages, &place, before);
+        }
+        self.advance(&walk, bulk.stages);
+    }
+
+    /// After a loop with products that stayed in flight to its end: the buffers of the last round, if any was.
+    pub(super) fn release_last(&mut self, region: RegionId, late: &[OpId], any: &V) {
+        let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
+        let walk = self.walks[&region].clone();
+        let (place, _) = self.position(&walk);
+        for load in bulk.loads.iter().filter(|l| self.read_by(late, l.load)).collect::<Vec<_>>() {
+            self.give_back(load.load, bulk.stages, &place, Some(any));
+        }
+    }
+
+    /// Whether one of these products reads the load's tile.
+    fn read_by(&self, products: &[OpId], load: OpId) -> bool {
+        let source = |p: OpId, i: usize| self.plan.shared_operands.get(&(p, i));
+        let reads = |s: Option<&SharedOperand>| matches!(s, Some(SharedOperand::Ring { load: l, .. }) if *l == load);
+        products.iter().any(|&p| (0..2).any(|i| reads(source(p, i))))
+    }
+
+    /// This warp is done with the buffer at `place`; or, if `before` holds, with the one before that.
+    fn give_back(&mut self, load: OpId, stages: usize, place: &V, before: Option<&V>) {
         let mut arrives = self.leader();
-        if let Some(exists) = late {
+        let mut place = place.clone();
+        if let Some(exists) = before {
             let first = self.w.icmp("eq", "i32", &place, &int(0));
-            let before = self.w.bin("sub", "i32", &place, &int(1));
-            place = self.w.select(&first, "i32", &int(stages - 1), &before);
+            let previous = self.w.bin("sub", "i32", &place, &int(1));
+            place = self.w.select(&first, "i32", &int(stages - 1), &previous);
             arrives = self.w.and(Some(arrives), Some(exists.clone())).expect("two conditions");
         }
-        let barrier = self.shared_at(ring.places.free, &place, 8);
+        let barrier = self.shared_at(self.rings[&load].free, &place, 8);
         let ptx = "@$1 mbarrier.arrive.shared::cta.b64 _, [$0];";
         self.w.asm_effect("void", ptx, "r,b", &[("i32", &barrier), ("i1", &arrives)]);
     }
 
-    pub(super) fn next_place(&mut self, ring: &BulkRing<'k>) {
-        self.advance(&ring.walk, ring.plan.stages);
-    }
-
-    /// After the loop: its tiles are gone, and if it does not come again its memory is free.
-    pub(super) fn end_bulk_ring(&mut self, ring: &BulkRing<'k>) {
-        for load in &ring.plan.loads {
-            self.staged.remove(&load.load);
-        }
-        if ring.plan.once && self.shared_top == ring.places.end {
+    /// After the loop with this body: if it does not come again its buffers are free.
+    pub(super) fn end_rings(&mut self, region: RegionId) {
+        let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
+        let start = bulk.loads.iter().map(|l| self.rings[&l.load].buffers).min();
+        let end = bulk.loads.iter().map(|l| self.rings[&l.load].end).max();
+        if let (true, Some(start), Some(end)) = (bulk.once, start, end)
+            && self.shared_top == end
+        {
             self.scratch_read = true;
-            self.shared_top = ring.places.buffers[0];
+            self.shared_top = start;
         }
     }
 
@@ -236,16 +288,18 @@ impl<'k> Lower<'k> {
 
 /// The thread that starts the copies: what it knows of the kernel's values.
 struct Producer {
-    walks: HashMap<OpId, Walk>,
+    walks: HashMap<RegionId, Walk>,
     known: HashMap<ValueId, V>,
 }
 
 impl Producer {
-    /// Walks through a region: loops with rings, and whatever has such loops inside.
+    /// Walks through a region: its bulk copies, and whatever has some inside.
     fn region(&mut self, lower: &mut Lower, region: RegionId) {
         let k = lower.k;
         for &id in &k.region(region).ops {
-            if has_ring(lower, id) {
+            if let Some(load) = lower.plan.ahead.bulk_load(id) {
+                self.fill(lower, region, load);
+            } else if has_bulk(lower, id) {
                 // What is computed inside is not visible outside.
                 let known = self.known.clone();
                 match k.op(id).kind {
@@ -254,6 +308,9 @@ impl Producer {
                 }
                 self.known = known;
             }
+        }
+        if let (Some(walk), Some(bulk)) = (self.walks.get(&region), lower.plan.ahead.bulk.get(&region)) {
+            lower.advance(walk, bulk.stages);
         }
     }
 
@@ -272,9 +329,6 @@ impl Producer {
         lower.w.branch(&more, &body, &exit);
         lower.w.start(&body);
         self.known.insert(lower.k.region(region).args[0], i.clone());
-        if let Some(walk) = self.walks.get(&id).cloned() {
-            self.fill(lower, id, &walk);
-        }
         self.region(lower, region);
         lower.w.jump(&latch);
         lower.w.start(&latch);
@@ -299,41 +353,36 @@ impl Producer {
     }
 
     /// Fills the next buffer of a ring, once it is free.
-    fn fill(&mut self, lower: &mut Lower, id: OpId, walk: &Walk) {
-        let plan = &lower.plan.loops[&id];
-        let places = lower.rings[&id].clone();
-        let (place, phase) = lower.position(walk);
+    fn fill(&mut self, lower: &mut Lower, region: RegionId, load: &StagedLoad<BulkLoad>) {
+        let places = lower.rings[&load.load];
+        let walk = self.walks[&region].clone();
+        let (place, phase) = lower.position(&walk);
         let free = lower.shared_at(places.free, &place, 8);
         lower.wait(&free, &phase);
         let full = lower.shared_at(places.full, &place, 8);
-        let bytes: usize = plan.loads.iter().map(|l| l.panels.bytes()).sum();
-        let ptx = format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};");
+        let ptx = format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {};", load.panels.bytes());
         lower.w.asm_effect("void", &ptx, "r", &[("i32", &full)]);
-        for (load, &start) in plan.loads.iter().zip(&places.buffers) {
-            let Copy::Bulk(bulk) = &load.copy else { unreachable!("a bulk ring has bulk copies only") };
-            let map = lower.tensor_map(&bulk.map);
-            let coords: Vec<V> = bulk.coords.iter().map(|&c| self.scalar(lower, c)).collect();
-            let buffer = lower.shared_at(start, &place, load.bytes);
-            for panel in 0..load.panels.count() {
-                let to = lower.w.bin("add", "i32", &buffer, &int(panel * load.panels.stride()));
-                let mut at = coords.clone();
-                let last = at.len() - 1;
-                at[last] = lower.w.bin("add", "i32", &at[last], &int(panel * load.panels.columns()));
-                // The hardware counts dimensions from the last.
-                at.reverse();
-                let names: Vec<String> = (0..at.len()).map(|i| format!("${}", i + 3)).collect();
-                let ptx = format!(
-                    "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {{{}}}], [$2];",
-                    at.len(),
-                    names.join(",")
-                );
-                let constraints = format!("r,l,r{}", ",r".repeat(at.len()));
-                let mut args = vec![("i32", &to), ("i64", &map), ("i32", &full)];
-                args.extend(at.iter().map(|c| ("i32", c)));
-                lower.w.asm_effect("void", &ptx, &constraints, &args);
-            }
+        let map = lower.tensor_map(&load.copy.map);
+        let coords: Vec<V> = load.copy.coords.iter().map(|&c| self.scalar(lower, c)).collect();
+        let buffer = lower.shared_at(places.buffers, &place, load.bytes);
+        for panel in 0..load.panels.count() {
+            let to = lower.w.bin("add", "i32", &buffer, &int(panel * load.panels.stride()));
+            let mut at = coords.clone();
+            let last = at.len() - 1;
+            at[last] = lower.w.bin("add", "i32", &at[last], &int(panel * load.panels.columns()));
+            // The hardware counts dimensions from the last.
+            at.reverse();
+            let names: Vec<String> = (0..at.len()).map(|i| format!("${}", i + 3)).collect();
+            let ptx = format!(
+                "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {{{}}}], [$2];",
+                at.len(),
+                names.join(",")
+            );
+            let constraints = format!("r,l,r{}", ",r".repeat(at.len()));
+            let mut args = vec![("i32", &to), ("i64", &map), ("i32", &full)];
+            args.extend(at.iter().map(|c| ("i32", c)));
+            lower.w.asm_effect("void", &ptx, &constraints, &args);
         }
-        lower.advance(walk, plan.stages);
     }
 
     /// A scalar, computed where it is first needed.
@@ -398,8 +447,10 @@ impl Producer {
     }
 }
 
-/// Whether an operation is, or has inside, a loop with bulk copies.
-fn has_ring(lower: &Lower, id: OpId) -> bool {
-    let inside = |r: &RegionId| lower.k.region(*r).ops.iter().any(|&o| has_ring(lower, o));
-    lower.rings.contains_key(&id) || lower.k.op(id).regions.iter().any(inside)
+/// Whether an operation has bulk copies inside.
+fn has_bulk(lower: &Lower, id: OpId) -> bool {
+    let inside = |&r: &RegionId| {
+        lower.plan.ahead.bulk.contains_key(&r) || lower.k.region(r).ops.iter().any(|&o| has_bulk(lower, o))
+    };
+    lower.k.op(id).regions.iter().any(inside)
 }

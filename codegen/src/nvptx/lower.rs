@@ -59,9 +59,9 @@ pub(super) struct Lower<'k> {
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
     pub staged: HashMap<OpId, Staged>,
-    /// Loops with bulk copies: where their rings are, and how far the computing warps are in them.
+    /// Bulk copies: where their rings are, and how far the computing warps are in those of each region.
     pub rings: HashMap<OpId, Places>,
-    pub walks: HashMap<OpId, Walk>,
+    pub walks: HashMap<RegionId, Walk>,
     /// The tensor maps of those copies.
     pub maps: Vec<TensorMap>,
     /// Where values that products read lie in shared memory.
@@ -170,9 +170,9 @@ impl<'k> Lower<'k> {
         32 * self.plan.warps
     }
 
-    /// Those and the producer's warp, if there is one.
+    /// Those and the producer's, if there is one.
     pub fn launched_threads(&self) -> usize {
-        self.threads() + if self.rings.is_empty() { 0 } else { 32 }
+        self.threads() + 32 * self.producer_warps()
     }
 
     /// The address of a tensor map, i64.
@@ -350,9 +350,13 @@ impl<'k> Lower<'k> {
             }
             // What an operation looks at must be there; a product adds to its third operand without looking.
             match op.kind {
+                OpKind::If => self.settle(&self.looked_at(id)),
                 _ if op.kind.has_regions() => self.settle_all(),
                 OpKind::Dot(_) if self.is_wgmma(id) => self.settle(&op.operands[..2]),
                 _ => self.settle(&op.operands),
+            }
+            if let Some(load) = self.plan.ahead.bulk_load(id) {
+                self.receive(region, load);
             }
             self.op(id)?;
         }
@@ -430,8 +434,7 @@ impl<'k> Lower<'k> {
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
         let ring = self.start_ring(id, &lo, &hi, &step);
-        let bulk = self.bulk_ring(id);
-        let in_flight = self.carried_in_flight(id);
+        let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
         let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
@@ -452,20 +455,14 @@ impl<'k> Lower<'k> {
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
         }
-        if let Some(bulk) = &bulk {
-            self.receive(bulk);
-        }
         self.define(args[0], vec![i.clone()])?;
         for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
             self.define(a, regs.clone())?;
         }
         let yields = self.region(region)?;
-        let late = self.end_iteration(yields, &in_flight, ring.is_some());
-        if let Some(bulk) = &bulk {
-            let earlier = late.then(|| self.w.icmp("ne", "i32", &i, &lo));
-            self.release(bulk, earlier.as_ref());
-            self.next_place(bulk);
-        }
+        let late = self.end_iteration(yields, &args[1..], &in_flight);
+        let earlier = (!late.is_empty()).then(|| self.w.icmp("ne", "i32", &i, &lo));
+        self.release(region, &late, earlier.as_ref());
         self.w.jump(&latch);
         self.w.start(&latch);
         self.alias_all(yields, &layouts, &phis);
@@ -480,45 +477,45 @@ impl<'k> Lower<'k> {
             self.end_ring(ring);
         }
         self.forget_order();
-        if late {
-            for (&r, (regs, _)) in op.results.iter().zip(&phis) {
-                self.set_registers(r, regs.clone());
+        let mut landing = vec![];
+        for ((&r, a), (regs, _)) in op.results.iter().zip(&args[1..]).zip(&phis) {
+            self.set_registers(r, regs.clone());
+            if in_flight.contains(a) {
+                landing.push(r);
             }
-            let landing: Vec<ValueId> =
-                op.results.iter().zip(&in_flight).filter(|(_, f)| **f).map(|(&r, _)| r).collect();
+        }
+        if !late.is_empty() {
             self.wait_for(&landing, 0);
-            if let Some(bulk) = &bulk {
-                let ran = self.w.icmp("slt", "i32", &lo, &hi);
-                self.release(bulk, Some(&ran));
-            }
+            let ran = self.w.icmp("slt", "i32", &lo, &hi);
+            self.release_last(region, &late, &ran);
         }
-        if let Some(bulk) = &bulk {
-            self.end_bulk_ring(bulk);
-        }
-        for (&r, (mut regs, _)) in op.results.iter().zip(phis) {
-            if late {
-                regs = self.first_registers(r);
-            }
+        self.end_rings(region);
+        for &r in &op.results {
+            let regs = self.first_registers(r);
             self.define(r, regs)?;
         }
         Ok(())
     }
 
-    /// Waits for what may not stay in flight around a loop; whether something does. Then all that earlier iterations
-    /// issued has landed.
-    fn end_iteration(&mut self, yields: &[ValueId], in_flight: &[bool], settle: bool) -> bool {
-        let stays = |f: &Flying| yields.iter().zip(in_flight).any(|(&y, &stays)| stays && y == f.value);
-        let lands: Vec<ValueId> = self.flying.iter().filter(|f| settle || !stays(f)).map(|f| f.value).collect();
+    /// Waits for what may not stay in flight around a loop, and for all that earlier iterations issued; the products
+    /// that stay in flight.
+    fn end_iteration(&mut self, yields: &[ValueId], args: &[ValueId], in_flight: &[ValueId]) -> Vec<OpId> {
+        let places = |v: ValueId| yields.iter().zip(args).filter(move |(y, _)| **y == v);
+        let stays = |v: ValueId| places(v).count() > 0 && places(v).all(|(_, a)| in_flight.contains(a));
+        let lands: Vec<ValueId> = self.flying.iter().map(|f| f.value).filter(|&v| !stays(v)).collect();
         self.settle(&lands);
-        let first = self.flying.iter().map(|f| f.group).min();
-        self.flying.clear();
-        match first {
-            Some(group) => {
-                self.wait_for(&[], self.committed + 1 - group);
-                true
+        let Some(first) = self.flying.iter().map(|f| f.group).min() else { return vec![] };
+        self.wait_for(&[], self.committed + 1 - first);
+        // A product's operands are read until the last of those that add to it has landed.
+        let mut late = vec![];
+        let mut open: Vec<ValueId> = self.flying.drain(..).map(|f| f.value).collect();
+        while let Some(v) = open.pop() {
+            if let Some(product) = self.k.defining_op(v).filter(|&o| self.is_wgmma(o)) {
+                late.push(product);
+                open.push(self.k.op(product).operands[2]);
             }
-            None => false,
         }
+        late
     }
 
     fn lower_while(&mut self, op: &'k Op) -> Result<()> {
@@ -561,6 +558,8 @@ impl<'k> Lower<'k> {
     fn lower_if(&mut self, op: &'k Op) -> Result<()> {
         let condition = self.scalar(op.operands[0]);
         let layouts = self.layouts_of(&op.results);
+        // What is in flight outside stays so: neither branch looks at it.
+        let outside = std::mem::take(&mut self.flying);
         let [yes, no, merge] = ["then", "else", "join"].map(|s| self.w.label(s));
         self.w.branch(&condition, &yes, &no);
         let mut ends = vec![];
@@ -569,10 +568,12 @@ impl<'k> Lower<'k> {
             self.forget_order();
             let yields = self.region(region)?;
             self.settle_all();
+            self.release(region, &[], None);
             let values: Vec<Vec<V>> = yields.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
             ends.push((values, self.w.block.clone()));
             self.w.jump(&merge);
         }
+        self.flying = outside;
         self.w.start(&merge);
         self.forget_order();
         let mut merged = vec![];

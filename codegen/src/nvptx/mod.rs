@@ -128,7 +128,8 @@ pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
             continue;
         }
         let (entry, threads) = (entry_name(kernel), lower.launched_threads());
-        let least = kernel.options.min_programs_per_sm;
+        // The assembler shifts registers only where it knows how many a program may take.
+        let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));
         let mut notes = plan.notes.clone();
         notes.append(&mut lower.notes);
         let text = lower.w.finish(&entry, kernel.slots().len(), lower.maps.len(), threads, least, needed > 0);

@@ -10,7 +10,7 @@ use super::text::{V, constant, int, struct_type};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
 use crate::gpu::panels::Panels;
-use crate::gpu::pipeline::{Copy, StagedLoop, fetches, source};
+use crate::gpu::pipeline::{AsyncCopy, StagedLoop, fetches, source};
 use crate::ir::{Def, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
@@ -44,7 +44,7 @@ pub(super) struct Ring<'k> {
 impl<'k> Lower<'k> {
     /// Takes the buffers and starts the first copies.
     pub(super) fn start_ring(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Ring<'k>> {
-        let plan = self.plan.loops.get(&id).filter(|l| !l.bulk)?;
+        let plan = self.plan.ahead.loops.get(&id)?;
         let body = self.k.op(id).regions[0];
         if self.scratch_read {
             self.barrier();
@@ -121,7 +121,7 @@ impl<'k> Lower<'k> {
         let exists = self.w.icmp("slt", "i32", i, &ring.hi);
         for (load, &start) in ring.plan.loads.iter().zip(&ring.starts) {
             let op = self.k.op(load.load);
-            let Copy::Async { layout, access } = &load.copy else { unreachable!("bulk rings are the producer's") };
+            let AsyncCopy { layout, access } = &load.copy;
             let mut known = HashMap::new();
             let coords: Vec<V> =
                 op.operands[1..].iter().map(|&c| self.scalar_at(ring.body, c, i, &mut known)).collect();

@@ -3,7 +3,7 @@
 //! A product is issued and left *in flight*: its result has registers, but they are the tensor cores' until a wait.
 //! [`Lower::settle`] puts the wait before the first operation that looks at the result (another product that adds to
 //! it need not look), and lets those products fly on that were issued later. The wait takes the registers and gives
-//! them back, so that no compiler moves a use above it. A loop's accumulator of which the body does nothing but add
+//! them back, so that no compiler moves a use above it. A loop's accumulator to which the body does nothing but add
 //! products stays in flight around the loop.
 //!
 //! Descriptors follow the PTX manual ("Matrix Descriptor Format", "Strides"). For a tile in panels of S bytes: K-major,
@@ -276,27 +276,41 @@ impl Lower<'_> {
         self.barrier();
     }
 
-    /// Which carried values of a loop stay in flight around it: those of which the body does nothing but add products.
-    pub(super) fn carried_in_flight(&self, id: OpId) -> Vec<bool> {
+    /// The carried values of a loop that stay in flight from one iteration to the next: those to which the body does
+    /// nothing but add products. (The assembler serialises products if other instructions write to registers that are
+    /// in flight around a loop.)
+    pub(super) fn carried_in_flight(&self, id: OpId) -> Vec<ValueId> {
         let k = self.k;
         let body = k.op(id).regions[0];
-        let args = &k.region(body).args[1..];
         let last = *k.region(body).ops.last().expect("regions end with a yield");
-        let alone = |v: ValueId| self.uses(v) == 1 && self.plan.versions[v.index()].len() == 1;
-        args.iter()
-            .zip(&k.op(last).operands)
-            .map(|(&arg, &end)| {
-                // From the end back to the beginning, product by product, each looked at by the next one only.
-                let mut v = end;
-                while let Some(product) = k.defining_op(v).filter(|&o| self.is_wgmma(o)) {
-                    if !alone(v) || !k.region(body).ops.contains(&product) {
-                        return false;
-                    }
-                    v = k.op(product).operands[2];
+        let alone = |v: ValueId| {
+            self.uses(v) == 1 && self.plan.versions[v.index()].len() == 1 && !self.plan.placed.contains_key(&v)
+        };
+        let added_to = |&(&arg, &end): &(&ValueId, &ValueId)| {
+            // From the end back to the beginning, product by product, each looked at by the next one only.
+            let mut v = end;
+            while let Some(product) = k.defining_op(v).filter(|&o| self.is_wgmma(o)) {
+                if !alone(v) || !k.region(body).ops.contains(&product) {
+                    return false;
                 }
-                v == arg && v != end && alone(arg)
-            })
-            .collect()
+                v = k.op(product).operands[2];
+            }
+            v == arg && v != end && alone(arg)
+        };
+        let carried = k.region(body).args[1..].iter().zip(&k.op(last).operands);
+        carried.filter(added_to).map(|(&arg, _)| arg).collect()
+    }
+
+    /// The values that an operation's regions look at.
+    pub(super) fn looked_at(&self, id: OpId) -> Vec<ValueId> {
+        let op = self.k.op(id);
+        let mut out = op.operands.to_vec();
+        for &region in &op.regions {
+            for &inner in &self.k.region(region).ops {
+                out.extend(self.looked_at(inner));
+            }
+        }
+        out
     }
 
     /// How often a value is an operand.
