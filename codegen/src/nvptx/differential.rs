@@ -28,45 +28,63 @@ fn fill(dtype: DType, count: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-/// Runs both and compares every buffer. `shapes`: one per parameter.
-pub(super) fn compare(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]], tolerance: f64) {
-    // Specialised to these shapes, and to nothing.
+/// A contiguous view's strides.
+fn strides(shape: &[i64]) -> Vec<i64> {
+    (0..shape.len()).map(|d| shape[d + 1..].iter().map(|&x| x.max(1)).product()).collect()
+}
+
+/// The kernel specialised to arguments of these shapes.
+pub(super) fn specialised(k: &Kernel, shapes: &[&[i64]]) -> Kernel {
     let mut special = k.clone();
     let values: Vec<u64> = shapes
         .iter()
-        .flat_map(|s| {
-            let strides = (0..s.len()).map(|d| s[d + 1..].iter().product::<i64>());
-            std::iter::once(0).chain(s.iter().copied()).chain(strides).map(|x| x as u64).collect::<Vec<_>>()
-        })
+        .flat_map(|s| std::iter::once(0).chain(s.iter().copied()).chain(strides(s)).map(|x| x as u64))
         .collect();
     special.facts = Kernel::facts_of(&k.slots(), &values);
-    let mut general = k.clone();
-    general.facts.clear();
+    special
+}
+
+/// The kernel specialised to nothing.
+pub(super) fn general(k: &Kernel) -> Kernel {
+    Kernel { facts: vec![], ..k.clone() }
+}
+
+/// Runs both and compares every buffer. `shapes`: one per parameter.
+pub(super) fn compare(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]], tolerance: f64) {
+    let (special, general) = (specialised(k, shapes), general(k));
+    let orders = |early| [Order { backwards: false, early }, Order { backwards: true, early: !early }];
+    let runs = [(&special, 80, orders(false)), (&special, 90, orders(false)), (&general, 90, orders(true))];
+    let runs: Vec<_> = runs.iter().map(|(k, sm, orders)| (*k, *sm, &orders[..])).collect();
+    compare_runs(&runs, grid, shapes, tolerance);
+}
+
+/// Runs versions of one kernel, each for a chip and in some orders.
+pub(super) fn compare_runs(runs: &[(&Kernel, u32, &[Order])], grid: [u32; 3], shapes: &[&[i64]], tolerance: f64) {
     let mut args = vec![];
     let mut params = vec![];
     let mut global = vec![];
     let mut buffers = vec![];
+    let k = general(runs[0].0);
     for (i, (p, shape)) in k.params.iter().zip(shapes).enumerate() {
         let Type::View(dtype, _) = k.ty(p.value) else { panic!("views only") };
         let bytes = fill(dtype, shape.iter().product::<i64>() as usize, i as u64 + 1);
         let buffer = Arc::new(Buffer::from_bytes(bytes.clone()));
         args.push(Arg::contiguous(&buffer, shape));
         params.push(address_of(i));
-        params.extend(shape.iter().map(|&d| d as u64));
-        params.extend((0..shape.len()).map(|d| shape[d + 1..].iter().product::<i64>() as u64));
+        params.extend(shape.iter().copied().chain(strides(shape)).map(|d| d as u64));
         global.push(bytes);
         buffers.push(buffer);
     }
-    run(&general, grid, &args).unwrap_or_else(|e| panic!("{}: {e}", k.name));
+    run(&k, grid, &args).unwrap_or_else(|e| panic!("{}: {e}", k.name));
     let want: Vec<Vec<u8>> = buffers.iter().map(|b| b.to_bytes().expect("all written")).collect();
-    for (k, sm, early) in [(&special, 80, false), (&special, 90, false), (&general, 90, true)] {
+    for &(k, sm, orders) in runs {
         let lowered = llvm_text(k, Target { sm }).unwrap_or_else(|e| panic!("{e}"));
-        for backwards in [false, true] {
+        for &order in orders {
             let mut s = Simulator::new(&lowered, global.clone());
             for z in 0..grid[2] {
                 for y in 0..grid[1] {
                     for x in 0..grid[0] {
-                        s.run(&params, [x, y, z], grid, Order { backwards, early: early ^ backwards });
+                        s.run(&params, [x, y, z], grid, order);
                     }
                 }
             }
@@ -80,7 +98,7 @@ pub(super) fn compare(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]], tolerance: 
                 for j in 0..want[i].len() / dtype.size() {
                     let (w, g) = (value(&want[i], j), value(&s.global[i], j));
                     let same = w == g || w.is_nan() && g.is_nan() || (w - g).abs() <= tolerance * w.abs().max(1e-2);
-                    assert!(same, "{} sm_{sm} backwards {backwards}: `{}`[{j}] is {g}, not {w}", k.name, p.name);
+                    assert!(same, "{} sm_{sm} {order:?}: `{}`[{j}] is {g}, not {w}", k.name, p.name);
                 }
             }
         }

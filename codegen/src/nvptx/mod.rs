@@ -26,6 +26,8 @@ mod simulate;
 mod tests;
 #[cfg(test)]
 mod tests_kernels;
+#[cfg(test)]
+mod tests_warpgroups;
 mod text;
 mod wgmma;
 

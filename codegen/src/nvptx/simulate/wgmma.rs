@@ -67,11 +67,12 @@ fn float(bf16: bool, bits: u16) -> f32 {
 impl Simulator {
     /// PTX of a whole warpgroup.
     pub fn as_group(&mut self, asm: &Asm, group: &mut [Thread]) {
-        let width = asm.width();
+        let width = asm.width().max(1);
         let mut env = vec![];
         let mut one = vec![];
         for t in group.iter() {
             asm.enter(t, &mut one);
+            one.resize(width, 0);
             env.extend_from_slice(&one);
         }
         let mut fenced = false;

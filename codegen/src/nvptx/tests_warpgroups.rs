@@ -1,0 +1,339 @@
+//! Products by warpgroups and loads as bulk copies compute what the interpreter computes.
+
+use super::differential::{compare_runs, general, specialised};
+use super::simulate::Order;
+use super::tests_kernels::{attention, built, for_loop, view};
+use super::{Target, llvm_text};
+use crate::ir::{Access, BinaryOp, Builder, CmpOp, Combine, DType, Kernel, OpKind, Precision, Shape, Type, ValueId};
+
+const ORDERS: [Order; 4] = [
+    Order { backwards: false, early: false },
+    Order { backwards: true, early: true },
+    Order { backwards: false, early: true },
+    Order { backwards: true, early: false },
+];
+
+/// Specialised to the shapes, the kernel uses bulk copies and products by warpgroups; it computes the right thing, and
+/// so does the kernel that knows nothing of its arguments.
+fn check(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) {
+    let special = specialised(k, shapes);
+    let text = llvm_text(&special, Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
+    assert!(text.contains("wgmma.mma_async") && text.contains("cp.async.bulk.tensor"), "{}: {text}", k.name);
+    compare_runs(&[(&special, 90, &ORDERS), (&general(k), 90, &ORDERS[..2])], grid, shapes, 1e-2);
+}
+
+/// With this many warps, and buffers in the rings of loops (0: as many as the compiler likes).
+fn with(mut k: Kernel, warps: u8, stages: u8) -> Kernel {
+    k.options.warps = warps;
+    for op in &mut k.ops {
+        if let OpKind::For { stages: s } = &mut op.kind {
+            *s = stages;
+        }
+    }
+    k
+}
+
+/// The tile of this shape at these coordinates of a matrix, or of its transpose.
+fn tile(b: &mut Builder, from: ValueId, shape: [u32; 2], at: [ValueId; 2], turned: bool) -> ValueId {
+    if turned {
+        let t = b.load(from, &[at[1], at[0]], Shape::new(&[shape[1], shape[0]]), None);
+        b.transpose(t, &[1, 0])
+    } else {
+        b.load(from, &at, Shape::new(&shape), None)
+    }
+}
+
+fn zeros(b: &mut Builder, shape: [u32; 2]) -> ValueId {
+    b.splat(DType::F32, Shape::new(&shape), 0.0)
+}
+
+fn times(b: &mut Builder, x: ValueId, by: u32) -> ValueId {
+    let by = b.i32(by as i32);
+    b.binary(BinaryOp::Mul, x, by)
+}
+
+fn dot(b: &mut Builder, x: ValueId, y: ValueId, acc: ValueId) -> ValueId {
+    b.dot(x, y, acc, Precision::F32)
+}
+
+/// A tile times two, in its own type.
+fn doubled(b: &mut Builder, x: ValueId) -> ValueId {
+    let dtype = b.ty(x).dtype();
+    let wide = b.cast(x, DType::F32);
+    let two = b.splat(DType::F32, b.ty(x).shape(), 2.0);
+    let wide = b.binary(BinaryOp::Mul, wide, two);
+    b.cast(wide, dtype)
+}
+
+fn when(
+    b: &mut Builder,
+    condition: ValueId,
+    results: &[Type],
+    yes: impl FnOnce(&mut Builder) -> Vec<ValueId>,
+    no: impl FnOnce(&mut Builder) -> Vec<ValueId>,
+) -> Vec<ValueId> {
+    let (then, _) = b.open(&[]);
+    let out = yes(b);
+    b.close(&out);
+    let (otherwise, _) = b.open(&[]);
+    let out = no(b);
+    b.close(&out);
+    let op = b.emit_with_regions(OpKind::If, &[condition], results, &[then, otherwise]);
+    b.results(op)
+}
+
+/// A kernel on matrices `a` and `b` of a type, writing to `c`, f32.
+fn on_matrices(name: &str, dtype: DType, f: impl FnOnce(&mut Builder, [ValueId; 3])) -> Kernel {
+    built(name, |b| {
+        let (x, y) = (view(b, "a", dtype, 2, Access::Read), view(b, "b", dtype, 2, Access::Read));
+        let out = view(b, "c", DType::F32, 2, Access::Write);
+        f(b, [x, y, out]);
+    })
+}
+
+/// C = A·B, where either may lie transposed.
+fn gemm([m, n, k]: [u32; 3], dtype: DType, [turn_a, turn_b]: [bool; 2]) -> Kernel {
+    let name = format!("gemm_{m}_{n}_{k}_{dtype}_{turn_a}_{turn_b}");
+    on_matrices(&name, dtype, |b, [x, y, out]| {
+        let (pm, pn) = (b.program_id(0), b.program_id(1));
+        let (row, column) = (times(b, pm, m), times(b, pn, n));
+        let acc = zeros(b, [m, n]);
+        let depth = b.dim(x, usize::from(!turn_a));
+        let sum = for_loop(b, depth, k as i32, &[acc], |b, i, c| {
+            let p = tile(b, x, [m, k], [row, i], turn_a);
+            let q = tile(b, y, [k, n], [i, column], turn_b);
+            vec![dot(b, p, q, c[0])]
+        });
+        b.store(out, sum[0], &[row, column]);
+    })
+}
+
+/// Checks [`gemm`] on matrices of these extents.
+fn check_gemm(tile: [u32; 3], warps: u8, dtype: DType, turned: [bool; 2], [m, n, k]: [i64; 3]) {
+    let kernel = with(gemm(tile, dtype, turned), warps, 0);
+    let turn = |turned: bool, [r, c]: [i64; 2]| if turned { [c, r] } else { [r, c] };
+    let (a, b) = (turn(turned[0], [m, k]), turn(turned[1], [k, n]));
+    let grid = [(m as u32).div_ceil(tile[0]), (n as u32).div_ceil(tile[1]), 1];
+    check(&kernel, grid, &[&a, &b, &[m, n]]);
+}
+
+const TURNS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
+
+#[test]
+fn gemm_in_every_orientation() {
+    for (i, turned) in TURNS.into_iter().enumerate() {
+        let dtype = if i % 2 == 0 { DType::BF16 } else { DType::F16 };
+        check_gemm([64, 16, 16], 4, dtype, turned, [64, 16, 48]);
+        check_gemm([64, 32, 32], 4, dtype, turned, [64, 32, 64]);
+        check_gemm([64, 64, 64], 4, dtype, turned, [64, 64, 192]);
+        check_gemm([128, 64, 64], 8, dtype, turned, [128, 64, 128]);
+        check_gemm([64, 128, 32], 8, dtype, turned, [64, 128, 64]);
+    }
+}
+
+#[test]
+fn gemm_with_large_tiles() {
+    check_gemm([128, 128, 64], 8, DType::BF16, [false, true], [128, 128, 128]);
+    check_gemm([128, 256, 64], 8, DType::BF16, [false, false], [128, 256, 128]);
+    check_gemm([128, 256, 64], 8, DType::F16, [true, true], [128, 256, 64]);
+    check_gemm([128, 128, 32], 4, DType::BF16, [false, false], [128, 128, 64]);
+    check_gemm([256, 64, 32], 8, DType::BF16, [true, false], [256, 64, 64]);
+}
+
+#[test]
+fn gemm_that_tiles_do_not_divide() {
+    for turned in TURNS {
+        check_gemm([64, 32, 32], 4, DType::BF16, turned, [80, 48, 80]);
+        check_gemm([64, 64, 16], 4, DType::F16, turned, [16, 80, 176]);
+    }
+    check_gemm([64, 128, 64], 8, DType::BF16, [false, true], [100, 30, 208]);
+}
+
+#[test]
+fn gemm_of_every_depth() {
+    for depth in [16, 32, 48, 64, 80, 96, 272] {
+        check_gemm([64, 16, 16], 4, DType::BF16, [false, false], [64, 16, depth]);
+        let few = with(gemm([64, 16, 16], DType::BF16, [false, true]), 4, 2);
+        check(&few, [1; 3], &[&[64, depth], &[16, depth], &[64, 16]]);
+    }
+    // Rows of no elements are not what bulk copies take.
+    let k = gemm([64, 16, 16], DType::BF16, [false, false]);
+    compare_runs(&[(&k, 90, &ORDERS)], [1; 3], &[&[64, 0], &[0, 16], &[64, 16]], 0.0);
+}
+
+/// Rings that are walked several times, each time differently far.
+#[test]
+fn rings_in_outer_loops() {
+    let k = on_matrices("nested", DType::BF16, |b, [x, y, out]| {
+        let (zero, depth, columns) = (b.i32(0), b.dim(x, 1), b.dim(y, 1));
+        for_loop(b, columns, 32, &[], |b, column, _| {
+            // 0, 2, 4, ... iterations, while there are as many.
+            let most = b.binary(BinaryOp::Min, column, depth);
+            let acc = zeros(b, [64, 32]);
+            let sum = for_loop(b, most, 16, &[acc], |b, i, c| {
+                let p = tile(b, x, [64, 16], [zero, i], false);
+                let q = tile(b, y, [16, 32], [i, column], false);
+                vec![dot(b, p, q, c[0])]
+            });
+            b.store(out, sum[0], &[zero, column]);
+            vec![]
+        });
+    });
+    for stages in [0, 2, 3] {
+        check(&with(k.clone(), 4, stages), [1; 3], &[&[64, 112], &[112, 160], &[64, 160]]);
+    }
+}
+
+/// A ring in one branch, another in the other, in a loop that takes one or the other.
+#[test]
+fn rings_in_branches() {
+    let k = on_matrices("branches", DType::F16, |b, [x, y, out]| {
+        let (zero, depth, columns) = (b.i32(0), b.dim(x, 1), b.dim(y, 1));
+        let pid = b.program_id(0);
+        for_loop(b, columns, 32, &[], |b, column, _| {
+            let walk = |turn: u32| {
+                move |b: &mut Builder| {
+                    let acc = zeros(b, [64, 32]);
+                    let step = 16 << turn;
+                    for_loop(b, depth, step, &[acc], |b, i, c| {
+                        let p = tile(b, x, [64, step as u32], [zero, i], false);
+                        let q = tile(b, y, [step as u32, 32], [i, column], false);
+                        let q = if turn == 0 { q } else { doubled(b, q) };
+                        vec![dot(b, p, q, c[0])]
+                    })
+                }
+            };
+            let (one, thirty_two) = (b.i32(1), b.i32(32));
+            let turn = b.binary(BinaryOp::Div, column, thirty_two);
+            let turn = b.binary(BinaryOp::Add, turn, pid);
+            let odd = b.binary(BinaryOp::And, turn, one);
+            let odd = b.compare(CmpOp::Eq, odd, one);
+            let result = [Type::Tile(DType::F32, Shape::new(&[64, 32]))];
+            let sum = when(b, odd, &result, walk(0), walk(1));
+            b.store(out, sum[0], &[zero, column]);
+            vec![]
+        });
+    });
+    check(&with(k, 4, 0), [1, 1, 1], &[&[64, 96], &[96, 128], &[64, 128]]);
+}
+
+/// A ring that one program of two walks.
+#[test]
+fn ring_of_some_programs() {
+    let k = on_matrices("sometimes", DType::BF16, |b, [x, y, out]| {
+        let (zero, one, depth, pid) = (b.i32(0), b.i32(1), b.dim(x, 1), b.program_id(0));
+        let row = times(b, pid, 64);
+        let first = b.compare(CmpOp::Lt, pid, one);
+        let result = [Type::Tile(DType::F32, Shape::new(&[64, 64]))];
+        let sum = when(
+            b,
+            first,
+            &result,
+            |b| {
+                let acc = zeros(b, [64, 64]);
+                for_loop(b, depth, 16, &[acc], |b, i, c| {
+                    let p = tile(b, x, [64, 16], [row, i], false);
+                    let q = tile(b, y, [16, 64], [i, zero], false);
+                    vec![dot(b, p, q, c[0])]
+                })
+            },
+            |b| vec![b.splat(DType::F32, Shape::new(&[64, 64]), 3.0)],
+        );
+        // Needs scratch memory: a sum over all rows.
+        let all = b.reduce(sum[0], 0, Combine::Sum);
+        let all = b.reshape(all, Shape::new(&[1, 64]));
+        let all = b.broadcast(all, Shape::new(&[64, 64]));
+        let sum = b.binary(BinaryOp::Add, sum[0], all);
+        b.store(out, sum, &[row, zero]);
+    });
+    check(&with(k, 4, 0), [2, 1, 1], &[&[128, 80], &[80, 64], &[128, 64]]);
+}
+
+#[test]
+fn attention_with_chained_products() {
+    for ([m, n, d], warps, keys) in
+        [([64, 32, 32], 4, 96), ([64, 64, 64], 4, 64), ([128, 64, 64], 8, 192), ([128, 64, 128], 8, 64)]
+    {
+        let rows = i64::from(m);
+        let (long, wide) = (keys as i64, i64::from(d));
+        let shapes: &[&[i64]] = &[&[rows, wide], &[long, wide], &[long, wide], &[rows, wide]];
+        let k = with(attention(m, n, d), warps, 0);
+        let special = specialised(&k, shapes);
+        let text = llvm_text(&special, Target { sm: 90 }).unwrap().text;
+        assert!(text.contains("wgmma.mma_async") && text.contains("cp.async.bulk.tensor"));
+        compare_runs(&[(&special, 90, &ORDERS), (&general(&k), 90, &ORDERS[..2])], [1; 3], shapes, 5e-2);
+    }
+}
+
+/// Tiles of views selected from parameters of rank 3 and 4, which they overlap in part.
+#[test]
+fn selected_views() {
+    let k = built("selected", |b| {
+        let x = view(b, "a", DType::BF16, 3, Access::Read);
+        let y = view(b, "b", DType::BF16, 4, Access::Read);
+        let out = view(b, "c", DType::F32, 3, Access::Write);
+        let (pid, zero, two) = (b.program_id(0), b.i32(0), b.i32(2));
+        let depth = b.dim(x, 2);
+        let head = b.binary(BinaryOp::Sub, two, pid);
+        // [head, row, k] and [batch, k, head, column].
+        let x = b.view_select(x, 0, pid);
+        let y = b.view_select(y, 2, head);
+        let y = b.view_select(y, 0, pid);
+        let acc = zeros(b, [64, 64]);
+        let sum = for_loop(b, depth, 32, &[acc], |b, i, c| {
+            let p = tile(b, x, [64, 32], [zero, i], false);
+            let q = tile(b, y, [32, 64], [i, zero], false);
+            vec![dot(b, p, q, c[0])]
+        });
+        let out = b.view_select(out, 0, pid);
+        b.store(out, sum[0], &[zero, zero]);
+    });
+    check(&with(k, 4, 0), [3, 1, 1], &[&[3, 48, 80], &[3, 80, 3, 48], &[3, 64, 64]]);
+}
+
+/// A tile in a ring is also looked at by elementwise operations, and by two products, one of them transposed.
+#[test]
+fn tiles_with_several_uses() {
+    let k = on_matrices("several", DType::BF16, |b, [x, y, out]| {
+        let (zero, depth) = (b.i32(0), b.dim(y, 0));
+        let acc = zeros(b, [64, 64]);
+        let sums = for_loop(b, depth, 64, &[acc, acc, acc], |b, i, c| {
+            let p = tile(b, x, [64, 64], [zero, i], false);
+            let q = tile(b, y, [64, 64], [i, zero], false);
+            let turned = b.transpose(q, &[1, 0]);
+            let wide = b.cast(q, DType::F32);
+            let total = b.binary(BinaryOp::Add, c[2], wide);
+            let one = dot(b, p, q, c[0]);
+            let other = dot(b, p, turned, c[1]);
+            vec![one, other, total]
+        });
+        let sum = b.binary(BinaryOp::Add, sums[0], sums[1]);
+        let sum = b.binary(BinaryOp::Add, sum, sums[2]);
+        b.store(out, sum, &[zero, zero]);
+    });
+    check(&with(k.clone(), 4, 0), [1; 3], &[&[64, 192], &[192, 64], &[64, 64]]);
+    check(&with(k, 4, 2), [1; 3], &[&[64, 320], &[320, 64], &[64, 64]]);
+}
+
+/// Products of which some stay in flight around the loop and some do not, and one accumulator for two of them.
+#[test]
+fn products_in_flight_around_a_loop() {
+    let k = on_matrices("flights", DType::BF16, |b, [x, y, out]| {
+        let (zero, depth) = (b.i32(0), b.dim(y, 0));
+        let acc = zeros(b, [64, 32]);
+        let sums = for_loop(b, depth, 32, &[acc, acc], |b, i, c| {
+            let p = tile(b, x, [64, 32], [zero, i], false);
+            let q = tile(b, y, [32, 32], [i, zero], false);
+            let once = dot(b, p, q, c[0]);
+            let twice = dot(b, p, q, once);
+            // Looked at in every iteration.
+            let none = zeros(b, [64, 32]);
+            let own = dot(b, p, q, none);
+            let other = b.binary(BinaryOp::Add, c[1], own);
+            vec![twice, other]
+        });
+        let sum = b.binary(BinaryOp::Add, sums[0], sums[1]);
+        b.store(out, sum, &[zero, zero]);
+    });
+    check(&with(k, 4, 0), [1; 3], &[&[64, 192], &[192, 32], &[64, 32]]);
+}
