@@ -265,6 +265,32 @@ fn attention_with_chained_products() {
     }
 }
 
+/// Operands that are computed in every iteration are put into shared memory, where the products of the iteration before
+/// must be done.
+#[test]
+fn placed_operands_are_not_overwritten_in_flight() {
+    for (first, second) in [(false, true), (true, false), (true, true)] {
+        for warps in [4, 8] {
+            let k = on_matrices(&format!("computed_{first}_{second}"), DType::BF16, |b, [x, y, out]| {
+                let (zero, depth) = (b.i32(0), b.dim(x, 1));
+                let acc = zeros(b, [64, 128]);
+                let sum = for_loop(b, depth, 32, &[acc], |b, i, c| {
+                    let p = tile(b, x, [64, 32], [zero, i], false);
+                    let q = tile(b, y, [32, 128], [i, zero], false);
+                    let p = if first { doubled(b, p) } else { p };
+                    let q = if second { doubled(b, q) } else { q };
+                    vec![dot(b, p, q, c[0])]
+                });
+                b.store(out, sum[0], &[zero, zero]);
+            });
+            let shapes: &[&[i64]] = &[&[64, 128], &[128, 128], &[64, 128]];
+            let (special, general) = (specialised(&k, shapes), general(&k));
+            let [special, general] = [special, general].map(|k| with(k, warps, 0));
+            compare_runs(&[(&special, 90, &ORDERS), (&general, 90, &ORDERS)], [1; 3], shapes, 1e-2);
+        }
+    }
+}
+
 /// Tiles of views selected from parameters of rank 3 and 4, which they overlap in part.
 #[test]
 fn selected_views() {
@@ -336,4 +362,46 @@ fn products_in_flight_around_a_loop() {
         b.store(out, sum, &[zero, zero]);
     });
     check(&with(k, 4, 0), [1; 3], &[&[64, 192], &[192, 32], &[64, 32]]);
+}
+
+/// The first operand of a product that stays in flight around the loop is computed anew in every iteration, in
+/// registers that the product before still reads.
+#[test]
+fn registers_are_not_overwritten_in_flight() {
+    let k = on_matrices("scores", DType::BF16, |b, [x, y, out]| {
+        let (zero, length) = (b.i32(0), b.dim(y, 0));
+        let query = tile(b, x, [64, 32], [zero, zero], false);
+        let acc = zeros(b, [64, 32]);
+        let sum = for_loop(b, length, 64, &[acc], |b, i, c| {
+            let keys = tile(b, y, [64, 32], [i, zero], false);
+            let turned = b.transpose(keys, &[1, 0]);
+            let none = zeros(b, [64, 64]);
+            let scores = dot(b, query, turned, none);
+            let scores = b.cast(scores, DType::BF16);
+            vec![dot(b, scores, keys, c[0])]
+        });
+        b.store(out, sum[0], &[zero, zero]);
+    });
+    check(&with(k, 4, 0), [1; 3], &[&[64, 32], &[256, 32], &[64, 32]]);
+}
+
+/// The same, where nothing between the products waits for the one before.
+#[test]
+fn numbered_registers_are_not_overwritten_in_flight() {
+    let k = on_matrices("numbers", DType::BF16, |b, [_, y, out]| {
+        let (zero, length) = (b.i32(0), b.dim(y, 0));
+        let shape = Shape::new(&[64, 32]);
+        let acc = zeros(b, [64, 64]);
+        let sum = for_loop(b, length, 32, &[acc], |b, i, c| {
+            let (rows, columns) = (b.iota(shape, 0), b.iota(shape, 1));
+            let number = b.binary(BinaryOp::Xor, rows, columns);
+            let wide = b.broadcast(i, shape);
+            let number = b.binary(BinaryOp::Add, number, wide);
+            let number = b.cast(number, DType::BF16);
+            let q = tile(b, y, [32, 64], [i, zero], false);
+            vec![dot(b, number, q, c[0])]
+        });
+        b.store(out, sum[0], &[zero, zero]);
+    });
+    check(&with(k, 4, 0), [1; 3], &[&[64, 32], &[256, 64], &[64, 64]]);
 }

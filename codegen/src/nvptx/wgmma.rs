@@ -17,7 +17,7 @@ use crate::gpu::assign::SharedOperand;
 use crate::gpu::layout::Swizzle;
 use crate::gpu::mma::WgmmaPlan;
 use crate::gpu::panels::Panels;
-use crate::ir::{Bits, DType, OpId, OpKind, ValueId};
+use crate::ir::{Bits, DType, Def, OpId, OpKind, RegionId, ValueId};
 
 /// K of one instruction, for 16-bit elements.
 const STEP: usize = 16;
@@ -252,7 +252,7 @@ impl Lower<'_> {
     /// Puts a value that products read into its place in shared memory.
     pub(super) fn put(&mut self, v: ValueId) {
         let Some(panels) = self.plan.placed.get(&v) else { return };
-        // Products may still read what was there.
+        // Products may still read what was there; none of an iteration before (`carried_in_flight`).
         self.settle_all();
         self.barrier();
         let (regs, layout) = self.get_home(v);
@@ -277,8 +277,8 @@ impl Lower<'_> {
     }
 
     /// The carried values of a loop that stay in flight from one iteration to the next: those to which the body does
-    /// nothing but add products. (The assembler serialises products if other instructions write to registers that are
-    /// in flight around a loop.)
+    /// nothing but add products of operands that the next iteration leaves alone. (The assembler serialises products
+    /// if other instructions write to registers that are in flight around a loop.)
     pub(super) fn carried_in_flight(&self, id: OpId) -> Vec<ValueId> {
         let k = self.k;
         let body = k.op(id).regions[0];
@@ -290,7 +290,8 @@ impl Lower<'_> {
             // From the end back to the beginning, product by product, each looked at by the next one only.
             let mut v = end;
             while let Some(product) = k.defining_op(v).filter(|&o| self.is_wgmma(o)) {
-                if !alone(v) || !k.region(body).ops.contains(&product) {
+                let here = k.region(body).ops.contains(&product);
+                if !alone(v) || !here || (0..2).any(|i| self.rewritten(product, i, body)) {
                     return false;
                 }
                 v = k.op(product).operands[2];
@@ -299,6 +300,21 @@ impl Lower<'_> {
         };
         let carried = k.region(body).args[1..].iter().zip(&k.op(last).operands);
         carried.filter(added_to).map(|(&arg, _)| arg).collect()
+    }
+
+    /// Whether each iteration of a loop writes a product's operand to where the one before wrote it, to registers or to
+    /// a place in shared memory: a ring has other buffers.
+    fn rewritten(&self, product: OpId, i: usize, body: RegionId) -> bool {
+        let inside = |v: ValueId| match self.k.def(v) {
+            Def::Param(_) => false,
+            Def::Arg(region, _) => region == body,
+            Def::Result(op, _) => self.k.region(body).ops.contains(&op),
+        };
+        match self.plan.shared_operands.get(&(product, i)) {
+            Some(SharedOperand::Ring { .. }) => false,
+            Some(&SharedOperand::Placed { value, .. }) => inside(value),
+            None => true,
+        }
     }
 
     /// The values that an operation's regions look at.
