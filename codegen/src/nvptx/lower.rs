@@ -560,6 +560,7 @@ impl<'k> Lower<'k> {
         let layouts = self.layouts_of(&op.results);
         // What is in flight outside stays so: neither branch looks at it.
         let outside = std::mem::take(&mut self.flying);
+        let committed = self.committed;
         let [yes, no, merge] = ["then", "else", "join"].map(|s| self.w.label(s));
         self.w.branch(&condition, &yes, &no);
         let mut ends = vec![];
@@ -568,6 +569,8 @@ impl<'k> Lower<'k> {
             self.forget_order();
             let yields = self.region(region)?;
             self.settle_all();
+            // Its products have landed; whether there were any, what follows does not know.
+            self.committed = committed;
             self.release(region, &[], None);
             let values: Vec<Vec<V>> = yields.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
             ends.push((values, self.w.block.clone()));

@@ -405,3 +405,34 @@ fn numbered_registers_are_not_overwritten_in_flight() {
     });
     check(&with(k, 4, 0), [1; 3], &[&[64, 32], &[256, 64], &[64, 64]]);
 }
+
+/// A product is waited for although a branch that issued another one, or none, came between.
+#[test]
+fn branches_do_not_hide_what_is_in_flight() {
+    for (yes, no) in [(0, 0), (1, 0), (0, 2), (2, 1)] {
+        let k = on_matrices(&format!("between_{yes}_{no}"), DType::BF16, |b, [x, y, out]| {
+            let (zero, one, pid) = (b.i32(0), b.i32(1), b.program_id(0));
+            let row = times(b, pid, 64);
+            let p = tile(b, x, [64, 32], [row, zero], false);
+            let q = tile(b, y, [32, 32], [zero, zero], false);
+            let none = zeros(b, [64, 32]);
+            let before = dot(b, p, q, none);
+            let first = b.compare(CmpOp::Lt, pid, one);
+            let result = [Type::Tile(DType::F32, Shape::new(&[64, 32]))];
+            let branch = |products: usize| {
+                move |b: &mut Builder| {
+                    let mut sum = b.splat(DType::F32, Shape::new(&[64, 32]), 1.0);
+                    for _ in 0..products {
+                        sum = dot(b, p, q, sum);
+                        sum = b.binary(BinaryOp::Add, sum, sum);
+                    }
+                    vec![sum]
+                }
+            };
+            let between = when(b, first, &result, branch(yes), branch(no));
+            let sum = b.binary(BinaryOp::Add, before, between[0]);
+            b.store(out, sum, &[row, zero]);
+        });
+        check(&with(k, 4, 0), [2, 1, 1], &[&[128, 32], &[32, 32], &[128, 32]]);
+    }
+}
