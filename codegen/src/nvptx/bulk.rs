@@ -214,13 +214,13 @@ impl<'k> Lower<'k> {
         self.advance(&walk, bulk.stages);
     }
 
-    /// After a loop with products that stayed in flight to its end: the buffers of the last round, if any was.
-    pub(super) fn release_last(&mut self, region: RegionId, late: &[OpId], any: &V) {
+    /// After a loop with products that stayed in flight to its end: the buffers of the last round.
+    pub(super) fn release_last(&mut self, region: RegionId, late: &[OpId]) {
         let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
         let walk = self.walks[&region].clone();
         let (place, _) = self.position(&walk);
         for load in bulk.loads.iter().filter(|l| self.read_by(late, l.load)).collect::<Vec<_>>() {
-            self.give_back(load.load, bulk.stages, &place, Some(any));
+            self.give_back(load.load, bulk.stages, &place, Some(&"true".into()));
         }
     }
 

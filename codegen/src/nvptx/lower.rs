@@ -435,11 +435,13 @@ impl<'k> Lower<'k> {
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
         let ring = self.start_ring(id, &lo, &hi, &step);
         let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
-        let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
+        // With the condition at the end: what is after the last iteration is no matter of a loop that never ran.
+        let [pre, body, latch, done, exit] = ["pre", "loop", "latch", "done", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
-        self.w.jump(&head);
-        self.w.start(&head);
+        let any = self.w.icmp("slt", "i32", &lo, &hi);
+        self.w.branch(&any, &body, &exit);
+        self.w.start(&body);
         let next_stage = format!("%n{}", self.w.fresh());
         let stage = match ring {
             Some(_) => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
@@ -448,9 +450,6 @@ impl<'k> Lower<'k> {
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
         let phis = self.phis(&args[1..], &inits, &pre, &latch);
-        let more = self.w.icmp("slt", "i32", &i, &hi);
-        self.w.branch(&more, &body, &exit);
-        self.w.start(&body);
         self.forget_order();
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
@@ -471,24 +470,33 @@ impl<'k> Lower<'k> {
             self.w.alias(&next_stage, "i32", &after);
         }
         self.w.line(format_args!("{next} = add i32 {i}, {step}"));
-        self.w.jump(&head);
+        let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
+        self.w.branch(&more, &body, &done);
+        self.w.start(&done);
+        for (&r, (_, nexts)) in op.results.iter().zip(&phis) {
+            self.set_registers(r, nexts.iter().map(|n| n.as_str().into()).collect());
+        }
+        if !late.is_empty() {
+            let landing = op.results.iter().zip(&args[1..]).filter(|(_, a)| in_flight.contains(a));
+            self.wait_for(&landing.map(|(&r, _)| r).collect::<Vec<_>>(), 0);
+            self.release_last(region, &late);
+        }
+        let done = self.w.block.clone();
+        self.w.jump(&exit);
         self.w.start(&exit);
+        for ((&r, init), layout) in op.results.iter().zip(&inits).zip(&layouts) {
+            let ty = llvm_type(self.k.ty(r).dtype());
+            let last = self.first_registers(r);
+            debug_assert_eq!(last.len(), layout.registers());
+            let merged = init.iter().zip(&last);
+            let merged = merged.map(|(a, b)| self.w.op(format_args!("phi {ty} [ {a}, %{pre} ], [ {b}, %{done} ]")));
+            let merged = merged.collect();
+            self.set_registers(r, merged);
+        }
         if let Some(ring) = &ring {
             self.end_ring(ring);
         }
         self.forget_order();
-        let mut landing = vec![];
-        for ((&r, a), (regs, _)) in op.results.iter().zip(&args[1..]).zip(&phis) {
-            self.set_registers(r, regs.clone());
-            if in_flight.contains(a) {
-                landing.push(r);
-            }
-        }
-        if !late.is_empty() {
-            self.wait_for(&landing, 0);
-            let ran = self.w.icmp("slt", "i32", &lo, &hi);
-            self.release_last(region, &late, &ran);
-        }
         self.end_rings(region);
         for &r in &op.results {
             let regs = self.first_registers(r);

@@ -26,6 +26,42 @@ pub fn linear<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const
     y.store(acc.cast::<Y>());
 }
 
+/// For results of many tiles: [`linear`] by a fixed number of programs, each of one tile after the other, so that the
+/// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
+/// by column, which keeps what neighbours read in the cache. Programs along axis 0.
+#[kernel]
+pub fn linear_tiles<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const K: usize, const BAND: usize>(
+    x: &View<T, 2>,
+    weight: &View<W, 2>,
+    y: &mut View<Y, 2>,
+) where
+    T: Float,
+    W: Float,
+    C: Float + DotElement<Acc = f32>,
+    Y: Float,
+{
+    let rows = (y.dim(0) + (M - 1)) / M;
+    let columns = (y.dim(1) + (N - 1)) / N;
+    for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
+        let band = tile / (columns * BAND);
+        let within = tile - band * columns * BAND;
+        let height = (rows - band * BAND).min(BAND);
+        let (row, column) = ((band * BAND + within % height) * M, within / height * N);
+        let mut acc: Tile<f32, M, N> = zeros();
+        for k in (0..x.dim(1)).step_by(K) {
+            let x: Tile<T, M, K> = x.load((row, k));
+            let weight: Tile<W, N, K> = weight.load((column, k));
+            acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
+        }
+        if ADD {
+            let before: Tile<Y, M, N> = y.load((row, column));
+            acc += before.cast::<f32>();
+        }
+        // SAFETY: a tile is one program's.
+        unsafe { y.store((row, column), acc.cast::<Y>()) };
+    }
+}
+
 /// For few rows: one row of x against `N` rows of the weight; the weight is read once per row of x.
 #[kernel]
 pub fn linear_row<T: Float, W: Float, Y: Float, const ADD: bool, const N: usize, const K: usize>(
