@@ -570,7 +570,7 @@ impl Assigner<'_> {
                     for i in 0..2 {
                         let source = match self.demand_staged(id, i) {
                             Some(ring) => Some(ring),
-                            None if i == 0 && self.moves_freely(op.operands[0], &m.a) => None,
+                            None if i == 0 && m.dtype.size() == 2 && self.moves_freely(op.operands[0], &m.a) => None,
                             None => Some(self.place(op.operands[i])),
                         };
                         match source {

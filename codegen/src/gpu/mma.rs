@@ -34,10 +34,11 @@ pub struct MmaPlan {
     pub acc: LinearLayout,
 }
 
-/// A product of 16-bit floats by warpgroups (`wgmma.mma_async.m64nNk16`): the first operand from registers or shared
-/// memory, the second from shared memory, the sums in registers.
+/// A product of 16-bit or 8-bit floats by warpgroups (`wgmma.mma_async.m64nNk16`, `k32`): the first operand from
+/// registers (16-bit only) or shared memory, the second from shared memory, the sums in registers.
 #[derive(Clone, Debug)]
 pub struct WgmmaPlan {
+    /// Of both operands.
     pub dtype: DType,
     /// N of one instruction.
     pub n: usize,
@@ -132,11 +133,19 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
     let (a, dtype) = (k.ty(op.operands[0]).shape(), k.ty(op.operands[0]).dtype());
     let shape = k.ty(op.results[0]).shape();
     let (m, n, depth) = (shape.dim(0), shape.dim(1), a.dim(1));
-    if !matches!(dtype, DType::F16 | DType::BF16) {
-        return Err("which here takes 16-bit floats");
+    if !matches!(dtype, DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2) {
+        return Err("which here takes 16-bit and 8-bit floats");
     }
-    if m < 64 || n < 16 || depth < 16 {
-        return Err("which takes at least 64x16x16");
+    let size = dtype.size();
+    if m < 64 || n < 16 || depth * size < 32 {
+        return Err("which takes at least 64x16x16 (8-bit: 64x16x32)");
+    }
+    // Of 8-bit operands K must run along the rows in memory: of A as it is, of B transposed.
+    let transposed = |i: usize| {
+        k.defining_op(op.operands[i]).is_some_and(|o| matches!(k.op(o).kind, OpKind::Transpose { .. }))
+    };
+    if size == 1 && (transposed(0) || !transposed(1)) {
+        return Err("which takes 8-bit operands with K along their rows");
     }
     if warps < 4 {
         return Err("which takes four warps");
@@ -149,7 +158,7 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
         return Err("M and N are too small for its warpgroups");
     }
     let instruction = (n / groups[1]).min(256);
-    let layouts = LinearLayout::wgmma_operand_a(a, 2, groups)
+    let layouts = LinearLayout::wgmma_operand_a(a, size, groups)
         .and_then(|a| Ok((a, LinearLayout::wgmma_accumulator(shape, instruction, groups)?)));
     let (a, acc) = layouts.map_err(|_| "no layout fits")?;
     Ok(WgmmaPlan { dtype, n: instruction, groups, a, acc })

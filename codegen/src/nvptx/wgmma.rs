@@ -19,8 +19,8 @@ use crate::gpu::mma::WgmmaPlan;
 use crate::gpu::panels::Panels;
 use crate::ir::{Bits, DType, OpId, OpKind, ValueId};
 
-/// K of one instruction, for 16-bit elements.
-const STEP: usize = 16;
+/// Bytes along K that one instruction takes of each row.
+const STEP: usize = 32;
 
 /// A product whose result is not there yet.
 pub(super) struct Flying {
@@ -55,7 +55,8 @@ impl Matrix {
     /// Bytes from the start to `other` along M or N and step `k` along K.
     fn offset(&self, other: usize, k: usize) -> usize {
         let bytes = self.panels.swizzle.bytes();
-        let (row, column) = if self.k_major { (other, k * STEP) } else { (k * STEP, other) };
+        let along_k = k * STEP / self.panels.size;
+        let (row, column) = if self.k_major { (other, along_k) } else { (along_k, other) };
         let (panel, within) = (column / self.panels.columns(), column % self.panels.columns());
         panel * self.panels.stride() + row * bytes + within * self.panels.size
     }
@@ -133,9 +134,15 @@ impl Lower<'_> {
             self.settle(&op.operands[2..]);
         }
         let mut acc = if zero { vec![] } else { self.get(op.operands[2], &m.acc) };
-        let name = if m.dtype == DType::F16 { "f16" } else { "bf16" };
-        let instruction = format!("wgmma.mma_async.sync.aligned.m64n{}k16.f32.{name}.{name}", m.n);
-        let (per, steps) = (m.n / 2, depth / STEP);
+        let name = match m.dtype {
+            DType::F16 => "f16",
+            DType::F8E4M3 => "e4m3",
+            DType::F8E5M2 => "e5m2",
+            _ => "bf16",
+        };
+        let size = m.dtype.size();
+        let instruction = format!("wgmma.mma_async.sync.aligned.m64n{}k{}.f32.{name}.{name}", m.n, STEP / size);
+        let (per, steps) = (m.n / 2, depth * size / STEP);
         let (tiles_m, tiles_n) = (shape.dim(0) / (64 * along_m), shape.dim(1) / (m.n * along_n));
         let mut out = vec![];
         for i in 0..tiles_m {
@@ -170,11 +177,11 @@ impl Lower<'_> {
                     let d = self.w.bin("add", "i64", &b_start, &int(b.offset(0, s) >> 4));
                     let second = operand(&mut constraints, "l", "i64", d);
                     let add = if zero && s == 0 { "start" } else { "add" };
-                    let trans_a = a.as_ref().map_or(String::new(), |a| format!(", {}", u8::from(!a.k_major)));
-                    ptx.push_str(&format!(
-                        "{instruction} {{{list}}}, {first}, {second}, {add}, 1, 1{trans_a}, {}; ",
-                        u8::from(!b.k_major)
-                    ));
+                    // Operands of 8 bits are K-major and have no say in it.
+                    let trans_a = a.as_ref().filter(|_| size == 2);
+                    let trans_a = trans_a.map_or(String::new(), |a| format!(", {}", u8::from(!a.k_major)));
+                    let trans_b = if size == 2 { format!(", {}", u8::from(!b.k_major)) } else { String::new() };
+                    ptx.push_str(&format!("{instruction} {{{list}}}, {first}, {second}, {add}, 1, 1{trans_a}{trans_b}; "));
                 }
                 if (i, j) == (tiles_m - 1, tiles_n - 1) {
                     ptx.push_str("wgmma.commit_group.sync.aligned;");

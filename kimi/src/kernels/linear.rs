@@ -26,6 +26,15 @@ pub fn linear<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const
     y.store(acc.cast::<Y>());
 }
 
+/// The row and column of a tile's number, where `BAND` rows at a time are counted column by column.
+#[device]
+fn in_bands<const BAND: usize>(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>) -> (Tile<i32>, Tile<i32>) {
+    let band = tile / (columns * BAND);
+    let within = tile - band * columns * BAND;
+    let height = (rows - band * BAND).min(BAND);
+    (band * BAND + within % height, within / height)
+}
+
 /// For results of many tiles: [`linear`] by a fixed number of programs, each of one tile after the other, so that the
 /// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
 /// by column, which keeps what neighbours read in the cache. Programs along axis 0.
@@ -43,10 +52,8 @@ pub fn linear_tiles<T, W, C, Y, const ADD: bool, const M: usize, const N: usize,
     let rows = (y.dim(0) + (M - 1)) / M;
     let columns = (y.dim(1) + (N - 1)) / N;
     for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
-        let band = tile / (columns * BAND);
-        let within = tile - band * columns * BAND;
-        let height = (rows - band * BAND).min(BAND);
-        let (row, column) = ((band * BAND + within % height) * M, within / height * N);
+        let (row, column) = in_bands::<BAND>(tile, rows, columns);
+        let (row, column) = (row * M, column * N);
         let mut acc: Tile<f32, M, N> = zeros();
         for k in (0..x.dim(1)).step_by(K) {
             let x: Tile<T, M, K> = x.load((row, k));
@@ -59,6 +66,35 @@ pub fn linear_tiles<T, W, C, Y, const ADD: bool, const M: usize, const N: usize,
         }
         // SAFETY: a tile is one program's.
         unsafe { y.store((row, column), acc.cast::<Y>()) };
+    }
+}
+
+/// Of 8-bit floats with a scale for each row of x and of the weight: y `[n, out]` = (x·Wᵀ) · x_scale · weight_scale. x
+/// `[n, in]`, weight `[out, in]` e4m3, x_scale `[n]`, weight_scale `[out]` f32; sums in f32. Programs as in
+/// [`linear_tiles`].
+#[kernel]
+pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, const BAND: usize>(
+    x: &View<f8e4m3, 2>,
+    weight: &View<f8e4m3, 2>,
+    x_scale: &View<f32, 1>,
+    weight_scale: &View<f32, 1>,
+    y: &mut View<Y, 2>,
+) {
+    let rows = (y.dim(0) + (M - 1)) / M;
+    let columns = (y.dim(1) + (N - 1)) / N;
+    for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
+        let (row, column) = in_bands::<BAND>(tile, rows, columns);
+        let (row, column) = (row * M, column * N);
+        let mut acc: Tile<f32, M, N> = zeros();
+        for k in (0..x.dim(1)).step_by(K) {
+            let x: Tile<f8e4m3, M, K> = x.load((row, k));
+            let weight: Tile<f8e4m3, N, K> = weight.load((column, k));
+            acc = dot(x, weight.t(), acc);
+        }
+        let x_scale: Tile<f32, M> = x_scale.load(row);
+        let weight_scale: Tile<f32, N> = weight_scale.load(column);
+        // SAFETY: a tile is one program's.
+        unsafe { y.store((row, column), (acc * x_scale.col() * weight_scale.row()).cast::<Y>()) };
     }
 }
 

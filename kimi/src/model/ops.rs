@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 
 /// Below so many rows a linear layer reads its weights once per row instead of tiling rows.
 const FEW_ROWS: usize = 5;
-/// From so many tiles of 128 by 128 a GPU computes linear layers in them.
+/// From so many tiles of 128 by 256 a GPU computes linear layers in them.
 const MANY_TILES: usize = 128;
 /// Programs that share the context of one decoded token.
 const MAX_SPLITS: usize = 32;
@@ -129,15 +129,38 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let (rows, columns) = (x.shape()[0], weight.shape()[0]);
         let few = rows < FEW_ROWS;
         // The largest tile that keeps its sums in registers, where there are tiles enough to fill a chip.
-        let many = rows.div_ceil(128) * columns.div_ceil(128) >= MANY_TILES && C::DTYPE.size() == 2;
+        let many = rows.div_ceil(128) * columns.div_ceil(256) >= MANY_TILES && C::DTYPE.size() == 2;
         match (few, self.gpu) {
             (true, true) => linear::linear_row::<T, V, Y, ADD, 16, 256>(x, weight, y).run()?,
             (true, false) => linear::linear_row::<T, V, Y, ADD, 32, 64>(x, weight, y).run()?,
-            (false, true) if many => linear::linear::<T, V, C, Y, ADD, 128, 128, 64>(x, weight, y).run()?,
-            (false, true) => linear::linear::<T, V, C, Y, ADD, 64, 128, 32>(x, weight, y).run()?,
+            (false, true) if many => {
+                let programs = self.device.multiprocessors()?;
+                linear::linear_tiles::<T, V, C, Y, ADD, 128, 256, 64, 16>(x, weight, y).grid(programs).run()?
+            }
+            (false, true) => linear::linear::<T, V, C, Y, ADD, 64, 128, 64>(x, weight, y).run()?,
             (false, false) => linear::linear::<T, V, C, Y, ADD, 32, 32, 64>(x, weight, y).run()?,
         }
         Ok(())
+    }
+
+    /// x [n, in], weight [out, in] e4m3 with a scale per row, x_scale [n], weight_scale [out] f32 → [n, out].
+    pub fn linear_scaled<Y: Float>(
+        self,
+        x: &Tensor,
+        x_scale: &Tensor,
+        weight: &Tensor,
+        weight_scale: &Tensor,
+    ) -> Result<Tensor> {
+        let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
+        let programs = self.device.multiprocessors()?;
+        if self.gpu {
+            linear::linear_scaled::<Y, 128, 256, 128, 16>(x, weight, x_scale, weight_scale, &mut y)
+                .grid(programs)
+                .run()?
+        } else {
+            linear::linear_scaled::<Y, 32, 32, 64, 16>(x, weight, x_scale, weight_scale, &mut y).grid(programs).run()?
+        }
+        Ok(y)
     }
 
     /// gate_up [n, 2·width] → [n, width].

@@ -62,3 +62,10 @@ pub fn softmax<T: Float, const B: usize>(x: &View<T, 2>, out: &mut View<T, 2>) {
         unsafe { out.store((row, start), p.cast::<T>().reshape::<D2<1, B>>()) };
     }
 }
+
+/// out ← x as another dtype.
+#[kernel]
+pub fn cast<T: Element, U: Element, const B: usize>(x: &View<T, 1>, out: &mut Block<U, B>) {
+    let values: Tile<T, B> = x.load(out.origin(0));
+    out.store(values.cast::<U>());
+}
