@@ -141,9 +141,8 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
         return Err("which takes at least 64x16x16 (8-bit: 64x16x32)");
     }
     // Of 8-bit operands K must run along the rows in memory: of A as it is, of B transposed.
-    let transposed = |i: usize| {
-        k.defining_op(op.operands[i]).is_some_and(|o| matches!(k.op(o).kind, OpKind::Transpose { .. }))
-    };
+    let transposed =
+        |i: usize| k.defining_op(op.operands[i]).is_some_and(|o| matches!(k.op(o).kind, OpKind::Transpose { .. }));
     if size == 1 && (transposed(0) || !transposed(1)) {
         return Err("which takes 8-bit operands with K along their rows");
     }

@@ -160,6 +160,12 @@ impl<'k> Lower<'k> {
             self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {MANY};"), "", &[]);
         }
         self.walks = self.start_walks(0);
+        let loops = || {
+            (0..self.k.ops.len()).map(|i| OpId(i as u32)).filter(|&o| matches!(self.k.op(o).kind, OpKind::For { .. }))
+        };
+        if loops().any(|o| self.takes_turns(o)) {
+            self.start_turns();
+        }
         Ok(())
     }
 

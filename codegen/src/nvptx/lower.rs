@@ -70,6 +70,8 @@ pub(super) struct Lower<'k> {
     pub flying: Vec<Flying>,
     pub committed: usize,
     pub warpgroup: Option<V>,
+    /// In a loop in which two warpgroups issue products in turns: whether this one is at it.
+    pub turn: Option<bool>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
     pub shared_max: usize,
@@ -102,6 +104,7 @@ impl<'k> Lower<'k> {
             flying: vec![],
             committed: 0,
             warpgroup: None,
+            turn: None,
             shared_top: 0,
             shared_max: 0,
         }
@@ -458,7 +461,11 @@ impl<'k> Lower<'k> {
         for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
             self.define(a, regs.clone())?;
         }
+        let turns = self.takes_turns(id).then_some(false);
+        let outer_turn = std::mem::replace(&mut self.turn, turns);
         let yields = self.region(region)?;
+        self.pass_turn();
+        self.turn = outer_turn;
         let late = self.end_iteration(yields, &args[1..], &in_flight);
         let earlier = (!late.is_empty()).then(|| self.w.icmp("ne", "i32", &i, &lo));
         self.release(region, &late, earlier.as_ref());
@@ -656,6 +663,14 @@ impl<'k> Lower<'k> {
                 vec![self.w.call("i32", &name, &[])]
             }
             OpKind::Dim { dim } => vec![self.views[&op.operands[0]].extents[*dim as usize].clone()],
+            OpKind::Cast
+                if count > 1
+                    && k.ty(op.operands[0]).dtype() == DType::F32
+                    && matches!(dtype, DType::BF16 | DType::F16) =>
+            {
+                let pairs = operands[0].chunks(2);
+                pairs.flat_map(|p| math::pair_from_f32(&mut self.w, dtype, &p[0], &p[1])).collect()
+            }
             OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)

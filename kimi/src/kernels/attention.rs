@@ -38,8 +38,9 @@ pub fn mla_cache<T: Float, W: Float, const R: usize, const PB: usize>(
 ///
 /// q `[n, heads·(N + P)]` (per head N without, then P), kv `[context, heads·(N + V)]` (per head N of key, then V of
 /// value), shared `[context, P]` → out `[n, heads·V]`. Query i stands at position `position[0] + i` and sees keys up to
-/// there. scale > 0. Program: (tile of `M` queries, head), the last tile first, since it has the most to do; `B` keys
-/// at a time. `PB` ≥ P is a power of two.
+/// there. scale > 0. `B` keys at a time; `PB` ≥ P is a power of two. Programs along axis 0, one for each tile of `M`
+/// queries and head: of `together` heads at a time, so that their keys stay in the cache, the last tiles first, since
+/// they have the most to do.
 ///
 /// The values of a block of keys are added one turn after its scores (FlashAttention-3, arXiv 2407.08608): in each turn
 /// the tensor cores have both products to do while the exponentials are computed.
@@ -50,11 +51,16 @@ pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: 
     shared: &View<T, 2>,
     position: &View<i32, 1>,
     scale: f32,
+    together: i32,
     out: &mut View<T, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
 {
-    let (first, head) = ((num_programs(0) - 1 - program_id(0)) * M, program_id(1));
+    let (tiles, heads) = ((q.dim(0) + (M - 1)) / M, out.dim(1) / V);
+    let group = program_id(0) / (together * tiles) * together;
+    let within = program_id(0) - group * tiles;
+    let together = together.min(heads - group);
+    let (first, head) = ((tiles - 1 - within / together) * M, group + within % together);
     let rope = shared.dim(1);
     let q_at = head * (rope + N);
     let kv_at = head * (N + V);
@@ -93,7 +99,7 @@ pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: 
         highest = new_highest;
     }
     // SAFETY: each program has queries and a head of its own.
-    unsafe { out.store((first, head * V), (acc / total.max(1e-30).col()).cast::<T>()) };
+    unsafe { out.store((first, head * V), (acc * total.max(1e-30).recip().col()).cast::<T>()) };
 }
 
 /// Per head, a row times a slice of kv_b: the absorbed query, or the output from the latent.

@@ -266,19 +266,22 @@ impl<T: Activation, W: Float> Ops<T, W> {
             return unsupported("v_head_dim", shape.value, "a value as wide as qk_nope_head_dim");
         }
         let scale = shape.scale();
+        // Heads whose keys and values fill half of an H100's L2 cache.
+        let head_bytes = kv.shape()[0] * (shape.nope + shape.value) * T::DTYPE.size();
+        let together = ((24 << 20) / head_bytes.max(1)).clamp(1, shape.heads) as i32;
         with_const!(V = shape.value, of [32, 64, 128], "v_head_dim", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
-                let grid = |queries: usize| [n.div_ceil(queries), shape.heads];
+                let grid = |queries: usize| n.div_ceil(queries) * shape.heads;
                 if self.gpu && n > 64 {
-                    attention::mla_prefill::<T, V, P, V, 128, 128>(q, kv, shared, position, scale, &mut out)
+                    attention::mla_prefill::<T, V, P, V, 128, 128>(q, kv, shared, position, scale, together, &mut out)
                         .grid(grid(128))
                         .run()?
                 } else if self.gpu {
-                    attention::mla_prefill::<T, V, P, V, 64, 64>(q, kv, shared, position, scale, &mut out)
+                    attention::mla_prefill::<T, V, P, V, 64, 64>(q, kv, shared, position, scale, together, &mut out)
                         .grid(grid(64))
                         .run()?
                 } else {
-                    attention::mla_prefill::<T, V, P, V, 16, 32>(q, kv, shared, position, scale, &mut out)
+                    attention::mla_prefill::<T, V, P, V, 16, 32>(q, kv, shared, position, scale, together, &mut out)
                         .grid(grid(16))
                         .run()?
                 }
