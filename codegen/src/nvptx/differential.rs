@@ -1,6 +1,6 @@
 //! Lowered kernels, run by the simulator, compute what the interpreter computes.
 
-use super::simulate::{Simulator, address_of};
+use super::simulate::{Order, Simulator, address_of};
 use super::tests_kernels as kernels;
 use super::{Target, llvm_text};
 use crate::interp::{Arg, Buffer, run};
@@ -42,44 +42,43 @@ pub(super) fn compare(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]], tolerance: 
     special.facts = Kernel::facts_of(&k.slots(), &values);
     let mut general = k.clone();
     general.facts.clear();
-    for (k, sm) in [(&special, 80), (&special, 90), (&general, 90)] {
+    let mut args = vec![];
+    let mut params = vec![];
+    let mut global = vec![];
+    let mut buffers = vec![];
+    for (i, (p, shape)) in k.params.iter().zip(shapes).enumerate() {
+        let Type::View(dtype, _) = k.ty(p.value) else { panic!("views only") };
+        let bytes = fill(dtype, shape.iter().product::<i64>() as usize, i as u64 + 1);
+        let buffer = Arc::new(Buffer::from_bytes(bytes.clone()));
+        args.push(Arg::contiguous(&buffer, shape));
+        params.push(address_of(i));
+        params.extend(shape.iter().map(|&d| d as u64));
+        params.extend((0..shape.len()).map(|d| shape[d + 1..].iter().product::<i64>() as u64));
+        global.push(bytes);
+        buffers.push(buffer);
+    }
+    run(&general, grid, &args).unwrap_or_else(|e| panic!("{}: {e}", k.name));
+    let want: Vec<Vec<u8>> = buffers.iter().map(|b| b.to_bytes().expect("all written")).collect();
+    for (k, sm, early) in [(&special, 80, false), (&special, 90, false), (&general, 90, true)] {
         let lowered = llvm_text(k, Target { sm }).unwrap_or_else(|e| panic!("{e}"));
         for backwards in [false, true] {
-            let mut args = vec![];
-            let mut params = vec![];
-            let mut global = vec![];
-            let mut buffers = vec![];
-            for (i, (p, shape)) in k.params.iter().zip(shapes).enumerate() {
-                let Type::View(dtype, _) = k.ty(p.value) else { panic!("views only") };
-                let bytes = fill(dtype, shape.iter().product::<i64>() as usize, i as u64 + 1);
-                let buffer = Arc::new(Buffer::from_bytes(bytes.clone()));
-                args.push(Arg::contiguous(&buffer, shape));
-                params.push(address_of(i));
-                params.extend(shape.iter().map(|&d| d as u64));
-                params.extend((0..shape.len()).map(|d| shape[d + 1..].iter().product::<i64>() as u64));
-                global.push(bytes);
-                buffers.push(buffer);
-            }
-            run(k, grid, &args).unwrap_or_else(|e| panic!("{}: {e}", k.name));
-            let shared = lowered.shared_bytes as usize;
-            let mut s = Simulator::new(&lowered.text, lowered.threads as usize, shared, global);
+            let mut s = Simulator::new(&lowered, global.clone());
             for z in 0..grid[2] {
                 for y in 0..grid[1] {
                     for x in 0..grid[0] {
-                        s.run(&params, [x, y, z], grid, backwards);
+                        s.run(&params, [x, y, z], grid, Order { backwards, early: early ^ backwards });
                     }
                 }
             }
             for (i, p) in k.params.iter().enumerate().filter(|(_, p)| p.access == Access::Write) {
                 let dtype = k.ty(p.value).dtype();
-                let want = buffers[i].to_bytes().expect("all written");
                 let value = |bytes: &[u8], j: usize| {
                     let mut word = [0; 8];
                     word[..dtype.size()].copy_from_slice(&bytes[j * dtype.size()..(j + 1) * dtype.size()]);
                     crate::ir::Bits(u64::from_le_bytes(word)).to_f64(dtype)
                 };
-                for j in 0..want.len() / dtype.size() {
-                    let (w, g) = (value(&want, j), value(&s.global[i], j));
+                for j in 0..want[i].len() / dtype.size() {
+                    let (w, g) = (value(&want[i], j), value(&s.global[i], j));
                     let same = w == g || w.is_nan() && g.is_nan() || (w - g).abs() <= tolerance * w.abs().max(1e-2);
                     assert!(same, "{} sm_{sm} backwards {backwards}: `{}`[{j}] is {g}, not {w}", k.name, p.name);
                 }

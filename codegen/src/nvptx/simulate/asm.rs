@@ -1,0 +1,391 @@
+//! Inline PTX: its parts, and what a thread executes of it alone.
+
+use super::bulk::Copy;
+use super::compute::{b, f, mask, signed};
+use super::parse::{Operand, split};
+use super::{Simulator, Thread, UNDEFINED, Wait, real};
+
+/// Who must have arrived for a piece of PTX to be executed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    Thread,
+    Warp,
+    /// The 128 threads of a warpgroup.
+    Group,
+}
+
+/// A piece of inline PTX. Its registers are the results, then the arguments, then those declared inside.
+pub struct Asm {
+    pub code: Vec<Ptx>,
+    pub scope: Scope,
+    pub out: usize,
+    pub outs: usize,
+    pub ties: Vec<Option<usize>>,
+    pub args: Vec<Operand>,
+    pub locals: usize,
+}
+
+/// An operand of a PTX instruction.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg {
+    Register(usize),
+    Number(u64),
+    Sink,
+}
+
+impl Arg {
+    pub fn register(self) -> usize {
+        match self {
+            Arg::Register(r) => r,
+            other => panic!("{other:?} is not a register"),
+        }
+    }
+
+    pub fn value(self, env: &[u64]) -> u64 {
+        match self {
+            Arg::Register(r) => real(env[r], "PTX"),
+            Arg::Number(x) => x,
+            Arg::Sink => panic!("a sink has no value"),
+        }
+    }
+}
+
+/// A PTX instruction.
+pub struct Ptx {
+    /// Executed if this predicate is as said.
+    guard: Option<(Arg, bool)>,
+    pub name: String,
+    pub op: Op,
+    pub args: Vec<Arg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Move,
+    Trap,
+    Exp2,
+    Reciprocal,
+    InverseRoot,
+    Tf32,
+    /// Shared or global; bytes of a word; words.
+    Load(bool, usize, usize),
+    Store(bool, usize, usize),
+    /// Bytes of a word.
+    Atomic(usize),
+    CopyAsync,
+    CopyCommit,
+    CopyWait,
+    Barrier,
+    BarrierInit,
+    Arrive,
+    ArriveExpect,
+    TryWait,
+    /// Back to a try, if it failed.
+    Again,
+    FenceProxy,
+    FenceInit,
+    BulkCopy,
+    /// Whether for equality.
+    Setp(bool),
+    MaxRegisters,
+    Mma,
+    Ldmatrix,
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait,
+    Wgmma,
+}
+
+impl Op {
+    fn of(name: &str) -> Op {
+        let parts: Vec<&str> = name.split('.').collect();
+        let kind = parts[parts.len() - 1];
+        let size = kind.trim_start_matches(|c: char| c.is_alphabetic()).parse::<usize>().unwrap_or(0) / 8;
+        let count = parts.iter().find_map(|p| p.strip_prefix('v')?.parse().ok()).unwrap_or(1);
+        let shared = parts.get(1) == Some(&"shared");
+        match (parts[0], parts.get(1).copied().unwrap_or_default()) {
+            ("mov", _) => Op::Move,
+            ("trap", _) => Op::Trap,
+            ("ex2", _) => Op::Exp2,
+            ("rcp", _) => Op::Reciprocal,
+            ("rsqrt", _) => Op::InverseRoot,
+            ("cvt", _) if name.contains("tf32") => Op::Tf32,
+            ("ld", _) => Op::Load(shared, size, count),
+            ("st", _) => Op::Store(shared, size, count),
+            ("atom", _) => Op::Atomic(size),
+            ("cp", _) if name.starts_with("cp.async.bulk.tensor") => Op::BulkCopy,
+            ("cp", _) if name.contains("commit") => Op::CopyCommit,
+            ("cp", _) if name.contains("wait_group") => Op::CopyWait,
+            ("cp", _) => Op::CopyAsync,
+            ("bar", "sync") => Op::Barrier,
+            ("mbarrier", "init") => Op::BarrierInit,
+            ("mbarrier", "arrive") if name.contains("expect_tx") => Op::ArriveExpect,
+            ("mbarrier", "arrive") => Op::Arrive,
+            ("mbarrier", "try_wait") if name.contains("parity") => Op::TryWait,
+            ("bra", _) => Op::Again,
+            ("fence", "proxy") if name.contains("async") => Op::FenceProxy,
+            ("fence", "mbarrier_init") => Op::FenceInit,
+            ("setp", "eq") => Op::Setp(true),
+            ("setp", "ne") => Op::Setp(false),
+            ("setmaxnreg", _) => Op::MaxRegisters,
+            ("mma", "sync") => Op::Mma,
+            ("ldmatrix", _) => Op::Ldmatrix,
+            ("wgmma", "fence") => Op::WgmmaFence,
+            ("wgmma", "commit_group") => Op::WgmmaCommit,
+            ("wgmma", "wait_group") => Op::WgmmaWait,
+            ("wgmma", "mma_async") => Op::Wgmma,
+            _ => panic!("PTX {name}"),
+        }
+    }
+
+    fn scope(self) -> Scope {
+        match self {
+            Op::Mma | Op::Ldmatrix | Op::WgmmaWait => Scope::Warp,
+            Op::Wgmma | Op::WgmmaFence | Op::WgmmaCommit | Op::MaxRegisters => Scope::Group,
+            _ => Scope::Thread,
+        }
+    }
+}
+
+impl Asm {
+    pub fn parse(ptx: &str, out: usize, outs: usize, ties: Vec<Option<usize>>, args: Vec<Operand>) -> Asm {
+        let text = ptx.trim();
+        let text = text.strip_prefix('{').map_or(text, |t| t.strip_suffix('}').expect("a closing brace"));
+        let mut names: Vec<String> = vec![];
+        let mut labels = vec![];
+        let mut code: Vec<Ptx> = vec![];
+        let first = outs + args.len();
+        for statement in text.split(';').map(str::trim).filter(|s| !s.is_empty()) {
+            if let Some(list) = statement.strip_prefix(".reg ") {
+                let (_, list) = list.trim().split_once(' ').expect("a type");
+                names.extend(split(list));
+                continue;
+            }
+            let arg = |s: &str| match s.strip_prefix('$') {
+                Some(n) => Arg::Register(n.parse().unwrap_or_else(|_| panic!("operand {s}"))),
+                None if s == "_" => Arg::Sink,
+                None => match names.iter().position(|n| n == s) {
+                    Some(i) => Arg::Register(first + i),
+                    None => Arg::Number(s.parse().unwrap_or_else(|_| panic!("operand {s} in {statement}"))),
+                },
+            };
+            let mut text = statement;
+            if let Some((label, rest)) = text.split_once(": ")
+                && label.chars().all(char::is_alphanumeric)
+            {
+                labels.push((label, code.len()));
+                text = rest.trim();
+            }
+            let mut guard = None;
+            if let Some(rest) = text.strip_prefix('@') {
+                let (p, rest) = rest.split_once(' ').expect("a predicate");
+                guard = Some((arg(p.trim_start_matches('!')), !p.starts_with('!')));
+                text = rest;
+            }
+            let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
+            let op = Op::of(name);
+            if op == Op::Again {
+                // A try may fail for no reason; what follows it must be a jump back.
+                let (tried, at) =
+                    (code.last().expect("a try"), labels.iter().find(|l| l.0 == rest).expect("a label").1);
+                let same =
+                    matches!((tried.args[0], guard), (Arg::Register(r), Some((Arg::Register(p), false))) if r == p);
+                assert!(tried.op == Op::TryWait && at + 1 == code.len() && same, "{ptx}");
+            } else if let Some(before) = code.last() {
+                assert_ne!(before.op, Op::TryWait, "a failed try must be repeated: {ptx}");
+            }
+            let args = rest.split([',', '{', '}', '[', ']', ' ']).filter(|s| !s.is_empty());
+            let args = if op == Op::Again { vec![] } else { args.map(arg).collect() };
+            code.push(Ptx { guard, name: name.to_owned(), op, args });
+        }
+        assert!(code.last().is_none_or(|c| c.op != Op::TryWait), "a failed try must be repeated: {ptx}");
+        let rank = |s: &Scope| [Scope::Thread, Scope::Warp, Scope::Group].iter().position(|x| x == s);
+        let scope = code.iter().map(|c| c.op.scope()).max_by_key(rank).unwrap_or(Scope::Thread);
+        Asm { code, scope, out, outs, ties, args, locals: names.len() }
+    }
+
+    /// How many registers there are.
+    pub fn width(&self) -> usize {
+        self.outs + self.args.len() + self.locals
+    }
+
+    /// The registers at the start, as thread `t` sees them.
+    pub fn enter(&self, t: &Thread, env: &mut Vec<u64>) {
+        env.clear();
+        env.resize(self.outs, UNDEFINED);
+        for (a, tie) in self.args.iter().zip(&self.ties) {
+            let v = t.raw(a);
+            env.push(v);
+            if let Some(n) = tie {
+                env[*n] = v;
+            }
+        }
+        env.resize(self.width(), UNDEFINED);
+    }
+
+    /// Writes the results.
+    pub fn leave(&self, t: &mut Thread, env: &[u64]) {
+        for (i, &v) in env[..self.outs].iter().enumerate() {
+            t.set(self.out + i, v);
+        }
+    }
+}
+
+impl Ptx {
+    /// Whether the predicate allows it.
+    pub fn allowed(&self, env: &[u64]) -> bool {
+        self.guard.is_none_or(|(p, wanted)| (p.value(env) & 1 == 1) == wanted)
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(word)
+}
+
+impl Simulator {
+    /// PTX that a thread executes alone; what it waits for, if it must.
+    pub fn alone(&mut self, asm: &Asm, t: &mut Thread) -> Option<Wait> {
+        let mut env = std::mem::take(&mut self.env);
+        asm.enter(t, &mut env);
+        let wait = asm.code.iter().find_map(|p| if p.allowed(&env) { self.ptx(p, &mut env, t) } else { None });
+        if wait.is_none() {
+            asm.leave(t, &env);
+        }
+        self.env = env;
+        wait
+    }
+
+    fn ptx(&mut self, p: &Ptx, env: &mut [u64], t: &mut Thread) -> Option<Wait> {
+        let value = |i: usize, env: &[u64]| p.args[i].value(env);
+        match p.op {
+            Op::Move => env[p.args[0].register()] = value(1, env),
+            Op::Trap => panic!("trap"),
+            Op::Exp2 => env[0] = b(f(env[1]).exp2()),
+            Op::Reciprocal => env[0] = b(1.0 / f(env[1])),
+            Op::InverseRoot => env[0] = b(1.0 / f(env[1]).sqrt()),
+            Op::Tf32 => env[0] = (env[1] as u32).wrapping_add(0x1000) as u64 & 0xffff_e000,
+            Op::Setp(equal) => env[p.args[0].register()] = u64::from((value(1, env) == value(2, env)) == equal),
+            Op::Load(shared, size, count) => {
+                let address = value(count, env);
+                assert_eq!(address as usize % (size * count), 0, "misaligned vector");
+                for i in 0..count {
+                    let at = address + (i * size) as u64;
+                    let bytes = if shared { self.shared.load(at, size) } else { self.memory(at, size) };
+                    env[p.args[i].register()] = word(bytes);
+                }
+            }
+            Op::Store(shared, size, count) => {
+                let address = value(0, env);
+                assert_eq!(address as usize % (size * count), 0, "misaligned vector");
+                for i in 0..count {
+                    let bytes = &value(1 + i, env).to_le_bytes()[..size];
+                    let at = address + (i * size) as u64;
+                    if shared {
+                        self.shared.store(at, bytes);
+                        t.remember(at, bytes);
+                    } else {
+                        self.memory(at, size).copy_from_slice(bytes);
+                    }
+                }
+            }
+            Op::Atomic(size) => {
+                let address = value(1, env);
+                let old = word(self.memory(address, size));
+                let more = if p.args.len() > 3 { value(3, env) } else { 0 };
+                let new = atomic(&p.name, size, old, value(2, env), more);
+                self.memory(address, size).copy_from_slice(&new.to_le_bytes()[..size]);
+                env[p.args[0].register()] = old;
+            }
+            Op::CopyCommit => t.copies.push(vec![]),
+            Op::CopyWait => {
+                let keep = value(0, env) as usize;
+                let open = t.copies.pop().expect("a group is open");
+                let done = t.copies.len().saturating_sub(keep);
+                let groups: Vec<_> = t.copies.drain(..done).collect();
+                t.copies.push(open);
+                for (to, from, size, read) in groups.into_iter().flatten() {
+                    let mut bytes = vec![0; size];
+                    if read > 0 {
+                        bytes[..read].copy_from_slice(self.memory(from, read));
+                    }
+                    self.shared.store(to, &bytes);
+                    t.remember(to, &bytes);
+                }
+            }
+            Op::CopyAsync => {
+                let size = value(2, env) as usize;
+                let read = if p.args.len() > 3 { value(3, env) as usize } else { size };
+                let copy = (value(0, env), value(1, env), size, read);
+                t.copies.last_mut().expect("a group is open").push(copy);
+            }
+            Op::Barrier => return Some(Wait::Barrier(value(0, env), value(1, env) as usize)),
+            Op::BarrierInit => self.shared.init_barrier(value(0, env), value(1, env) as i64, t.id),
+            Op::Arrive => {
+                assert!(matches!(p.args[0], Arg::Sink), "{}", p.name);
+                self.shared.arrive(value(1, env), 0, t.id);
+            }
+            Op::ArriveExpect => self.shared.arrive(value(1, env), value(2, env) as i64, t.id),
+            Op::TryWait => {
+                let (at, parity) = (value(1, env), value(2, env));
+                if !self.shared.completed(at, parity, t.id) {
+                    return Some(Wait::Mbarrier(at, parity));
+                }
+                env[p.args[0].register()] = 1;
+            }
+            Op::Again => panic!("the wait before returns when it has succeeded"),
+            Op::FenceProxy => t.fenced.append(&mut t.stores),
+            Op::FenceInit => self.shared.fence_barriers(t.id),
+            Op::BulkCopy => {
+                let n = p.args.len();
+                let at = (2..n - 1).map(|i| value(i, env) as u32 as i32 as i64).collect();
+                let rank = p.name["cp.async.bulk.tensor.".len()..].split('d').next().and_then(|r| r.parse().ok());
+                assert_eq!(rank, Some(n - 3), "{}", p.name);
+                self.start(Copy { to: value(0, env), map: value(1, env), barrier: value(n - 1, env), at }, t.id);
+            }
+            Op::Mma
+            | Op::Ldmatrix
+            | Op::MaxRegisters
+            | Op::WgmmaFence
+            | Op::WgmmaCommit
+            | Op::WgmmaWait
+            | Op::Wgmma => {
+                panic!("{} needs other threads", p.name)
+            }
+        }
+        None
+    }
+}
+
+/// What an atomic operation puts in the place of `old`.
+fn atomic(name: &str, size: usize, old: u64, x: u64, other: u64) -> u64 {
+    let parts: Vec<&str> = name.split('.').collect();
+    let kind = parts[parts.len() - 1];
+    let bits = size as u32 * 8;
+    let float = kind.starts_with('f') || kind.starts_with("bf");
+    let is_signed = kind.starts_with('s');
+    match parts[parts.len() - 2] {
+        "noftz" if kind == "f16" => {
+            let [x, y] = [old, x].map(|v| half::f16::from_bits(v as u16).to_f32());
+            half::f16::from_f32(x + y).to_bits() as u64
+        }
+        "noftz" => {
+            let [x, y] = [old, x].map(|v| half::bf16::from_bits(v as u16).to_f32());
+            half::bf16::from_f32(x + y).to_bits() as u64
+        }
+        "add" if float => b(f(old) + f(x)),
+        "add" => old.wrapping_add(x),
+        "exch" => x,
+        "and" => old & x,
+        "or" => old | x,
+        "xor" => old ^ x,
+        "min" if is_signed => signed(old, bits).min(signed(x, bits)) as u64,
+        "max" if is_signed => signed(old, bits).max(signed(x, bits)) as u64,
+        "min" => old.min(x & mask(bits)),
+        "max" => old.max(x & mask(bits)),
+        "cas" if old == x & mask(bits) => other,
+        "cas" => old,
+        other => panic!("atom {other}"),
+    }
+}

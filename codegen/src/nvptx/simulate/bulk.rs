@@ -1,0 +1,106 @@
+//! Bulk copies through tensor maps.
+//!
+//! A copy happens as late as possible, when nobody can go on without it, or at once; tests run both.
+
+use super::Simulator;
+use super::memory::swizzled;
+use crate::nvptx::TensorMap;
+
+/// Where the tensor maps are, one address each.
+pub const MAPS_START: u64 = 0x7a70_0000_0000;
+
+/// A copy under way.
+pub struct Copy {
+    /// To shared memory.
+    pub to: u64,
+    pub map: u64,
+    /// The innermost dimension first.
+    pub at: Vec<i64>,
+    pub barrier: u64,
+}
+
+/// A tensor map as the host encodes it.
+#[derive(Clone, Debug)]
+pub struct EncodedMap {
+    address: u64,
+    size: usize,
+    swizzle: u64,
+    /// The innermost dimension first, like the rest.
+    extents: Vec<i64>,
+    /// Bytes.
+    strides: Vec<u64>,
+    window: Vec<i64>,
+}
+
+impl EncodedMap {
+    /// Encodes a map for these launch slots, with the driver's checks.
+    pub fn new(map: &TensorMap, slots: &[u64]) -> EncodedMap {
+        let rank = map.extents.len();
+        let backwards = |s: &[u64]| s.iter().rev().copied().collect::<Vec<u64>>();
+        let extents = backwards(&slots[map.slot + 1..][..rank]);
+        let strides = backwards(&slots[map.slot + 1 + rank..][..rank]);
+        let strides: Vec<u64> = strides.iter().map(|s| s * map.size as u64).collect();
+        let window: Vec<i64> = map.extents.iter().rev().map(|&e| i64::from(e)).collect();
+        let address = slots[map.slot];
+        assert!((1..=5).contains(&rank) && [1, 2, 4].contains(&map.size), "{map:?}");
+        assert_eq!(address % 16, 0, "{map:?}");
+        assert_eq!(strides[0], map.size as u64, "the innermost dimension is contiguous: {map:?}");
+        assert!(strides[1..].iter().all(|s| s % 16 == 0 && *s < 1 << 40), "{map:?}: strides {strides:?}");
+        assert!(window.iter().all(|e| (1..=256).contains(e)), "{map:?}");
+        let row = window[0] as u64 * map.size as u64;
+        assert!([32, 64, 128].contains(&map.swizzle) && row <= map.swizzle as u64 && row.is_multiple_of(16), "{map:?}");
+        let extents = extents.into_iter().map(|e| i64::try_from(e).expect("an extent")).collect();
+        EncodedMap { address, size: map.size, swizzle: map.swizzle as u64, extents, strides, window }
+    }
+}
+
+impl Simulator {
+    pub fn start(&mut self, copy: Copy, thread: usize) {
+        assert_eq!(copy.to % 128, 0, "bulk copies go to multiples of 128 bytes");
+        assert_eq!(self.map(&copy).window.len(), copy.at.len(), "a coordinate per dimension");
+        self.shared.barrier(copy.barrier, thread);
+        self.under_way.push_back(copy);
+        if self.early {
+            self.land();
+        }
+    }
+
+    fn map(&self, copy: &Copy) -> &EncodedMap {
+        let map = copy.map.checked_sub(MAPS_START).and_then(|m| self.maps.get(m as usize));
+        map.expect("the address of a tensor map")
+    }
+
+    /// Lets one copy happen; whether there was any.
+    pub fn land(&mut self) -> bool {
+        let copy = if self.backwards { self.under_way.pop_back() } else { self.under_way.pop_front() };
+        let Some(copy) = copy else { return false };
+        let map = self.map(&copy).clone();
+        let row = map.window[0] as usize * map.size;
+        let rows: i64 = map.window[1..].iter().product();
+        for number in 0..rows {
+            // The place of this row in the other dimensions.
+            let mut rest = number;
+            let mut from = map.address as i64;
+            let mut inside = true;
+            for d in 1..map.window.len() {
+                let place = copy.at[d] + rest % map.window[d];
+                rest /= map.window[d];
+                inside &= (0..map.extents[d]).contains(&place);
+                from += place * map.strides[d] as i64;
+            }
+            let mut bytes = vec![0u8; row];
+            for i in (0..map.window[0]).filter(|i| inside && (0..map.extents[0]).contains(&(copy.at[0] + i))) {
+                let element = from + (copy.at[0] + i) * map.size as i64;
+                let start = i as usize * map.size;
+                bytes[start..start + map.size].copy_from_slice(self.memory(element as u64, map.size));
+            }
+            for (i, chunk) in bytes.chunks(16).enumerate() {
+                let to = copy.to + (number as usize * row + 16 * i) as u64;
+                self.shared.store_proxy(swizzled(to, map.swizzle), chunk.try_into().expect("16 bytes"));
+            }
+        }
+        // Bytes from outside count, too.
+        self.shared.complete(copy.barrier, rows * row as i64);
+        true
+    }
+}

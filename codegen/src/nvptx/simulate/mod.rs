@@ -1,0 +1,416 @@
+//! Runs lowered kernels without a GPU: an interpreter of the subset of LLVM text and inline PTX that this back end
+//! writes, thread by thread.
+//!
+//! Every thread runs alone until it needs others (a barrier, a shuffle, a tensor-core instruction); there they must
+//! have arrived at the same place, and a warp that can go on does so before the next one moves. Since threads do not
+//! take turns in between, in one of the two orders of threads a missing barrier shows as a wrong or unwritten value.
+//! Asynchronous copies happen when they are waited for, no sooner (or, bulk copies, at once). Results of unfinished
+//! products are marked, and nobody may look at them. A program in which nobody can go on fails with a list of what
+//! everybody waits for.
+
+mod asm;
+mod bulk;
+mod compute;
+mod memory;
+mod parse;
+mod warp;
+mod wgmma;
+
+use super::Lowered;
+use asm::Scope;
+use bulk::{Copy, EncodedMap};
+use compute::mask;
+use memory::Shared;
+use parse::{Code, Operand, Program, Special};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use wgmma::Flight;
+
+/// The address of the first byte of shared memory.
+const SHARED_START: u64 = 1024;
+
+/// What a value's upper 16 bits are if it is the result of an unfinished product: below, its number of the order of
+/// commits and its bits.
+const IN_FLIGHT: u64 = 0xf17e;
+/// A value that nobody has written.
+const UNDEFINED: u64 = 0xf17f << 48;
+
+fn in_flight(group: u64, bits: u64) -> u64 {
+    assert!(group < 1 << 16, "too many groups of products");
+    IN_FLIGHT << 48 | group << 32 | bits
+}
+
+fn flying(v: u64) -> Option<(u64, f32)> {
+    (v >> 48 == IN_FLIGHT).then(|| (v >> 32 & 0xffff, f32::from_bits(v as u32)))
+}
+
+/// A value that must be there.
+fn real(v: u64, what: &str) -> u64 {
+    if v >> 49 == IN_FLIGHT >> 1 {
+        let why = if v == UNDEFINED { "a value that nobody wrote" } else { "the result of an unfinished product" };
+        panic!("{what} looks at {why}");
+    }
+    v
+}
+
+/// What a thread waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum Wait {
+    Nothing,
+    /// The rest of its warp, or of its warpgroup.
+    Warp,
+    Group,
+    /// Which, and for how many threads.
+    Barrier(u64, usize),
+    /// Which, and the parity of the phase.
+    Mbarrier(u64, u64),
+    Exited,
+}
+
+pub struct Thread {
+    id: usize,
+    pc: usize,
+    wait: Wait,
+    values: Vec<u64>,
+    block: usize,
+    previous: usize,
+    /// Copies by `cp.async`, grouped by commits; the last group is open.
+    copies: Vec<Vec<(u64, u64, usize, usize)>>,
+    /// Ordinary stores to shared memory that asynchronous instructions do not see: before a fence, and after one.
+    stores: Vec<(u64, [u8; 16], usize)>,
+    fenced: Vec<(u64, [u8; 16], usize)>,
+    /// Groups of products that were committed, and that are known to have finished.
+    committed: u64,
+    landed: u64,
+    /// Per slot, the last group of products that reads it as a register.
+    held: Vec<u64>,
+    keeps_stores: bool,
+}
+
+impl Thread {
+    fn raw(&self, o: &Operand) -> u64 {
+        match o {
+            Operand::Slot(s) => self.values[*s],
+            Operand::Immediate(x) => *x,
+        }
+    }
+
+    fn get(&self, o: &Operand) -> u64 {
+        match o {
+            Operand::Slot(s) => real(self.values[*s], "an instruction"),
+            Operand::Immediate(x) => *x,
+        }
+    }
+
+    fn set(&mut self, slot: usize, v: u64) {
+        if let Some(&group) = self.held.get(slot) {
+            assert!(group <= self.landed, "a register is written while an unfinished product reads it");
+        }
+        self.values[slot] = v;
+    }
+
+    /// A product of this group reads a slot.
+    fn hold(&mut self, slot: usize, group: u64) {
+        self.held.resize(self.values.len(), 0);
+        self.held[slot] = group;
+    }
+
+    /// An ordinary store to shared memory.
+    fn remember(&mut self, address: u64, bytes: &[u8]) {
+        if self.keeps_stores {
+            let mut all = [0; 16];
+            all[..bytes.len()].copy_from_slice(bytes);
+            self.stores.push((address, all, bytes.len()));
+        }
+    }
+
+    fn jump(&mut self, program: &Program, label: usize) {
+        self.previous = std::mem::replace(&mut self.block, label);
+        self.pc = program.labels[label];
+    }
+}
+
+/// When things happen that the hardware leaves open.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// The last threads first; and the last bulk copies.
+    pub backwards: bool,
+    /// Bulk copies happen at once.
+    pub early: bool,
+}
+
+pub struct Simulator {
+    program: Rc<Program>,
+    maps_wanted: Vec<super::TensorMap>,
+    threads: usize,
+    shared_bytes: usize,
+    /// Whether asynchronous instructions read shared memory.
+    asynchronous: bool,
+    pub global: Vec<Vec<u8>>,
+    // Of the program that runs.
+    shared: Shared,
+    maps: Vec<EncodedMap>,
+    under_way: VecDeque<Copy>,
+    flights: Vec<Flight>,
+    backwards: bool,
+    early: bool,
+    place: [u32; 3],
+    grid: [u32; 3],
+    env: Vec<u64>,
+}
+
+/// The simulated address of a buffer.
+pub fn address_of(buffer: usize) -> u64 {
+    (buffer as u64 + 1) << 32
+}
+
+impl Simulator {
+    pub fn new(lowered: &Lowered, global: Vec<Vec<u8>>) -> Simulator {
+        Simulator {
+            program: Rc::new(Program::parse(&lowered.text)),
+            maps_wanted: lowered.maps.clone(),
+            threads: lowered.threads as usize,
+            shared_bytes: lowered.shared_bytes as usize,
+            asynchronous: lowered.text.contains("wgmma"),
+            global,
+            shared: Shared::default(),
+            maps: vec![],
+            under_way: VecDeque::new(),
+            flights: vec![],
+            backwards: false,
+            early: false,
+            place: [0; 3],
+            grid: [0; 3],
+            env: vec![],
+        }
+    }
+
+    /// Runs one program. `params`: the launch slots.
+    pub fn run(&mut self, params: &[u64], place: [u32; 3], grid: [u32; 3], order: Order) {
+        let program = self.program.clone();
+        self.shared = Shared::new(self.shared_bytes);
+        self.maps = self.maps_wanted.iter().map(|m| EncodedMap::new(m, params)).collect();
+        (self.backwards, self.early, self.place, self.grid) = (order.backwards, order.early, place, grid);
+        let mut values = vec![UNDEFINED; program.count];
+        for (i, &p) in params.iter().enumerate() {
+            if let Some(slot) = program.find(&format!("%p{i}")) {
+                values[slot] = p;
+            }
+        }
+        let mut threads: Vec<Thread> = (0..self.threads)
+            .map(|id| Thread {
+                id,
+                pc: 0,
+                wait: Wait::Nothing,
+                values: values.clone(),
+                block: 0,
+                previous: 0,
+                copies: vec![vec![]],
+                stores: vec![],
+                fenced: vec![],
+                committed: 0,
+                landed: 0,
+                held: vec![],
+                keeps_stores: self.asynchronous,
+            })
+            .collect();
+        while !threads.iter().all(|t| t.wait == Wait::Exited) {
+            let moved = self.move_warps(&program, &mut threads)
+                | self.move_groups(&program, &mut threads)
+                | self.move_barriers(&mut threads);
+            if !moved && !self.land() {
+                panic!("nobody can go on: {}", self.describe(&program, &threads));
+            }
+        }
+        assert!(self.under_way.is_empty(), "copies that nobody waited for");
+        assert!(self.flights.is_empty(), "products that nobody waited for");
+    }
+
+    /// Every warp as far as it comes, one after the other; whether any moved.
+    fn move_warps(&mut self, program: &Program, threads: &mut [Thread]) -> bool {
+        let mut moved = false;
+        for w in order(threads.len() / 32, self.backwards) {
+            let warp = &mut threads[32 * w..][..32];
+            loop {
+                for lane in order(32, self.backwards) {
+                    let t = &mut warp[lane];
+                    if let Wait::Mbarrier(at, parity) = t.wait
+                        && self.shared.completed(at, parity, t.id)
+                    {
+                        t.wait = Wait::Nothing;
+                    }
+                    if t.wait == Wait::Nothing {
+                        self.advance(program, t);
+                        moved = true;
+                    }
+                }
+                let pc = warp[0].pc;
+                if !warp.iter().all(|t| t.wait == Wait::Warp && t.pc == pc) {
+                    break;
+                }
+                self.together(&program.code[pc], warp);
+                release(warp);
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    fn move_groups(&mut self, program: &Program, threads: &mut [Thread]) -> bool {
+        let mut moved = false;
+        for g in order(threads.len() / 128, self.backwards) {
+            let group = &mut threads[128 * g..][..128];
+            let pc = group[0].pc;
+            if group.iter().all(|t| t.wait == Wait::Group && t.pc == pc) {
+                let Code::Asm(asm) = &program.code[pc] else { unreachable!("PTX only is for warpgroups") };
+                self.as_group(asm, group);
+                release(group);
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    fn move_barriers(&mut self, threads: &mut [Thread]) -> bool {
+        let mut waiting: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for t in threads.iter() {
+            if let Wait::Barrier(id, _) = t.wait {
+                waiting.entry(id).or_default().push(t.id);
+            }
+        }
+        let mut moved = false;
+        for members in waiting.into_values() {
+            let first = &threads[members[0]];
+            let (pc, wait) = (first.pc, first.wait);
+            let Wait::Barrier(id, count) = wait else { unreachable!("just looked at") };
+            if members.len() < count {
+                continue;
+            }
+            assert_eq!(members.len(), count, "too many threads at barrier {id}");
+            for m in members {
+                let t = &mut threads[m];
+                assert!(t.pc == pc && t.wait == wait, "threads meet at different barriers");
+                self.shared.publish(&mut t.fenced);
+                (t.wait, t.pc) = (Wait::Nothing, pc + 1);
+            }
+            if count == self.threads {
+                self.shared.share_barriers();
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// What everybody waits for.
+    fn describe(&self, program: &Program, threads: &[Thread]) -> String {
+        let mut at: BTreeMap<(Wait, usize), Vec<usize>> = BTreeMap::new();
+        for t in threads.iter().filter(|t| t.wait != Wait::Exited) {
+            at.entry((t.wait, t.pc)).or_default().push(t.id);
+        }
+        let mut out = String::new();
+        for ((wait, pc), ids) in at {
+            let (first, last) = (ids[0], ids[ids.len() - 1]);
+            out += &format!("\n  {} threads ({first} to {last}): {wait:?} at `{}`", ids.len(), program.lines[pc]);
+            if let Wait::Mbarrier(at, _) = wait {
+                out += &format!(", which is {:?}", self.shared.barriers[&at]);
+            }
+        }
+        out
+    }
+
+    /// One thread, until it needs others.
+    fn advance(&mut self, program: &Program, t: &mut Thread) {
+        let mut buffer = [0; 4];
+        loop {
+            match &program.code[t.pc] {
+                Code::Move(out, x) => t.set(*out, t.raw(x)),
+                Code::Binary(op, bits, out, x, y) => {
+                    let (x, y) = (t.get(x), t.get(y));
+                    let v = match bits {
+                        0 => op(0, x, y),
+                        n => op(*n, x & mask(*n), y & mask(*n)) & mask(*n),
+                    };
+                    t.set(*out, v);
+                }
+                Code::Icmp(op, bits, out, x, y) => {
+                    let (x, y) = (t.get(x) & mask(*bits), t.get(y) & mask(*bits));
+                    t.set(*out, u64::from(op(x, y, compute::signed(x, *bits), compute::signed(y, *bits))));
+                }
+                Code::Fcmp(op, out, x, y) => t.set(*out, u64::from(op(compute::f(t.get(x)), compute::f(t.get(y))))),
+                Code::Select(out, c, x, y) => t.set(*out, if t.get(c) & 1 == 1 { t.get(x) } else { t.get(y) }),
+                Code::Function(function, out, args) => {
+                    for (place, a) in buffer.iter_mut().zip(args) {
+                        *place = t.get(a);
+                    }
+                    t.set(*out, function(&buffer[..args.len()]));
+                }
+                Code::Special(what, out) => {
+                    let v = match what {
+                        Special::Thread => t.id as u64,
+                        Special::Program(axis) => u64::from(self.place[*axis]),
+                        Special::Programs(axis) => u64::from(self.grid[*axis]),
+                    };
+                    t.set(*out, v);
+                }
+                Code::Phi(..) => {
+                    // All phis of a block at once.
+                    let mut values = vec![];
+                    while let Code::Phi(out, edges) = &program.code[t.pc] {
+                        let edge = edges.iter().find(|e| e.1 == t.previous).expect("an edge from the block before");
+                        values.push((*out, t.raw(&edge.0)));
+                        t.pc += 1;
+                    }
+                    for (out, v) in values {
+                        t.set(out, v);
+                    }
+                    continue;
+                }
+                Code::Stack(out, x) => t.set(*out, t.get(x)),
+                Code::Jump(label) => {
+                    t.jump(program, *label);
+                    continue;
+                }
+                Code::Branch(c, yes, no) => {
+                    t.jump(program, if t.get(c) & 1 == 1 { *yes } else { *no });
+                    continue;
+                }
+                Code::Return => {
+                    t.wait = Wait::Exited;
+                    return;
+                }
+                Code::Barrier => {
+                    t.wait = Wait::Barrier(0, self.threads);
+                    return;
+                }
+                Code::WarpBarrier | Code::Shuffle(..) => {
+                    t.wait = Wait::Warp;
+                    return;
+                }
+                Code::Asm(asm) => {
+                    let wait = match asm.scope {
+                        Scope::Thread => self.alone(asm, t),
+                        Scope::Warp => Some(Wait::Warp),
+                        Scope::Group => Some(Wait::Group),
+                    };
+                    if let Some(wait) = wait {
+                        t.wait = wait;
+                        return;
+                    }
+                }
+            }
+            t.pc += 1;
+        }
+    }
+}
+
+/// Numbers up to `n`, from either end.
+fn order(n: usize, backwards: bool) -> impl Iterator<Item = usize> {
+    (0..n).map(move |i| if backwards { n - 1 - i } else { i })
+}
+
+/// Threads that have executed an instruction together go on.
+fn release(threads: &mut [Thread]) {
+    for t in threads {
+        (t.wait, t.pc) = (Wait::Nothing, t.pc + 1);
+    }
+}
