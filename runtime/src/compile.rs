@@ -20,15 +20,28 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 
 /// A staged kernel and what it has been compiled to.
 pub(crate) struct Staged {
-    /// As staged and verified, without facts.
+    /// As staged and verified. Without facts, unless it is a `RawKernel`'s.
     pub(crate) kernel: Kernel,
     pub(crate) slots: Vec<Slot>,
     variants: RwLock<HashMap<(Device, Facts), Arc<Compiled>>>,
     compiling: Mutex<()>,
 }
 
+impl Staged {
+    /// A verified kernel.
+    pub(crate) fn new(kernel: Kernel) -> Staged {
+        let slots = kernel.slots();
+        Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) }
+    }
+
+    /// The facts that these slot values justify.
+    pub(crate) fn facts_of(&self, slots: &Slots) -> Facts {
+        self.slots.iter().zip(slots).map(|(s, &v)| Fact::of(s.kind, v)).collect()
+    }
+}
+
 /// The facts of all slots, inline for all but the largest kernels.
-type Facts = SmallVec<[Fact; 64]>;
+pub(crate) type Facts = SmallVec<[Fact; 64]>;
 
 /// Code for one device and one set of facts.
 pub(crate) enum Compiled {
@@ -70,15 +83,13 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
         }
         Error::Launch { kernel: kernel.name.clone(), message: format!("staged to invalid IR: {e}") }
     })?;
-    let slots = kernel.slots();
-    let staged = Arc::new(Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) });
+    let staged = Arc::new(Staged::new(kernel));
     *entry.staged.write().unwrap_or_else(PoisonError::into_inner) = Some(staged.clone());
     Ok(staged)
 }
 
-/// Code of a staged kernel for a device, specialised to what these slot values justify.
-pub(crate) fn compiled(staged: &Staged, device: Device, slots: &Slots) -> Result<Arc<Compiled>> {
-    let facts: Facts = staged.slots.iter().zip(slots).map(|(s, &v)| Fact::of(s.kind, v)).collect();
+/// Code of a staged kernel for a device, specialised to these facts.
+pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<Arc<Compiled>> {
     let key = (device, facts);
     let ready = || staged.variants.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
     if let Some(compiled) = ready() {
