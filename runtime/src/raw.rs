@@ -155,7 +155,8 @@ impl RawKernel {
         match (0..slots.len()).find(wrong) {
             Some(i) => {
                 let slot = self.0.slots[i];
-                let message = format!("the kernel states {:?} of its {:?}, which is {}", stated[i], slot.kind, slots[i]);
+                let message =
+                    format!("the kernel states {:?} of its {:?}, which is {}", stated[i], slot.kind, slots[i]);
                 Err(self.argument_error(slot.param as usize, message))
             }
             None => Ok(()),
