@@ -16,7 +16,9 @@ use kiln_codegen::passes;
 use smallvec::SmallVec;
 use std::any::TypeId;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 /// A staged kernel and what it has been compiled to.
 pub(crate) struct Staged {
@@ -50,6 +52,23 @@ pub(crate) enum Compiled {
     Cuda(cuda::Function),
 }
 
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// The time that this process has spent so far on staging and compiling kernels, all threads together. First launches
+/// take it; who measures something else subtracts what was added meanwhile, and says so.
+pub fn compile_time() -> Duration {
+    Duration::from_nanos(NANOSECONDS.load(Ordering::Relaxed))
+}
+
+/// Counts the time from its making to its end.
+struct Clock(Instant);
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        NANOSECONDS.fetch_add(self.0.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
 #[derive(Default)]
 struct Entry {
     staged: RwLock<Option<Arc<Staged>>>,
@@ -72,6 +91,7 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
     if let Some(staged) = ready() {
         return Ok(staged);
     }
+    let _clock = Clock(Instant::now());
     let kernel = (source.stage)()?;
     knobs::knobs().dump(Stage::Tile, &kernel.name, "", || kernel.to_string());
     verify(&kernel).map_err(|e| {
@@ -99,6 +119,7 @@ pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<
     if let Some(compiled) = ready() {
         return Ok(compiled);
     }
+    let _clock = Clock(Instant::now());
     let mut kernel = staged.kernel.clone();
     kernel.facts = key.1.to_vec();
     passes::optimize(&mut kernel);

@@ -27,6 +27,7 @@ pub mod stage;
 mod tensor;
 
 pub use bench::{Bench, Timing};
+pub use compile::compile_time;
 pub use device::{Device, waits};
 pub use error::{Error, Result};
 pub use graph::Graph;

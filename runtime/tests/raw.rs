@@ -153,3 +153,12 @@ fn a_recorded_launch_does_nothing() {
     });
     assert_eq!((kernels.unwrap().len(), result), (1, vec![0.0; 9]));
 }
+
+#[test]
+fn compiling_takes_time_that_is_counted() {
+    let (before, start) = (kiln::compile_time(), std::time::Instant::now());
+    let kernel = RawKernel::new(scale()).unwrap();
+    kernel.compile(Device::Cpu).unwrap();
+    let elapsed = start.elapsed();
+    assert!(kiln::compile_time() - before > elapsed / 4, "of {elapsed:?}");
+}
