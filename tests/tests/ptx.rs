@@ -50,10 +50,10 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let at = Batch::single(ops, n)?;
 
     let mut x = ops.embedding(&ops.integers(&vec![0; n])?, &tensor::<bf16>(&[1024, hidden])?)?;
-    let h = ops.rms_norm::<bf16>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
+    let h = ops.rms_norm::<f32, bf16, f32>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
     let qkv = ops.linear::<bf16>(&h, &tensor::<bf16>(&[3 * channels, hidden])?)?;
     let mut conv = tensor::<bf16>(&[1, 3, 3 * channels])?;
-    let qkv = ops.short_conv(&qkv, &tensor::<f32>(&[3 * channels, 4])?, &mut conv, &at)?;
+    let qkv = ops.short_conv::<f32>(&qkv, &tensor::<f32>(&[4, 3 * channels])?, &mut conv, &at)?;
     let low_rank = ops.linear::<bf16>(&h, &tensor::<bf16>(&[2 * m.head + m.heads, hidden])?)?;
     let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<bf16>(&[channels, m.head])?)?;
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;
@@ -145,6 +145,41 @@ fn every_shipped_kernel_assembles_without_spills() {
     });
     let failures = failures.into_inner().expect("no panic held it");
     assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
+}
+
+/// The instances that `lab sweep` tries; those that spill are listed, since a sweep may look at where spilling begins.
+/// `SWEEP` chooses by a part of the work's name; in the folder `SWEEP_DIR` each leaves its PTX and its cubin.
+#[test]
+#[ignore = "takes minutes; for whoever chooses tile sizes"]
+fn instances_of_the_sweep() {
+    let assembler = ptxas::find().expect("no ptxas: set KILN_PTXAS");
+    let mut seen = std::collections::BTreeSet::new();
+    let filter = std::env::var("SWEEP").unwrap_or_default();
+    for work in kiln_tests::bench::sweep::all() {
+        if work.bytes > 100 << 20 || !work.name.contains(&filter) {
+            continue;
+        }
+        let mut sweep = None;
+        kiln::record(|| (work.prepare)(Device::Cpu).map(|made| sweep = Some(made))).expect("inputs");
+        for (way, run) in sweep.expect("prepared").ways.list {
+            for kernel in kiln::record(&run).expect("a launch") {
+                if seen.insert(kernel.to_string()) {
+                    let verdict = assemble(kernel.clone(), Target { sm: 90 }, &assembler);
+                    println!("{:26} {way:30} {:20} {}", work.name, kernel.name, verdict.unwrap_or_else(|text| text));
+                    if let Some(dir) = std::env::var_os("SWEEP_DIR") {
+                        let mut kernel = kernel;
+                        kiln_codegen::passes::optimize(&mut kernel);
+                        let ptx = nvptx::compile(&kernel, Target { sm: 90 }).expect("compiled before").text;
+                        let name = format!("{} {way} {}", work.name, kernel.name).replace(['/', ' ', ','], "_");
+                        let path = std::path::Path::new(&dir).join(name + ".ptx");
+                        std::fs::write(&path, &ptx).expect("a folder to write to");
+                        ptxas::assemble(&assembler, &ptx, "sm_90a", Some(&path.with_extension("cubin")))
+                            .expect("assembled before");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Compiles as a launch does; what the assembler says, as an error if it is bad.

@@ -33,7 +33,7 @@ pub(crate) struct Context {
     name: String,
     /// Compute capability, major and minor.
     pub(crate) capability: (u32, u32),
-    multiprocessors: u32,
+    pub(crate) multiprocessors: u32,
     pub(crate) l2_bytes: usize,
     queue: Mutex<Queue>,
     capture_ended: Condvar,
