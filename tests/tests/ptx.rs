@@ -55,10 +55,10 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let at = Batch::single(ops, n)?;
 
     let mut x = ops.embedding(&ops.integers(&vec![0; n])?, &tensor::<bf16>(&[1024, hidden])?)?;
-    let h = ops.rms_norm::<bf16>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
+    let h = ops.rms_norm::<f32, bf16, f32>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
     let qkv = ops.linear::<bf16>(&h, &tensor::<bf16>(&[3 * channels, hidden])?)?;
     let mut conv = tensor::<bf16>(&[1, 3, 3 * channels])?;
-    let qkv = ops.short_conv(&qkv, &tensor::<f32>(&[3 * channels, 4])?, &mut conv, &at)?;
+    let qkv = ops.short_conv::<f32>(&qkv, &tensor::<f32>(&[4, 3 * channels])?, &mut conv, &at)?;
     let low_rank = ops.linear::<bf16>(&h, &tensor::<bf16>(&[2 * m.head + m.heads, hidden])?)?;
     let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<bf16>(&[channels, m.head])?)?;
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;

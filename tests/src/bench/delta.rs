@@ -46,7 +46,7 @@ fn short_conv(tokens: usize) -> Case {
     const ALL: usize = 3 * CHANNELS;
     Case::new(format!("short_conv/bf16_t{tokens}_d{ALL}_w4_silu"), move |device| {
         let x = random::<bf16>(device, &[tokens, ALL], 1.0, 1)?;
-        let weight = random::<f32>(device, &[ALL, 4], 1.0, 2)?;
+        let weight = random::<f32>(device, &[4, ALL], 1.0, 2)?;
         let mut state = Tensor::zeros(&[1, 3, ALL], bf16::DTYPE, device)?;
         let at = batch(device, 1, tokens)?;
         let result = Rc::new(RefCell::new(None));
@@ -54,7 +54,7 @@ fn short_conv(tokens: usize) -> Case {
         Ok(Work {
             least: Least { flops: 0.0, bytes: 4.0 * (tokens * ALL) as f64 },
             run: Box::new(move || {
-                let y = Ops::<bf16, bf16>::new(device).short_conv(&x, &weight, &mut state, &at)?;
+                let y = Ops::<bf16, bf16>::new(device).short_conv::<f32>(&x, &weight, &mut state, &at)?;
                 kept.borrow_mut().get_or_insert(y);
                 Ok(())
             }),
@@ -62,7 +62,7 @@ fn short_conv(tokens: usize) -> Case {
                 let (x, weight) = inputs;
                 let y = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
                 // The beginning, and the end with the three inputs before it as its state.
-                let weight = values(&weight)?;
+                let weight = values(&weight.transpose(0, 1)?.contiguous()?)?;
                 let mut state = vec![0.0; ALL * 3];
                 let head = reference::short_convolution(&values(&x.narrow(0, 0, 16)?)?, &weight, ALL, &mut state);
                 let first = relative_error(&values(&y.narrow(0, 0, 16)?)?, &head);

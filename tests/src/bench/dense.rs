@@ -143,7 +143,8 @@ fn rms_norm(tokens: usize) -> Case {
         Ok(Work {
             least: Least { flops: 0.0, bytes: 4.0 * (tokens * WIDTH) as f64 },
             run: Box::new(move || {
-                Ok(norm::rms_norm::<bf16, bf16, bf16, 4096>(&x, &w, 1e-5, &mut out.borrow_mut()).run()?)
+                let out = &mut out.borrow_mut();
+                Ok(norm::rms_norm::<bf16, bf16, bf16, 9, 256>(&x, &w, 1e-5, out).grid([tokens]).run()?)
             }),
             check: Box::new(move || {
                 let (x, w) = inputs;
@@ -169,10 +170,10 @@ fn softmax(rows: usize, columns: usize) -> Case {
             least: Least { flops: 0.0, bytes: 4.0 * (rows * columns) as f64 },
             run: Box::new(move || {
                 let mut out = out.borrow_mut();
-                if columns <= 1024 {
-                    kernels::softmax::<bf16, 1024>(&x, &mut out).grid([rows]).run()?;
-                } else {
-                    kernels::softmax::<bf16, 4096>(&x, &mut out).grid([rows]).run()?;
+                match columns {
+                    ..=1024 => kernels::softmax::<bf16, 1024, 1>(&x, &mut out).run()?,
+                    ..=8192 => kernels::softmax::<bf16, 8192, 4>(&x, &mut out).run()?,
+                    _ => kernels::softmax_long::<bf16, 16, 4096, 16>(&x, &mut out).grid([rows]).run()?,
                 }
                 Ok(())
             }),

@@ -5,6 +5,7 @@
 //! lab random                      random kernels against the interpreter
 //! lab bench [FILTER] --json FILE  times by case, in the form that the peers' times have
 //! lab tiles M N K                 the linear kernel in each tile size
+//! lab sweep [FILTER]              the memory-bound kernels in each tile size, number of warps and splits
 //! lab model DIR                   tokens per second of a checkpoint, and how often the host waits
 //! lab verify DIR GOLDEN           stored results of another implementation against a run
 //! lab chat …                      the chat
@@ -82,6 +83,15 @@ enum Command {
         n: usize,
         k: usize,
     },
+    /// Time the memory-bound kernels in every way that they can be cut, each after a check of its result
+    Sweep {
+        filter: Option<String>,
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+        /// Timed runs of each
+        #[arg(long, default_value_t = 10)]
+        samples: usize,
+    },
     /// Measure a checkpoint: prefill and decode rates, host waits
     Model {
         /// Folder with config.json and safetensors
@@ -125,6 +135,10 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Tiles { device, m, n, k } => {
             bench::tiles::sweep(Device::parse(&device)?, [m, n, k])?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Sweep { filter, device, samples } => {
+            let good = bench::sweep::run(Device::parse(&device)?, filter.as_deref(), samples)?;
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Model { checkpoint, device, prompt, tokens } => model(&checkpoint, device, prompt, tokens),
         Command::Verify { checkpoint, golden, device, longest, tokens, no_held_out } => {

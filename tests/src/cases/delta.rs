@@ -37,7 +37,9 @@ pub(super) fn short_conv<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
             let x = trial.normal::<T>(&[n, channels], 1.0)?;
             let mut state = trial.normal::<T>(&[count, taps - 1, channels], 1.0)?;
             let at = batch(trial, lengths, &places)?;
-            let got = trial.ops::<T, f32>().short_conv(&x.tensor, &weight.tensor, &mut state.tensor, &at)?;
+            // The kernel takes the taps first.
+            let taps_first = weight.tensor.transpose(0, 1)?.contiguous()?;
+            let got = trial.ops::<T, f32>().short_conv::<f32>(&x.tensor, &taps_first, &mut state.tensor, &at)?;
 
             let (mut want, mut first) = (vec![], 0);
             for (length, place) in lengths.iter().zip(&places) {
