@@ -554,7 +554,11 @@ impl Simulator {
                     1
                 };
                 let trans = ptx.contains(".trans");
-                let addresses: Vec<u64> = threads.iter().map(|t| get(t, &args[0])).collect();
+                let immediate: u64 = ptx
+                    .rsplit_once('+')
+                    .and_then(|(_, rest)| rest.trim_end_matches("];").parse().ok())
+                    .expect("an address with an immediate offset");
+                let addresses: Vec<u64> = threads.iter().map(|t| get(t, &args[0]) + immediate).collect();
                 for (i, t) in threads.iter_mut().enumerate() {
                     let (warp, lane) = (i & !31, i & 31);
                     for j in 0..count {
