@@ -91,8 +91,7 @@ impl Options {
 impl ToTokens for Options {
     fn to_tokens(&self, tokens: &mut TokenStream) {
         let default: Expr = syn::parse_quote!(0);
-        let usual: Expr = syn::parse_quote!(4);
-        let warps = self.warps.as_ref().unwrap_or(&usual);
+        let warps = self.warps.as_ref().unwrap_or(&default);
         let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
         tokens.extend(quote!(::kiln::stage::Options { warps: #warps, min_programs_per_sm: #programs }));
     }

@@ -10,7 +10,7 @@ use crate::knobs::{Assembler, Stage, knobs};
 use crate::report::{self, KernelReport};
 use crate::{Error, Result};
 use kiln_codegen::ir::Kernel;
-use kiln_codegen::nvptx::{self, Target};
+use kiln_codegen::nvptx::{self, Target, TensorMap};
 
 /// Compiles an optimised kernel for a GPU and loads it there.
 pub(crate) fn compile(kernel: &Kernel, context: &'static Context) -> Result<Function> {
@@ -54,6 +54,7 @@ pub(crate) fn compile(kernel: &Kernel, context: &'static Context) -> Result<Func
         entry: ptx.entry,
         threads: ptx.threads,
         shared_bytes: ptx.shared_bytes,
+        maps: ptx.maps,
         notes: ptx.notes.iter().map(|(at, note)| format!("{at}: {note}")).collect(),
     };
     assemble(&mut image, &knobs.assembler, target.name());
@@ -100,6 +101,7 @@ impl Image {
         field(&self.shared_bytes.to_le_bytes());
         field(self.entry.as_bytes());
         field(&self.code);
+        field(&self.maps.iter().flat_map(encode_map).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
         self.notes.iter().for_each(|n| field(n.as_bytes()));
         out
     }
@@ -114,16 +116,36 @@ impl Image {
             fields.push(field);
             bytes = rest;
         }
-        let [threads, shared_bytes, entry, code, notes @ ..] = &fields[..] else { return None };
+        let [threads, shared_bytes, entry, code, maps, notes @ ..] = &fields[..] else { return None };
         let text = |b: &[u8]| String::from_utf8(b.to_vec()).ok();
         Some(Image {
             threads: u32::from_le_bytes((*threads).try_into().ok()?),
             shared_bytes: u32::from_le_bytes((*shared_bytes).try_into().ok()?),
             entry: text(entry)?,
             code: code.to_vec(),
+            maps: decode_maps(maps)?,
             notes: notes.iter().map(|n| text(n)).collect::<Option<_>>()?,
         })
     }
+}
+
+/// Slot, element size, swizzle, rank, extents.
+fn encode_map(map: &TensorMap) -> Vec<u32> {
+    let head = [map.slot, map.size, map.swizzle, map.extents.len()].map(|n| n as u32);
+    head.iter().chain(&map.extents).copied().collect()
+}
+
+fn decode_maps(bytes: &[u8]) -> Option<Vec<TensorMap>> {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let words: Vec<u32> = words.iter().map(|w| u32::from_le_bytes(*w)).collect();
+    let (mut words, mut maps) = (&words[..], vec![]);
+    while let Some((&[slot, size, swizzle, rank], rest)) = words.split_first_chunk::<4>() {
+        let (extents, rest) = rest.split_at_checked(rank as usize)?;
+        let [slot, size, swizzle] = [slot, size, swizzle].map(|n| n as usize);
+        maps.push(TensorMap { slot, size, extents: extents.to_vec(), swizzle });
+        words = rest;
+    }
+    (words.is_empty() && rest.is_empty()).then_some(maps)
 }
 
 #[cfg(test)]
@@ -137,6 +159,7 @@ mod tests {
             entry: "kiln_add".into(),
             threads: 128,
             shared_bytes: 4096,
+            maps: vec![TensorMap { slot: 3, size: 2, extents: vec![1, 128, 64], swizzle: 128 }],
             notes: vec!["a.rs:1:2: slow".into(), String::new()],
         };
         let bytes = image.encode();

@@ -10,12 +10,13 @@
 //! Invariants: scalars have exactly one version, replicated in every thread; `versions[v]` starts with the home, if
 //! there is one and anybody demands `v`; a value nobody demands has no version and is not computed.
 
-use super::facts;
-use super::layout::{LayoutBuilder, Level, LinearLayout, Operand};
+use super::layout::{Conversion, LayoutBuilder, Level, LinearLayout, Operand};
 use super::mma::{self, DotPlan};
-use super::pipeline::{self, StagedLoop};
+use super::panels::Panels;
+use super::pipeline::{self, Ahead};
+use super::{Chip, facts};
 use crate::ir::{Combine, Def, Kernel, Loc, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 /// How much a layout should be kept when several meet.
@@ -43,10 +44,23 @@ pub struct Assignment {
     pub dots: HashMap<OpId, DotPlan>,
     /// The layout that an operation with effects (or a reduction) works in.
     pub work: HashMap<OpId, LinearLayout>,
-    /// Loops with loads that run ahead.
-    pub loops: HashMap<OpId, StagedLoop>,
+    /// Loads that run ahead.
+    pub ahead: Ahead,
+    /// Where the operands of warpgroups' products come from, if not from registers.
+    pub shared_operands: HashMap<(OpId, usize), SharedOperand>,
+    /// Values that are also kept in shared memory, for such products.
+    pub placed: BTreeMap<ValueId, Panels>,
     /// What the author may want to know.
     pub notes: Vec<(Loc, String)>,
+}
+
+/// An operand that a product reads from shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedOperand {
+    /// From the ring of the loop around: the tile of this load.
+    Ring { load: OpId, transposed: bool },
+    /// From the place of this value.
+    Placed { value: ValueId, transposed: bool },
 }
 
 struct Assigner<'k> {
@@ -60,12 +74,18 @@ fn choose_warps(k: &Kernel) -> usize {
     if k.options.warps > 0 {
         return (k.options.warps as usize).next_power_of_two().min(32);
     }
-    let large = |o: &Op| matches!(o.kind, OpKind::Dot(_)) && k.ty(o.results[0]).shape().numel() >= 128 * 128;
+    // Two warpgroups with 64 rows each; fewer rows are one's, however wide.
+    let large = |o: &Op| {
+        matches!(o.kind, OpKind::Dot(_)) && {
+            let shape = k.ty(o.results[0]).shape();
+            shape.dim(0) >= 128 && shape.numel() >= 128 * 128
+        }
+    };
     if k.ops.iter().any(large) { 8 } else { 4 }
 }
 
-/// Assigns layouts to a verified kernel. `ring_limit`: bytes of shared memory for pipelined loads.
-pub fn assign(k: &Kernel, ring_limit: usize) -> Assignment {
+/// Assigns layouts to a verified kernel.
+pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
     let warps = choose_warps(k);
     let out = Assignment {
         warps,
@@ -73,12 +93,14 @@ pub fn assign(k: &Kernel, ring_limit: usize) -> Assignment {
         home: vec![None; k.values.len()],
         dots: HashMap::new(),
         work: HashMap::new(),
-        loops: HashMap::new(),
+        ahead: Ahead::default(),
+        shared_operands: HashMap::new(),
+        placed: BTreeMap::new(),
         notes: vec![],
     };
     let mut a = Assigner { k, out, ranks: vec![Rank::Default; k.values.len()] };
-    a.plan_dots();
-    a.out.loops = pipeline::plan(k, &a.out.dots, warps, ring_limit);
+    a.plan_dots(chip);
+    a.out.ahead = pipeline::plan(k, &a.out.dots, warps, chip, &mut a.out.notes);
     a.walk(k.body);
     a.demand_region(k.body, &[]);
     a.out
@@ -213,12 +235,12 @@ impl Assigner<'_> {
         best
     }
 
-    fn plan_dots(&mut self) {
+    fn plan_dots(&mut self, chip: Chip) {
         let k = self.k;
         for (i, op) in k.ops.iter().enumerate() {
             if let OpKind::Dot(precision) = op.kind {
                 let id = OpId(i as u32);
-                let plan = mma::plan(k, id, precision, self.out.warps, &mut self.out.notes)
+                let plan = mma::plan(k, id, precision, self.out.warps, chip, &mut self.out.notes)
                     .unwrap_or_else(|| DotPlan::Fma { layout: self.out.default_layout(k.ty(op.results[0]).shape()) });
                 self.out.dots.insert(id, plan);
             }
@@ -489,6 +511,8 @@ impl Assigner<'_> {
         let k = self.k;
         let op = k.op(id);
         match &op.kind {
+            // The producer computes where its copies come from.
+            OpKind::Load { .. } if self.out.ahead.bulk_load(id).is_some() => return,
             OpKind::Load { .. } | OpKind::Gather { .. } => {
                 for &v in &op.operands {
                     self.demand(v, layout);
@@ -511,9 +535,23 @@ impl Assigner<'_> {
                     self.demand(op.operands[2], &layout);
                 }
                 DotPlan::Mma(m) => {
-                    for (v, l) in [(op.operands[0], &m.a), (op.operands[1], &m.b)] {
-                        if !self.demand_staged(v) {
-                            self.demand(v, l);
+                    for (i, l) in [&m.a, &m.b].into_iter().enumerate() {
+                        if self.demand_staged(id, i).is_none() {
+                            self.demand(op.operands[i], l);
+                        }
+                    }
+                    self.demand(op.operands[2], &m.acc);
+                }
+                DotPlan::Wgmma(m) => {
+                    for i in 0..2 {
+                        let source = match self.demand_staged(id, i) {
+                            Some(ring) => Some(ring),
+                            None if i == 0 && self.moves_freely(op.operands[0], &m.a) => None,
+                            None => Some(self.place(op.operands[i])),
+                        };
+                        match source {
+                            Some(source) => _ = self.out.shared_operands.insert((id, i), source),
+                            None => self.demand(op.operands[i], &m.a),
                         }
                     }
                     self.demand(op.operands[2], &m.acc);
@@ -536,28 +574,49 @@ impl Assigner<'_> {
         }
     }
 
-    /// If a product's operand is a load that runs ahead: demands what its copies need. Otherwise false.
-    fn demand_staged(&mut self, v: ValueId) -> bool {
+    /// If a product's operand is a load that runs ahead and that it can read from the ring: demands what the copies
+    /// need.
+    fn demand_staged(&mut self, dot: OpId, i: usize) -> Option<SharedOperand> {
         let k = self.k;
-        let Some((load, _)) = pipeline::source(k, v) else { return false };
-        let Some(body) = self
-            .out
-            .loops
-            .iter()
-            .find(|(_, l)| l.loads.iter().any(|s| s.load == load))
-            .map(|(&id, _)| k.op(id).regions[0])
-        else {
-            return false;
+        let (load, transposed) = pipeline::source(k, k.op(dot).operands[i])?;
+        let panels = self.out.ahead.panels(load)?;
+        if !pipeline::fetches(&self.out.dots[&dot], i, panels, transposed) {
+            return None;
+        }
+        if let Some((id, _)) = self.out.ahead.async_load(load) {
+            let mut leaves = vec![];
+            for &c in &k.op(load).operands[1..] {
+                pipeline::leaves(k, k.op(id).regions[0], c, &mut leaves);
+            }
+            for leaf in leaves {
+                self.demand_home(leaf);
+            }
+            self.demand_view(k.op(load).operands[0]);
+        }
+        Some(SharedOperand::Ring { load, transposed })
+    }
+
+    /// Whether `v` comes to this layout without going through shared memory.
+    fn moves_freely(&self, v: ValueId, layout: &LinearLayout) -> bool {
+        let size = self.k.ty(v).dtype().size();
+        let Some(home) = self.home(v) else { return true };
+        let plan = Conversion::plan_within(&home, layout, size, 64 << 10);
+        matches!(plan, Ok(Conversion::Identity | Conversion::Registers(_)))
+    }
+
+    /// Puts a product's operand into shared memory, the way its threads hold runs of elements.
+    fn place(&mut self, v: ValueId) -> SharedOperand {
+        let k = self.k;
+        // A transposition is a matter of the descriptor.
+        let (value, transposed) = match k.defining_op(v).map(|o| k.op(o)) {
+            Some(op) if matches!(op.kind, OpKind::Transpose { .. }) => (op.operands[0], true),
+            _ => (v, false),
         };
-        let mut leaves = vec![];
-        for &c in &k.op(load).operands[1..] {
-            pipeline::leaves(k, body, c, &mut leaves);
-        }
-        for leaf in leaves {
-            self.demand_home(leaf);
-        }
-        self.demand_view(k.op(load).operands[0]);
-        true
+        let shape = k.ty(value).shape();
+        self.demand_home(value);
+        let panels = Panels::new(shape, k.ty(value).dtype().size());
+        self.out.placed.insert(value, panels.expect("the plan of the product checked its extents"));
+        SharedOperand::Placed { value, transposed }
     }
 
     /// The scalars that a view is made with.

@@ -1,5 +1,6 @@
 //! Properties of the layouts that kernels are given.
 
+use super::Chip;
 use super::assign::{Assignment, assign, axis_bits, in_order_layout, operand_layout};
 use super::layout::{Conversion, Level, LinearLayout, Place, check_conversion, coords};
 use crate::ir::{Access, Builder, Combine, DType, Kernel, Loc, OpKind, Precision, Shape, Type, ValueId};
@@ -84,7 +85,7 @@ fn assigned_layouts_fit_and_convert() {
     {
         let kernel = chain(m, n, k, dtype);
         crate::ir::verify(&kernel).unwrap();
-        let plan: Assignment = assign(&kernel, 160 << 10);
+        let plan: Assignment = assign(&kernel, Chip { warpgroups: false, ring_bytes: 160 << 10 });
         assert!(plan.dots.values().all(|d| d.is_mma()));
         let mut conversions = 0;
         for (v, dtype, shape) in values(&kernel) {

@@ -1,6 +1,8 @@
-//! Chooses how each matrix product is computed: on the tensor cores (`mma.sync`), or by fused multiply-adds where the
-//! precision or the shape leaves no other way. Every fall back is noted, with its reason.
+//! Chooses how each matrix product is computed: on Hopper's tensor cores by warpgroups (`wgmma`), by single warps
+//! (`mma.sync`), or by fused multiply-adds where the precision or the shape leaves no other way. Every fall back is
+//! noted, with its reason.
 
+use super::Chip;
 use super::assign::fragment;
 use super::layout::{LinearLayout, Operand};
 use crate::ir::{DType, Def, Kernel, Loc, OpId, OpKind, Precision, ValueId};
@@ -32,6 +34,20 @@ pub struct MmaPlan {
     pub acc: LinearLayout,
 }
 
+/// A product of 16-bit floats by warpgroups (`wgmma.mma_async.m64nNk16`): the first operand from registers or shared
+/// memory, the second from shared memory, the sums in registers.
+#[derive(Clone, Debug)]
+pub struct WgmmaPlan {
+    pub dtype: DType,
+    /// N of one instruction.
+    pub n: usize,
+    /// Warpgroups along M and N.
+    pub groups: [usize; 2],
+    /// Of the first operand, if it is in registers.
+    pub a: LinearLayout,
+    pub acc: LinearLayout,
+}
+
 #[derive(Clone, Debug)]
 pub enum DotPlan {
     /// Operands through shared memory, one multiply-add per product.
@@ -39,6 +55,7 @@ pub enum DotPlan {
         layout: LinearLayout,
     },
     Mma(Box<MmaPlan>),
+    Wgmma(Box<WgmmaPlan>),
 }
 
 impl DotPlan {
@@ -46,11 +63,13 @@ impl DotPlan {
         match self {
             DotPlan::Fma { layout } => layout,
             DotPlan::Mma(m) => &m.acc,
+            DotPlan::Wgmma(m) => &m.acc,
         }
     }
 
+    /// Whether tensor cores compute it.
     pub fn is_mma(&self) -> bool {
-        matches!(self, DotPlan::Mma(_))
+        !matches!(self, DotPlan::Fma { .. })
     }
 }
 
@@ -114,14 +133,57 @@ fn reaches(k: &Kernel, v: ValueId, target: OpId, depth: u32) -> bool {
     }
 }
 
+/// `MxNxK` of a product.
+fn dot_shape(k: &Kernel, id: OpId) -> String {
+    let op = k.op(id);
+    let shape = k.ty(op.results[0]).shape();
+    format!("{}x{}x{}", shape.dim(0), shape.dim(1), k.ty(op.operands[0]).shape().dim(1))
+}
+
+/// The plan of a product by warpgroups, or why there is none.
+fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> {
+    let op = k.op(id);
+    let (a, dtype) = (k.ty(op.operands[0]).shape(), k.ty(op.operands[0]).dtype());
+    let shape = k.ty(op.results[0]).shape();
+    let (m, n, depth) = (shape.dim(0), shape.dim(1), a.dim(1));
+    if !matches!(dtype, DType::F16 | DType::BF16) {
+        return Err("which here takes 16-bit floats");
+    }
+    if m < 64 || n < 16 || depth < 16 {
+        return Err("which takes at least 64x16x16");
+    }
+    if warps < 4 {
+        return Err("which takes four warps");
+    }
+    // Rows first: a warpgroup's rows stay together, and each reads all of B.
+    let along_m = (warps / 4).min(m / 64);
+    let groups = [along_m, warps / 4 / along_m];
+    // Where warpgroups share the rows, each takes whole panels of B, whichever way B lies.
+    if groups[1] > 1 && n / groups[1] < 64 {
+        return Err("M and N are too small for its warpgroups");
+    }
+    let instruction = (n / groups[1]).min(256);
+    let layouts = LinearLayout::wgmma_operand_a(a, 2, groups)
+        .and_then(|a| Ok((a, LinearLayout::wgmma_accumulator(shape, instruction, groups)?)));
+    let (a, acc) = layouts.map_err(|_| "no layout fits")?;
+    Ok(WgmmaPlan { dtype, n: instruction, groups, a, acc })
+}
+
 /// The tensor-core plan of a product, or `None` and a note that says why there is none.
 pub fn plan(
     k: &Kernel,
     id: OpId,
     precision: Precision,
     warps: usize,
+    chip: Chip,
     notes: &mut Vec<(Loc, String)>,
 ) -> Option<DotPlan> {
+    if chip.warpgroups {
+        match wgmma(k, id, warps) {
+            Ok(plan) => return Some(DotPlan::Wgmma(Box::new(plan))),
+            Err(why) => notes.push((k.op(id).loc, format!("dot {}: no wgmma, {why}", dot_shape(k, id)))),
+        }
+    }
     let op = k.op(id);
     let (a, b) = (k.ty(op.operands[0]), k.ty(op.operands[1]));
     let shape = k.ty(op.results[0]).shape();

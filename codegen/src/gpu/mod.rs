@@ -4,7 +4,18 @@
 pub mod assign;
 #[cfg(test)]
 mod assign_tests;
+pub mod bulk;
 pub mod facts;
 pub mod layout;
 pub mod mma;
+pub mod panels;
 pub mod pipeline;
+
+/// What the choice of layouts and instructions knows of a chip.
+#[derive(Clone, Copy, Debug)]
+pub struct Chip {
+    /// It has products by warpgroups (`wgmma`) and bulk copies (the tensor memory accelerator): Hopper.
+    pub warpgroups: bool,
+    /// Bytes of shared memory that the rings of pipelined loops may take.
+    pub ring_bytes: usize,
+}

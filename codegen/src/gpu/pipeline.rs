@@ -1,36 +1,80 @@
-//! Which loads of a loop run ahead of it: asynchronous copies into a ring of shared-memory buffers.
+//! Which loads run ahead of the computation, into rings of shared-memory buffers, and by what means.
 //!
-//! A load qualifies if all that becomes of it are operands of tensor-core products in the same loop (directly or
-//! transposed), which then read their fragments from shared memory with `ldmatrix`; if its box can be found for any
-//! iteration (coordinates computed from the loop's counter by pure scalar operations, a view from outside); if nobody
-//! writes to its parameter; and if 16-byte copies are possible. The loop then starts the copies of iteration
-//! i + stages - 1 while it computes iteration i.
+//! Loads that feed tensor-core products are considered. On Hopper a loop's loads are *bulk copies* if all can be
+//! ([`bulk`](super::bulk)): a producer thread starts them, mbarriers say when a buffer is full and when it is free,
+//! and what else uses the tile reads it from the ring, too. So are loads outside of loops, if products alone use them.
+//! Otherwise a loop's load runs ahead by `cp.async` if all that becomes of it are operands of tensor-core products in the same loop (directly or transposed), which then read it
+//! from shared memory; if its box can be found for any iteration (coordinates computed from the loop's counter by pure
+//! scalar operations, a view from outside); if nobody writes to its parameter; and if 16-byte copies are possible. The
+//! loop then starts the copies of iteration i + stages - 1 while it computes iteration i.
 
-use super::facts;
-use super::layout::{Ldmatrix, LinearLayout, SharedLayout};
+use super::bulk::{self, BulkLoad, Nesting};
+use super::layout::{Ldmatrix, LinearLayout};
 use super::mma::DotPlan;
-use crate::ir::{Access, Def, Kernel, OpId, OpKind, RegionId, Type, ValueId};
-use std::collections::HashMap;
+use super::panels::Panels;
+use super::{Chip, facts};
+use crate::ir::{Access, Def, Kernel, Loc, OpId, OpKind, RegionId, Type, ValueId};
+use std::collections::{BTreeMap, HashMap};
 
 /// A load that runs ahead.
 #[derive(Clone, Debug)]
-pub struct StagedLoad {
+pub struct StagedLoad<C> {
     pub load: OpId,
-    /// Which thread copies what.
-    pub copy: LinearLayout,
-    pub access: facts::Access,
+    pub copy: C,
     /// How the tile lies in its buffer.
-    pub shared: SharedLayout,
+    pub panels: Panels,
     /// Bytes of one buffer.
     pub bytes: usize,
 }
 
-/// A loop with loads that run ahead.
+/// A copy by all threads, in 16-byte pieces.
+#[derive(Clone, Debug)]
+pub struct AsyncCopy {
+    /// Which thread copies what.
+    pub layout: LinearLayout,
+    pub access: facts::Access,
+}
+
+/// A loop with loads that run ahead by `cp.async`.
 #[derive(Clone, Debug)]
 pub struct StagedLoop {
     /// Buffers in the ring, at least 2.
     pub stages: usize,
-    pub loads: Vec<StagedLoad>,
+    pub loads: Vec<StagedLoad<AsyncCopy>>,
+}
+
+/// The bulk copies of one region: a loop's body, a branch, or the kernel's body.
+#[derive(Clone, Debug)]
+pub struct BulkRegion {
+    /// Buffers in each ring: 1 where the region runs once at most.
+    pub stages: usize,
+    pub loads: Vec<StagedLoad<BulkLoad>>,
+    /// Whether the region is the body of a loop that runs once at most, so that its buffers are free afterwards.
+    pub once: bool,
+}
+
+/// What runs ahead.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead {
+    pub loops: HashMap<OpId, StagedLoop>,
+    pub bulk: BTreeMap<RegionId, BulkRegion>,
+}
+
+impl Ahead {
+    /// A bulk copy, by its load.
+    pub fn bulk_load(&self, load: OpId) -> Option<&StagedLoad<BulkLoad>> {
+        self.bulk.values().flat_map(|r| &r.loads).find(|l| l.load == load)
+    }
+
+    /// A copy by `cp.async`, by its load, and its loop.
+    pub fn async_load(&self, load: OpId) -> Option<(OpId, &StagedLoad<AsyncCopy>)> {
+        self.loops.iter().flat_map(|(&id, l)| l.loads.iter().map(move |s| (id, s))).find(|(_, s)| s.load == load)
+    }
+
+    /// The panels that a load's tile lies in, if it runs ahead.
+    pub fn panels(&self, load: OpId) -> Option<&Panels> {
+        self.bulk_load(load).map(|l| &l.panels).or_else(|| self.async_load(load).map(|(_, l)| &l.panels))
+    }
 }
 
 /// The load that a product's operand comes from, and whether it is transposed on the way.
@@ -81,101 +125,206 @@ pub fn leaves(k: &Kernel, body: RegionId, v: ValueId, out: &mut Vec<ValueId>) {
     }
 }
 
-/// Plans the loops of a kernel. `limit`: bytes of shared memory that buffers may take together.
-pub fn plan(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, limit: usize) -> HashMap<OpId, StagedLoop> {
-    let mut users: HashMap<ValueId, Vec<OpId>> = HashMap::new();
+/// Where a value is used.
+type Users = HashMap<ValueId, Vec<OpId>>;
+
+/// What the plans of loops look at.
+struct Planner<'k> {
+    k: &'k Kernel,
+    dots: &'k HashMap<OpId, DotPlan>,
+    users: Users,
+    nesting: Nesting,
+    warps: usize,
+    chip: Chip,
+}
+
+/// Plans what runs ahead in a kernel.
+pub fn plan(
+    k: &Kernel,
+    dots: &HashMap<OpId, DotPlan>,
+    warps: usize,
+    chip: Chip,
+    notes: &mut Vec<(Loc, String)>,
+) -> Ahead {
+    let mut users: Users = HashMap::new();
     for (i, op) in k.ops.iter().enumerate() {
         for &v in &op.operands {
             users.entry(v).or_default().push(OpId(i as u32));
         }
     }
-    let mut out = HashMap::new();
+    let planner = Planner { k, dots, users, nesting: Nesting::of(k), warps, chip };
+    let mut out = Ahead::default();
+    let mut left = chip.ring_bytes;
+    if chip.warpgroups {
+        planner.outside_of_loops(k.body, &mut left, &mut out);
+    }
     for (i, op) in k.ops.iter().enumerate() {
         let OpKind::For { stages } = op.kind else { continue };
+        let (id, body) = (OpId(i as u32), op.regions[0]);
         if stages == 1 {
             continue;
         }
-        let body = op.regions[0];
-        let loads: Vec<StagedLoad> =
-            k.region(body).ops.iter().filter_map(|&load| staged_load(k, dots, &users, body, load, warps)).collect();
-        let bytes: usize = loads.iter().map(|l| l.bytes).sum();
-        if loads.is_empty() {
+        let bulk = planner.bulk_loads(id);
+        let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
+        let bytes: usize = bulk.iter().map(|l| l.bytes).chain(copies.iter().map(|l| l.bytes)).sum();
+        if bytes == 0 {
             continue;
         }
-        let wanted = if stages == 0 { if 4 * bytes <= 100 << 10 { 4 } else { 3 } } else { stages as usize };
-        let stages = wanted.min(limit / bytes);
-        if stages >= 2 {
-            out.insert(OpId(i as u32), StagedLoop { stages, loads });
+        if chip.warpgroups && bulk.is_empty() {
+            notes.push((op.loc, "loads run ahead by cp.async: not all can be bulk copies".into()));
+        }
+        let wanted = if stages == 0 { if 4 * bytes <= 200 << 10 { 4 } else { 3 } } else { stages as usize };
+        let stages = wanted.min(left / bytes);
+        if stages < 2 {
+            notes.push((op.loc, format!("loads do not run ahead: two buffers of {bytes} bytes are too many")));
+        } else if bulk.is_empty() {
+            out.loops.insert(id, StagedLoop { stages, loads: copies });
+        } else {
+            // Buffers of bulk copies are taken for the whole kernel.
+            left -= stages * bytes;
+            let once = planner.nesting.around(id).all(|o| k.op(o).kind == OpKind::If);
+            out.bulk.insert(body, BulkRegion { stages, loads: bulk, once });
         }
     }
     out
 }
 
-fn staged_load(
-    k: &Kernel,
-    dots: &HashMap<OpId, DotPlan>,
-    users: &HashMap<ValueId, Vec<OpId>>,
-    body: RegionId,
-    load: OpId,
-    warps: usize,
-) -> Option<StagedLoad> {
-    let op = k.op(load);
-    if op.kind != (OpKind::Load { has_other: false }) {
-        return None;
+impl Planner<'_> {
+    /// The tile that a load makes, in panels.
+    fn panels(&self, load: OpId) -> Option<Panels> {
+        let op = self.k.op(load);
+        let Type::Tile(dtype, shape) = op.results.first().map(|&r| self.k.ty(r))? else { return None };
+        (shape.rank() >= 2).then(|| Panels::new(shape, dtype.size()).ok())?
     }
-    let Type::Tile(dtype, shape) = k.ty(op.results[0]) else { return None };
-    let view = op.operands[0];
-    let outside = !matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o));
-    let facts = facts::view_facts(k, view)?;
-    let readable = k.params[facts.param].access == Access::Read;
-    let coords = &op.operands[1..];
-    if dtype.size() != 2 || shape.rank() != 2 || !outside || !readable || !coords.iter().all(|&c| movable(k, body, c)) {
-        return None;
-    }
-    let access = facts::access(k, view, shape, coords);
-    if access.vector < 8 {
-        return None;
-    }
-    // Rows of 16-byte vectors, permuted so that eight rows of one column meet different banks.
-    let row = shape.dim(access.axis) * 2;
-    let (per_phase, max_phase) = match row {
-        128.. => (1, 8),
-        64 => (2, 4),
-        32 => (4, 2),
-        _ => (1, 1),
-    };
-    let order = [access.axis, 1 - access.axis];
-    let shared = SharedLayout::swizzled(shape, &order, 8, per_phase, max_phase).ok()?;
 
-    // Every use: an operand of a tensor-core product of this loop, that ldmatrix can serve.
-    let mut uses = vec![];
-    for &user in users.get(&op.results[0])? {
-        match k.op(user).kind {
-            OpKind::Transpose { .. } => {
-                let transposed = k.op(user).results[0];
-                uses.extend(users.get(&transposed)?.iter().map(|&u| (u, transposed, true)));
+    /// The uses of a load's tile: by whom, as which value, whether transposed on the way.
+    fn uses(&self, load: OpId) -> Vec<(OpId, ValueId, bool)> {
+        let k = self.k;
+        let tile = k.op(load).results[0];
+        let mut uses = vec![];
+        for &user in self.users.get(&tile).into_iter().flatten() {
+            match k.op(user).kind {
+                OpKind::Transpose { .. } => {
+                    let transposed = k.op(user).results[0];
+                    uses.extend(self.users.get(&transposed).into_iter().flatten().map(|&u| (u, transposed, true)));
+                }
+                _ => uses.push((user, tile, false)),
             }
-            _ => uses.push((user, op.results[0], false)),
+        }
+        uses
+    }
+
+    /// Whether a product reads its operand `v` from panels.
+    fn reads(&self, user: OpId, v: ValueId, panels: &Panels, transposed: bool) -> bool {
+        let operands = &self.k.op(user).operands;
+        match self.dots.get(&user) {
+            Some(DotPlan::Mma(_)) if panels.size != 2 => false,
+            Some(plan @ (DotPlan::Mma(_) | DotPlan::Wgmma(_))) => {
+                (0..2).filter(|&i| operands[i] == v).all(|i| fetches(plan, i, panels, transposed)) && operands[2] != v
+            }
+            _ => false,
         }
     }
-    for (user, v, transposed) in uses {
-        let DotPlan::Mma(plan) = dots.get(&user)? else { return None };
-        let operands = &k.op(user).operands;
-        if !k.region(body).ops.contains(&user) || operands[2] == v {
+
+    /// The loads of a loop as bulk copies; none if some that could run ahead otherwise cannot be, or if no product
+    /// reads them.
+    fn bulk_loads(&self, id: OpId) -> Vec<StagedLoad<BulkLoad>> {
+        let k = self.k;
+        let body = k.op(id).regions[0];
+        if !self.chip.warpgroups || !bulk::reachable(k, &self.nesting, id) {
+            return vec![];
+        }
+        let mut loads = vec![];
+        let mut feeds = false;
+        for &load in &k.region(body).ops {
+            let Some(panels) = self.panels(load) else { continue };
+            let Some(bulk) = bulk::bulk_load(k, load, &panels) else {
+                if self.async_load(body, load).is_some() {
+                    return vec![];
+                }
+                continue;
+            };
+            let uses = self.uses(load);
+            feeds |= uses.iter().any(|&(user, v, transposed)| self.reads(user, v, &panels, transposed));
+            let bytes = panels.bytes().next_multiple_of(1024);
+            loads.push(StagedLoad { load, copy: bulk, panels, bytes });
+        }
+        if feeds { loads } else { vec![] }
+    }
+
+    /// The loads of a region that runs once at most, and of the branches in it, of which products make all use.
+    fn outside_of_loops(&self, region: RegionId, left: &mut usize, out: &mut Ahead) {
+        let k = self.k;
+        let mut loads = vec![];
+        for &id in &k.region(region).ops {
+            let op = k.op(id);
+            if op.kind == OpKind::If && bulk::computable(k, op.operands[0]) {
+                op.regions.iter().for_each(|&r| self.outside_of_loops(r, left, out));
+            }
+            let Some(panels) = self.panels(id) else { continue };
+            let Some(copy) = bulk::bulk_load(k, id, &panels) else { continue };
+            let uses = self.uses(id);
+            let bytes = panels.bytes().next_multiple_of(1024);
+            let wgmma = |user: &OpId| matches!(self.dots.get(user), Some(DotPlan::Wgmma(_)));
+            if bytes <= *left && uses.iter().all(|(u, v, t)| wgmma(u) && self.reads(*u, *v, &panels, *t)) {
+                *left -= bytes;
+                loads.push(StagedLoad { load: id, copy, panels, bytes });
+            }
+        }
+        if !loads.is_empty() {
+            out.bulk.insert(region, BulkRegion { stages: 1, loads, once: false });
+        }
+    }
+
+    fn async_loads(&self, body: RegionId) -> Vec<StagedLoad<AsyncCopy>> {
+        self.k.region(body).ops.iter().filter_map(|&load| self.async_load(body, load)).collect()
+    }
+
+    fn async_load(&self, body: RegionId, load: OpId) -> Option<StagedLoad<AsyncCopy>> {
+        let k = self.k;
+        let op = k.op(load);
+        if op.kind != (OpKind::Load { has_other: false }) {
             return None;
         }
-        let seen = if transposed { shared.transpose(&[1, 0, 2, 3]) } else { shared.clone() };
-        for (i, layout) in [(0, &plan.a), (1, &plan.b)] {
-            if operands[i] == v {
-                Ldmatrix::plan(layout, &seen, 2)?;
-            }
+        let Type::Tile(dtype, shape) = k.ty(op.results[0]) else { return None };
+        let view = op.operands[0];
+        let outside = !matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o));
+        let facts = facts::view_facts(k, view)?;
+        let readable = k.params[facts.param].access == Access::Read;
+        let coords = &op.operands[1..];
+        let movable = coords.iter().all(|&c| movable(k, body, c));
+        if dtype.size() != 2 || shape.rank() != 2 || !outside || !readable || !movable {
+            return None;
         }
+        let access = facts::access(k, view, shape, coords);
+        if access.vector < 8 || access.axis != 1 {
+            return None;
+        }
+        let panels = self.panels(load)?;
+        let uses = self.uses(load);
+        let here = |user: &OpId| k.region(body).ops.contains(user);
+        if !uses.iter().all(|&(user, v, transposed)| here(&user) && self.reads(user, v, &panels, transposed)) {
+            return None;
+        }
+        let layout = LinearLayout::coalesced(shape, access.axis, 8, self.warps).ok()?;
+        // Small tiles get shorter vectors from `coalesced`.
+        let access = facts::Access { vector: 8, ..access };
+        if layout.vectorise(access.axis, 8).width != 8 {
+            return None;
+        }
+        let bytes = panels.bytes().next_multiple_of(1024);
+        Some(StagedLoad { load, copy: AsyncCopy { layout, access }, panels, bytes })
     }
-    let copy = LinearLayout::coalesced(shape, access.axis, 8, warps).ok()?;
-    // Small tiles get shorter vectors from `coalesced`.
-    let access = facts::Access { vector: 8, ..access };
-    if copy.vectorise(access.axis, 8).width != 8 {
-        return None;
+}
+
+/// Whether a product takes operand `i` (0 or 1) straight from panels.
+pub fn fetches(plan: &DotPlan, i: usize, panels: &Panels, transposed: bool) -> bool {
+    match plan {
+        DotPlan::Fma { .. } => false,
+        DotPlan::Mma(m) => {
+            let layout = if i == 0 { &m.a } else { &m.b };
+            Ldmatrix::plan(layout, &panels.seen(transposed), 2).is_some()
+        }
+        DotPlan::Wgmma(_) => panels.size == 2 && panels.shape.rank() == 2,
     }
-    Some(StagedLoad { load, copy, access, shared, bytes: (shape.numel() * 2).next_multiple_of(1024) })
 }

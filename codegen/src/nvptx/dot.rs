@@ -11,7 +11,7 @@ use super::pipeline::FetchedOperand;
 use super::text::{V, int, llvm_type, struct_type};
 use crate::gpu::layout::{Level, LinearLayout};
 use crate::gpu::mma::{DotPlan, MmaKind, MmaPlan};
-use crate::ir::{DType, OpId, ValueId};
+use crate::ir::{DType, OpId};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
@@ -59,9 +59,10 @@ impl Lower<'_> {
         let plan = self.plan;
         match &plan.dots[&id] {
             DotPlan::Fma { layout } => self.dot_fma(id, layout),
+            DotPlan::Wgmma(m) => self.dot_wgmma(id, m),
             DotPlan::Mma(m) => {
-                let mut a = self.operand(m.kind, op.operands[0], &m.a);
-                let mut b = self.operand(m.kind, op.operands[1], &m.b);
+                let mut a = self.operand(id, m, 0);
+                let mut b = self.operand(id, m, 1);
                 let mut acc = self.get(op.operands[2], &m.acc);
                 let t = tiling(m);
                 let mut ready = self.fragments(&mut a, &mut b, t, 0);
@@ -79,13 +80,14 @@ impl Lower<'_> {
     }
 
     /// An operand: in the ring of the loop around, or in registers.
-    fn operand(&mut self, kind: MmaKind, v: ValueId, layout: &LinearLayout) -> Source {
-        match self.fetched(v, layout) {
+    fn operand(&mut self, id: OpId, m: &MmaPlan, i: usize) -> Source {
+        let (v, layout) = (self.k.op(id).operands[i], if i == 0 { &m.a } else { &m.b });
+        match self.fetched(id, i, layout) {
             Some(f) => Source::Shared(f),
             None => {
                 let dtype = self.k.ty(v).dtype();
                 let regs = self.get(v, layout);
-                Source::Registers(self.operand_words(kind, dtype, &regs))
+                Source::Registers(self.operand_words(m.kind, dtype, &regs))
             }
         }
     }

@@ -8,9 +8,11 @@
 //! one thread. Two that may touch the same element from different threads, one of them writing, have a barrier
 //! between them ([`Lower::order`]).
 
+use super::bulk::{Places, Walk};
 use super::pipeline::Staged;
 use super::text::{V, Writer, constant, int, llvm_type};
-use super::{Error, math};
+use super::wgmma::Flying;
+use super::{Error, TensorMap, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
@@ -57,6 +59,17 @@ pub(super) struct Lower<'k> {
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
     pub staged: HashMap<OpId, Staged>,
+    /// Bulk copies: where their rings are, and how far the computing warps are in those of each region.
+    pub rings: HashMap<OpId, Places>,
+    pub walks: HashMap<RegionId, Walk>,
+    /// The tensor maps of those copies.
+    pub maps: Vec<TensorMap>,
+    /// Where values that products read lie in shared memory.
+    pub places: HashMap<ValueId, usize>,
+    /// Products that have been issued and not been waited for, and how many were ever issued.
+    pub flying: Vec<Flying>,
+    pub committed: usize,
+    pub warpgroup: Option<V>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
     pub shared_max: usize,
@@ -82,6 +95,13 @@ impl<'k> Lower<'k> {
             scratch_read: false,
             notes: vec![],
             staged: HashMap::new(),
+            rings: HashMap::new(),
+            walks: HashMap::new(),
+            maps: vec![],
+            places: HashMap::new(),
+            flying: vec![],
+            committed: 0,
+            warpgroup: None,
             shared_top: 0,
             shared_max: 0,
         }
@@ -90,6 +110,9 @@ impl<'k> Lower<'k> {
     /// Lowers the whole kernel.
     pub fn run(&mut self) -> Result<()> {
         self.parameters();
+        self.take_places();
+        self.take_rings();
+        self.split_roles()?;
         self.region(self.k.body)?;
         Ok(())
     }
@@ -142,8 +165,24 @@ impl<'k> Lower<'k> {
         self.plan.warps
     }
 
+    /// Threads that compute.
     pub fn threads(&self) -> usize {
         32 * self.plan.warps
+    }
+
+    /// Those and the producer's, if there is one.
+    pub fn launched_threads(&self) -> usize {
+        self.threads() + 32 * self.producer_warps()
+    }
+
+    /// The address of a tensor map, i64.
+    pub fn tensor_map(&mut self, map: &TensorMap) -> V {
+        let known = self.maps.iter().position(|m| m == map);
+        let i = known.unwrap_or_else(|| {
+            self.maps.push(map.clone());
+            self.maps.len() - 1
+        });
+        self.w.op(format_args!("ptrtoint ptr %map{i} to i64"))
     }
 
     /// The thread's index in its program, i32.
@@ -216,7 +255,13 @@ impl<'k> Lower<'k> {
     // -- order of effects --------------------------------------------------------------------------------------------
 
     pub fn barrier(&mut self) {
-        self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        if self.rings.is_empty() {
+            self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        } else {
+            // The producer does not come to barriers.
+            let ptx = format!("bar.sync 1, {};", self.threads());
+            self.w.asm_effect("void", &ptx, "", &[]);
+        }
         self.pending.clear();
         self.scratch_read = false;
     }
@@ -280,7 +325,17 @@ impl<'k> Lower<'k> {
             self.regs.insert((v, i), converted);
         }
         self.regs.insert((v, 0), registers);
+        self.put(v);
         Ok(())
+    }
+
+    /// The registers of `v` as it is defined, wherever they come from.
+    pub fn first_registers(&self, v: ValueId) -> Vec<V> {
+        self.regs[&(v, 0)].clone()
+    }
+
+    pub fn set_registers(&mut self, v: ValueId, registers: Vec<V>) {
+        self.regs.insert((v, 0), registers);
     }
 
     // -- regions -----------------------------------------------------------------------------------------------------
@@ -292,6 +347,16 @@ impl<'k> Lower<'k> {
             let op = k.op(id);
             if op.kind == OpKind::Yield {
                 return Ok(&op.operands);
+            }
+            // What an operation looks at must be there; a product adds to its third operand without looking.
+            match op.kind {
+                OpKind::If => self.settle(&self.looked_at(id)),
+                _ if op.kind.has_regions() => self.settle_all(),
+                OpKind::Dot(_) if self.is_wgmma(id) => self.settle(&op.operands[..2]),
+                _ => self.settle(&op.operands),
+            }
+            if let Some(load) = self.plan.ahead.bulk_load(id) {
+                self.receive(region, load);
             }
             self.op(id)?;
         }
@@ -369,6 +434,7 @@ impl<'k> Lower<'k> {
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
         let ring = self.start_ring(id, &lo, &hi, &step);
+        let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
         let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
@@ -394,6 +460,9 @@ impl<'k> Lower<'k> {
             self.define(a, regs.clone())?;
         }
         let yields = self.region(region)?;
+        let late = self.end_iteration(yields, &args[1..], &in_flight);
+        let earlier = (!late.is_empty()).then(|| self.w.icmp("ne", "i32", &i, &lo));
+        self.release(region, &late, earlier.as_ref());
         self.w.jump(&latch);
         self.w.start(&latch);
         self.alias_all(yields, &layouts, &phis);
@@ -408,10 +477,45 @@ impl<'k> Lower<'k> {
             self.end_ring(ring);
         }
         self.forget_order();
-        for (&r, (regs, _)) in op.results.iter().zip(phis) {
+        let mut landing = vec![];
+        for ((&r, a), (regs, _)) in op.results.iter().zip(&args[1..]).zip(&phis) {
+            self.set_registers(r, regs.clone());
+            if in_flight.contains(a) {
+                landing.push(r);
+            }
+        }
+        if !late.is_empty() {
+            self.wait_for(&landing, 0);
+            let ran = self.w.icmp("slt", "i32", &lo, &hi);
+            self.release_last(region, &late, &ran);
+        }
+        self.end_rings(region);
+        for &r in &op.results {
+            let regs = self.first_registers(r);
             self.define(r, regs)?;
         }
         Ok(())
+    }
+
+    /// Waits for what may not stay in flight around a loop, and for all that earlier iterations issued; the products
+    /// that stay in flight.
+    fn end_iteration(&mut self, yields: &[ValueId], args: &[ValueId], in_flight: &[ValueId]) -> Vec<OpId> {
+        let places = |v: ValueId| yields.iter().zip(args).filter(move |(y, _)| **y == v);
+        let stays = |v: ValueId| places(v).count() > 0 && places(v).all(|(_, a)| in_flight.contains(a));
+        let lands: Vec<ValueId> = self.flying.iter().map(|f| f.value).filter(|&v| !stays(v)).collect();
+        self.settle(&lands);
+        let Some(first) = self.flying.iter().map(|f| f.group).min() else { return vec![] };
+        self.wait_for(&[], self.committed + 1 - first);
+        // A product's operands are read until the last of those that add to it has landed.
+        let mut late = vec![];
+        let mut open: Vec<ValueId> = self.flying.drain(..).map(|f| f.value).collect();
+        while let Some(v) = open.pop() {
+            if let Some(product) = self.k.defining_op(v).filter(|&o| self.is_wgmma(o)) {
+                late.push(product);
+                open.push(self.k.op(product).operands[2]);
+            }
+        }
+        late
     }
 
     fn lower_while(&mut self, op: &'k Op) -> Result<()> {
@@ -430,6 +534,7 @@ impl<'k> Lower<'k> {
             self.define(a, regs.clone())?;
         }
         let ends = self.region(condition)?;
+        self.settle_all();
         let more = self.scalar(ends[0]);
         self.w.branch(&more, &body, &exit);
         self.w.start(&body);
@@ -437,6 +542,7 @@ impl<'k> Lower<'k> {
             self.define(a, regs.clone())?;
         }
         let yields = self.region(body_region)?;
+        self.settle_all();
         self.w.jump(&latch);
         self.w.start(&latch);
         self.alias_all(yields, &layouts, &phis);
@@ -452,6 +558,8 @@ impl<'k> Lower<'k> {
     fn lower_if(&mut self, op: &'k Op) -> Result<()> {
         let condition = self.scalar(op.operands[0]);
         let layouts = self.layouts_of(&op.results);
+        // What is in flight outside stays so: neither branch looks at it.
+        let outside = std::mem::take(&mut self.flying);
         let [yes, no, merge] = ["then", "else", "join"].map(|s| self.w.label(s));
         self.w.branch(&condition, &yes, &no);
         let mut ends = vec![];
@@ -459,10 +567,13 @@ impl<'k> Lower<'k> {
             self.w.start(label);
             self.forget_order();
             let yields = self.region(region)?;
+            self.settle_all();
+            self.release(region, &[], None);
             let values: Vec<Vec<V>> = yields.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
             ends.push((values, self.w.block.clone()));
             self.w.jump(&merge);
         }
+        self.flying = outside;
         self.w.start(&merge);
         self.forget_order();
         let mut merged = vec![];
@@ -497,6 +608,7 @@ impl<'k> Lower<'k> {
             let regs = self.pure_in(op, layout)?;
             self.regs.insert((r, i), regs);
         }
+        self.put(r);
         Ok(())
     }
 

@@ -207,7 +207,7 @@ impl<'a> Box<'a> {
 
 impl Lower<'_> {
     /// Words loaded where `mask` holds, zeros elsewhere.
-    fn load_words(&mut self, address: &V, words: Words, mask: Option<&V>) -> Vec<V> {
+    pub(super) fn load_words(&mut self, address: &V, words: Words, mask: Option<&V>) -> Vec<V> {
         let Words { bits, count } = words;
         let outs: Vec<String> = (0..count).map(|i| format!("${i}")).collect();
         let list = if count == 1 { outs[0].clone() } else { format!("{{{}}}", outs.join(",")) };
@@ -255,6 +255,9 @@ impl Lower<'_> {
         let r = op.results[0];
         let (dtype, shape) = (self.k.ty(r).dtype(), self.k.ty(r).shape());
         let layout = self.plan.versions[r.index()][0].clone();
+        if let Some(regs) = self.read_staged(id, &layout) {
+            return self.define(r, regs);
+        }
         let coords = &op.operands[1..1 + shape.rank()];
         let access = facts::access(self.k, op.operands[0], shape, coords);
         self.order(op.operands[0], Some(coords), &layout, false);
@@ -307,7 +310,7 @@ impl Lower<'_> {
     }
 
     /// The address of the element at `index` (one i32 per dimension), and whether it lies in the view.
-    fn element(&mut self, view: &View, index: &[V], size: usize) -> (V, Option<V>) {
+    pub(super) fn element(&mut self, view: &View, index: &[V], size: usize) -> (V, Option<V>) {
         let mut address = view.address.clone();
         let mut inside = view.valid.clone();
         for (d, i) in index.iter().enumerate() {

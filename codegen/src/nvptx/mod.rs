@@ -7,6 +7,7 @@
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
 //! synchronise, without where they only compute.
 
+mod bulk;
 #[cfg(test)]
 mod differential;
 mod dot;
@@ -26,8 +27,11 @@ mod tests;
 #[cfg(test)]
 mod tests_kernels;
 mod text;
+mod wgmma;
 
-use crate::gpu;
+pub use crate::gpu::bulk::TensorMap;
+
+use crate::gpu::{self, Chip};
 use crate::ir::{Kernel, Loc};
 
 /// The chip to compile for: 80 (Ampere and later) or 90 (Hopper, emitted as sm_90a).
@@ -49,9 +53,14 @@ impl Target {
 }
 
 impl Target {
-    /// Shared memory that the rings of pipelined loops may take; the rest is for everything else.
-    fn ring_limit(self) -> usize {
-        if self.sm >= 90 { 160 << 10 } else { 100 << 10 }
+    /// What to try one after the other, until the kernel fits into shared memory: rings of pipelined loops as large as
+    /// can be, then smaller ones, at last without products that need their operands in shared memory.
+    fn chips(self) -> Vec<Chip> {
+        let chip = |warpgroups, kib: usize| Chip { warpgroups, ring_bytes: kib << 10 };
+        match self.sm {
+            90.. => vec![chip(true, 208), chip(true, 160), chip(true, 112), chip(true, 64), chip(false, 112)],
+            _ => vec![chip(false, 100)],
+        }
     }
 }
 
@@ -65,6 +74,8 @@ pub struct Ptx {
     pub threads: u32,
     /// Dynamic shared memory to request, in bytes.
     pub shared_bytes: u32,
+    /// The tensor maps that follow the launch slots as parameters of 128 bytes each.
+    pub maps: Vec<TensorMap>,
     /// Why something is slower than its author may expect.
     pub notes: Vec<(Loc, String)>,
 }
@@ -90,6 +101,7 @@ pub struct Lowered {
     pub entry: String,
     pub threads: u32,
     pub shared_bytes: u32,
+    pub maps: Vec<TensorMap>,
     pub notes: Vec<(Loc, String)>,
 }
 
@@ -105,20 +117,26 @@ fn entry_name(kernel: &Kernel) -> String {
 /// # Errors
 /// If the kernel needs more shared memory than the target has.
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
-    let plan = gpu::assign::assign(kernel, target.ring_limit());
-    let mut lower = lower::Lower::new(kernel, &plan, target.sm);
-    lower.run()?;
-    let (threads, shared) = (lower.threads(), lower.shared_max);
-    if shared > target.shared_limit() {
-        let limit = target.shared_limit();
-        return Err(Error::SharedMemory { kernel: kernel.name.clone(), needed: shared, limit, target: target.name() });
+    let limit = target.shared_limit();
+    let mut needed = 0;
+    for chip in target.chips() {
+        let plan = gpu::assign::assign(kernel, chip);
+        let mut lower = lower::Lower::new(kernel, &plan, target.sm);
+        lower.run()?;
+        needed = lower.shared_max;
+        if needed > limit {
+            continue;
+        }
+        let (entry, threads) = (entry_name(kernel), lower.launched_threads());
+        // The assembler shifts registers only where it knows how many a program may take.
+        let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));
+        let mut notes = plan.notes.clone();
+        notes.append(&mut lower.notes);
+        let text = lower.w.finish(&entry, kernel.slots().len(), lower.maps.len(), threads, least, needed > 0);
+        let (threads, shared_bytes) = (threads as u32, needed as u32);
+        return Ok(Lowered { text, entry, threads, shared_bytes, maps: lower.maps, notes });
     }
-    let entry = entry_name(kernel);
-    let least = kernel.options.min_programs_per_sm;
-    let mut notes = plan.notes.clone();
-    notes.append(&mut lower.notes);
-    let text = lower.w.finish(&entry, kernel.slots().len(), threads, least, shared > 0);
-    Ok(Lowered { text, entry, threads: threads as u32, shared_bytes: shared as u32, notes })
+    Err(Error::SharedMemory { kernel: kernel.name.clone(), needed, limit, target: target.name() })
 }
 
 /// Compiles a verified kernel to PTX.
@@ -130,6 +148,6 @@ pub fn compile(kernel: &Kernel, target: Target) -> Result<Ptx, Error> {
     let lowered = llvm_text(kernel, target)?;
     let text =
         emit::ptx(&lowered.text, target).map_err(|message| Error::Internal { kernel: kernel.name.clone(), message })?;
-    let Lowered { entry, threads, shared_bytes, notes, .. } = lowered;
-    Ok(Ptx { text, entry, threads, shared_bytes, notes })
+    let Lowered { entry, threads, shared_bytes, maps, notes, .. } = lowered;
+    Ok(Ptx { text, entry, threads, shared_bytes, maps, notes })
 }

@@ -1,4 +1,4 @@
-//! Loops whose loads run ahead (`gpu::pipeline`): `cp.async` into a ring of buffers, `ldmatrix` out of it.
+//! Loops whose loads run ahead by `cp.async` (`gpu::pipeline`) into a ring of buffers, and `ldmatrix` out of one.
 //!
 //! At the start of iteration i, this thread's copies for i are waited for and a barrier makes everybody's visible. The
 //! same barrier says that everybody is done with iteration i - 1, whose buffer the copies for i + stages - 1 then
@@ -7,15 +7,17 @@
 use super::lower::{Lower, elementwise};
 use super::memory::Box;
 use super::text::{V, constant, int, struct_type};
-use crate::gpu::layout::{Ldmatrix, LinearLayout, SharedLayout};
-use crate::gpu::pipeline::{StagedLoop, source};
+use crate::gpu::assign::SharedOperand;
+use crate::gpu::layout::{Ldmatrix, LinearLayout};
+use crate::gpu::panels::Panels;
+use crate::gpu::pipeline::{AsyncCopy, StagedLoop, fetches, source};
 use crate::ir::{Def, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
 /// Where the current iteration's tile of a staged load lies.
 #[derive(Clone)]
 pub(super) struct Staged {
-    pub shared: SharedLayout,
+    pub panels: Panels,
     /// 32-bit address of its buffer.
     pub address: V,
 }
@@ -42,7 +44,7 @@ pub(super) struct Ring<'k> {
 impl<'k> Lower<'k> {
     /// Takes the buffers and starts the first copies.
     pub(super) fn start_ring(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Ring<'k>> {
-        let plan = self.plan.loops.get(&id)?;
+        let plan = self.plan.ahead.loops.get(&id)?;
         let body = self.k.op(id).regions[0];
         if self.scratch_read {
             self.barrier();
@@ -67,6 +69,9 @@ impl<'k> Lower<'k> {
     pub(super) fn turn_ring(&mut self, ring: &Ring<'k>, i: &V, stage: &V) {
         let stages = ring.plan.stages;
         self.w.asm_effect("void", &format!("cp.async.wait_group {};", stages - 2), "", &[]);
+        if self.feeds_wgmma(ring) {
+            self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);
+        }
         self.barrier();
         let ahead = self.w.bin("mul", "i32", &ring.step, &int(stages - 1));
         let next = self.w.bin("add", "i32", i, &ahead);
@@ -77,8 +82,14 @@ impl<'k> Lower<'k> {
         self.issue(ring, &next, &slot);
         for (load, &start) in ring.plan.loads.iter().zip(&ring.starts) {
             let address = self.buffer(start, load.bytes, stage);
-            self.staged.insert(load.load, Staged { shared: load.shared.clone(), address });
+            self.staged.insert(load.load, Staged { panels: load.panels.clone(), address });
         }
+    }
+
+    /// Whether a product by warpgroups reads from the ring: it does so by another way than the copies take.
+    fn feeds_wgmma(&self, ring: &Ring<'k>) -> bool {
+        let reads = |s: &SharedOperand| matches!(s, SharedOperand::Ring { load, .. } if ring.plan.loads.iter().any(|l| l.load == *load));
+        self.plan.shared_operands.values().any(reads)
     }
 
     /// The place in the ring of the iteration after the one at `stage`.
@@ -110,7 +121,7 @@ impl<'k> Lower<'k> {
         let exists = self.w.icmp("slt", "i32", i, &ring.hi);
         for (load, &start) in ring.plan.loads.iter().zip(&ring.starts) {
             let op = self.k.op(load.load);
-            let layout: &'k LinearLayout = &load.copy;
+            let AsyncCopy { layout, access } = &load.copy;
             let mut known = HashMap::new();
             let coords: Vec<V> =
                 op.operands[1..].iter().map(|&c| self.scalar_at(ring.body, c, i, &mut known)).collect();
@@ -120,9 +131,9 @@ impl<'k> Lower<'k> {
             let skip = layout.redundant().register;
             let mut place = Box::new(self, view, layout, &coords, 2);
             let buffer = self.buffer(start, load.bytes, slot);
-            let shared = &load.shared;
+            let shared = &load.panels.layout;
             let thread = self.thread_image(layout, |b| 2 * shared.offset(b));
-            for group in place.groups(load.access) {
+            for group in place.groups(*access) {
                 if group[0] & skip != 0 {
                     continue;
                 }
@@ -170,12 +181,14 @@ impl<'k> Lower<'k> {
         value
     }
 
-    /// A product's operand that lies in the ring, to be read in this fragment layout.
-    pub(super) fn fetched(&mut self, v: ValueId, layout: &LinearLayout) -> Option<FetchedOperand> {
-        let (load, transposed) = source(self.k, v)?;
-        let Staged { shared, address: base } = self.staged.get(&load)?.clone();
-        let shared = if transposed { shared.transpose(&[1, 0, 2, 3]) } else { shared };
-        let plan = Ldmatrix::plan(layout, &shared, 2).expect("the pipeline was planned with this");
+    /// A product's operand `i` if it lies in a ring, to be read in this fragment layout.
+    pub(super) fn fetched(&mut self, dot: OpId, i: usize, layout: &LinearLayout) -> Option<FetchedOperand> {
+        let (load, transposed) = source(self.k, self.k.op(dot).operands[i])?;
+        let Staged { panels, address: base } = self.staged.get(&load)?.clone();
+        if !fetches(&self.plan.dots[&dot], i, &panels, transposed) {
+            return None;
+        }
+        let plan = Ldmatrix::plan(layout, &panels.seen(transposed), 2)?;
         let address = self.thread_part(plan.thread.iter().map(|&b| 2 * b).collect());
         Some(FetchedOperand { plan, address, base, words: vec![None; layout.registers() / 2] })
     }

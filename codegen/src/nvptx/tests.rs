@@ -22,6 +22,7 @@ fn check_both(k: &Kernel, registers: u32) {
         println!("{} sm_{sm}: {report:?}, {} bytes of shared memory", k.name, ptx.shared_bytes);
         assert_eq!((report.spill_stores, report.spill_loads), (0, 0), "{} spills", k.name);
         assert!(report.registers <= registers, "{} uses {} registers", k.name, report.registers);
+        assert_eq!(report.warnings, [""; 0], "{} for sm_{sm}", k.name);
     }
 }
 
@@ -66,11 +67,14 @@ fn products_use_tensor_cores() {
     ] {
         let k = gemm(64, 64, 32, d, p);
         check_both(&k, 255);
-        assert!(check(&k, 90).0.text.contains("mma.sync"), "{d}");
+        assert!(check(&k, 80).0.text.contains("mma.sync"), "{d}");
+        let name = if d.size() == 2 { "wgmma.mma_async" } else { "mma.sync" };
+        assert!(check(&k, 90).0.text.contains(name), "{d}");
     }
     let k = gemm(16, 32, 16, DType::F32, Precision::F32);
     check_both(&k, 128);
-    assert_eq!(compile(&k, Target { sm: 90 }).unwrap().notes.len(), 1, "the fall back is noted");
+    assert_eq!(compile(&k, Target { sm: 80 }).unwrap().notes.len(), 1, "the fall back is noted");
+    assert_eq!(compile(&k, Target { sm: 90 }).unwrap().notes.len(), 2, "as is the one before it");
 }
 
 #[test]
@@ -84,10 +88,15 @@ fn large_products_are_pipelined() {
     for (m, n, k) in [(128, 128, 32), (128, 256, 32), (128, 128, 64)] {
         let kernel = gemm(m, n, k, DType::BF16, Precision::F32);
         check_both(&kernel, 255);
-        let text = check(&kernel, 90).0.text;
+        let text = check(&kernel, 80).0.text;
         assert!(text.contains("cp.async.cg") && text.contains("ldmatrix"), "{m}x{n}x{k} is not pipelined");
         assert!(!text.contains("ld.shared.b16"));
+        let text = check(&kernel, 90).0.text;
+        assert!(text.contains("cp.async.bulk.tensor.2d") && text.contains("wgmma.mma_async"), "{m}x{n}x{k} for Hopper");
     }
-    let text = check(&attention(64, 64, 64), 90).0.text;
+    let attention = attention(64, 64, 64);
+    let text = check(&attention, 80).0.text;
     assert!(text.contains("cp.async.cg") && text.contains("ldmatrix"), "attention is not pipelined");
+    let text = check(&attention, 90).0.text;
+    assert!(text.contains("cp.async.bulk.tensor.2d") && text.contains("wgmma.mma_async"), "attention for Hopper");
 }

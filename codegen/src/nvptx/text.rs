@@ -224,9 +224,19 @@ impl Writer {
         }
     }
 
-    /// The module: target, declarations and one kernel of this name with these parameters.
-    pub fn finish(self, name: &str, params: usize, threads: usize, min_ctas: u8, shared_in_use: bool) -> String {
-        let params: Vec<String> = (0..params).map(|i| format!("i64 %p{i}")).collect();
+    /// The module: target, declarations and one kernel of this name with `slots` parameters of 64 bits, then `maps`
+    /// tensor maps.
+    pub fn finish(
+        self,
+        name: &str,
+        slots: usize,
+        maps: usize,
+        threads: usize,
+        min_ctas: u8,
+        shared_in_use: bool,
+    ) -> String {
+        let mut params: Vec<String> = (0..slots).map(|i| format!("i64 %p{i}")).collect();
+        params.extend((0..maps).map(|i| format!("ptr byval([128 x i8]) align 64 %map{i}")));
         let mut out = String::from(
             "target datalayout = \"e-i64:64-i128:128-v16:16-v32:32-n16:32:64\"\ntarget triple = \"nvptx64-nvidia-cuda\"\n",
         );
@@ -249,10 +259,17 @@ impl Writer {
         if min_ctas > 0 {
             notes.push(("minctasm", min_ctas as usize));
         }
-        let ids: Vec<String> = (0..notes.len()).map(|i| format!("!{i}")).collect();
+        let ids: Vec<String> = (0..notes.len() + usize::from(maps > 0)).map(|i| format!("!{i}")).collect();
         let _ = writeln!(out, "!nvvm.annotations = !{{{}}}", ids.join(", "));
         for (i, (key, value)) in notes.iter().enumerate() {
             let _ = writeln!(out, "!{i} = !{{ptr @{name}, !\"{key}\", i32 {value}}}");
+        }
+        if maps > 0 {
+            // Read where the driver put them, not from a copy of the thread's own. Parameters count from 1.
+            let (i, places) = (notes.len(), (slots + 1..=slots + maps).map(|n| format!("i32 {n}")));
+            let places: Vec<String> = places.collect();
+            let _ = writeln!(out, "!{i} = !{{ptr @{name}, !\"grid_constant\", !{}}}", i + 1);
+            let _ = writeln!(out, "!{} = !{{{}}}", i + 1, places.join(", "));
         }
         out
     }

@@ -38,7 +38,11 @@ pub fn mla_cache<T: Float, W: Float, const R: usize, const PB: usize>(
 ///
 /// q `[n, heads·(N + P)]` (per head N without, then P), kv `[context, heads·(N + V)]` (per head N of key, then V of
 /// value), shared `[context, P]` → out `[n, heads·V]`. Query i stands at position `position[0] + i` and sees keys up to
-/// there. Program: (tile of `M` queries, head); `B` keys at a time. `PB` ≥ P is a power of two.
+/// there. scale > 0. Program: (tile of `M` queries, head), the last tile first, since it has the most to do; `B` keys
+/// at a time. `PB` ≥ P is a power of two.
+///
+/// The values of a block of keys are added one turn after its scores (FlashAttention-3, arXiv 2407.08608): in each turn
+/// the tensor cores have both products to do while the exponentials are computed.
 #[kernel]
 pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: usize, const B: usize>(
     q: &View<T, 2>,
@@ -46,43 +50,50 @@ pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: 
     shared: &View<T, 2>,
     position: &View<i32, 1>,
     scale: f32,
-    out: &mut Block<T, M, V>,
+    out: &mut View<T, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
 {
-    let (first, head) = (program_id(0) * M, program_id(1));
+    let (first, head) = ((num_programs(0) - 1 - program_id(0)) * M, program_id(1));
     let rope = shared.dim(1);
     let q_at = head * (rope + N);
     let kv_at = head * (N + V);
     let position = position.get(0) + first;
     let q_nope: Tile<T, M, N> = q.load((first, q_at));
-    let q_rope: Tile<T, M, PB> = q.narrow(1, 0, q_at + N + rope).load((first, q_at + N));
+    let q_rope: Tile<T, M, PB> = q.load((first, q_at + N));
     let query = iota::<M>() + position;
 
     let mut highest: Tile<f32, M> = full(f64::NEG_INFINITY);
     let mut total: Tile<f32, M> = zeros();
     let mut acc: Tile<f32, M, V> = zeros();
+    let mut p: Tile<T, M, B> = zeros();
     // exp2 with the scale folded in: 2^(s·log2 e) = e^s.
     let scale = scale * std::f32::consts::LOG2_E;
     let context = (position + M).min(kv.dim(0));
-    for start in (0..context).step_by(B) {
+    for start in (0..context + B).step_by(B) {
         let k_nope: Tile<T, B, N> = kv.load((start, kv_at));
+        // Where P < PB the query's columns beyond P are the next head's: the key's are zero.
         let k_rope: Tile<T, B, PB> = shared.load((start, 0));
-        let key = iota::<B>() + start;
-        let visible = (key.row().tile() <= query.col().tile()) & (key < kv.dim(0)).row().tile();
-        let s = dot(q_rope, k_rope.t(), dot(q_nope, k_nope.t(), zeros()));
-        let s = select(visible, s * scale, f32::NEG_INFINITY);
-        let new_highest = highest.max(s.amax::<1>());
+        let mut s = dot(q_rope, k_rope.t(), dot(q_nope, k_nope.t(), zeros()));
+        let v: Tile<T, B, V> = kv.load((start - B, kv_at + N));
+        acc = dot(p, v, acc);
+        // Only blocks that reach beyond the first query need the mask.
+        if start + B > position {
+            let key = iota::<B>() + start;
+            s = select(key.row().tile() <= query.col().tile(), s, f32::NEG_INFINITY);
+        }
+        let new_highest = highest.max(s.amax::<1>() * scale);
         // A row that has seen no key yet keeps -inf as its highest; subtracting 0 instead keeps NaN away.
         let base = select(new_highest == f32::NEG_INFINITY, zeros(), new_highest);
-        let p = (s - base.col()).exp2();
+        let weight = (s * scale - base.col()).exp2();
         let correction = (highest - base).exp2();
-        total = total * correction + p.sum::<1>();
-        let v: Tile<T, B, V> = kv.load((start, kv_at + N));
-        acc = dot(p.cast::<T>(), v, acc * correction.col());
+        total = total * correction + weight.sum::<1>();
+        acc = acc * correction.col();
+        p = weight.cast::<T>();
         highest = new_highest;
     }
-    out.store((acc / total.max(1e-30).col()).cast::<T>());
+    // SAFETY: each program has queries and a head of its own.
+    unsafe { out.store((first, head * V), (acc / total.max(1e-30).col()).cast::<T>()) };
 }
 
 /// Per head, a row times a slice of kv_b: the absorbed query, or the output from the latent.

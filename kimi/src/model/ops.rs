@@ -294,17 +294,27 @@ impl<T: Activation, W: Float> Ops<T, W> {
         position: &Tensor,
         shape: MlaShape,
     ) -> Result<Tensor> {
-        let mut out = self.empty::<T>(&[q.shape()[0], shape.heads * shape.value])?;
+        let n = q.shape()[0];
+        let mut out = self.empty::<T>(&[n, shape.heads * shape.value])?;
         if shape.nope != shape.value {
             return unsupported("v_head_dim", shape.value, "a value as wide as qk_nope_head_dim");
         }
         let scale = shape.scale();
         with_const!(V = shape.value, of [32, 64, 128], "v_head_dim", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
-                if self.gpu {
-                    attention::mla_prefill::<T, V, P, V, 64, 64>(q, kv, shared, position, scale, &mut out).run()?
+                let grid = |queries: usize| [n.div_ceil(queries), shape.heads];
+                if self.gpu && n > 64 {
+                    attention::mla_prefill::<T, V, P, V, 128, 128>(q, kv, shared, position, scale, &mut out)
+                        .grid(grid(128))
+                        .run()?
+                } else if self.gpu {
+                    attention::mla_prefill::<T, V, P, V, 64, 64>(q, kv, shared, position, scale, &mut out)
+                        .grid(grid(64))
+                        .run()?
                 } else {
-                    attention::mla_prefill::<T, V, P, V, 16, 32>(q, kv, shared, position, scale, &mut out).run()?
+                    attention::mla_prefill::<T, V, P, V, 16, 32>(q, kv, shared, position, scale, &mut out)
+                        .grid(grid(16))
+                        .run()?
                 }
             })
         });

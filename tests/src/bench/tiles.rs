@@ -35,6 +35,8 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         tile::<128, 128, 32>(),
         tile::<128, 128, 64>(),
         tile::<128, 256, 64>(),
+        tile::<256, 128, 64>(),
+        tile::<256, 64, 64>(),
     ];
     for (name, run) in tiles {
         let mut y = poisoned::<bf16>(device, &[m, n])?;

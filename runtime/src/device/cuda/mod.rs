@@ -11,6 +11,7 @@
 mod capture;
 mod memory;
 mod module;
+mod tensor_map;
 
 pub(crate) use capture::CapturedGraph;
 pub(crate) use memory::Memory;
@@ -25,6 +26,9 @@ use std::ffi::CStr;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+/// Bytes of [`Context::zeros`].
+const ZEROS: usize = 256;
+
 /// One GPU: its primary context, its stream, its memory pool.
 pub(crate) struct Context {
     ordinal: u32,
@@ -35,6 +39,8 @@ pub(crate) struct Context {
     pub(crate) capability: (u32, u32),
     multiprocessors: u32,
     pub(crate) l2_bytes: usize,
+    /// A few zeros in device memory, for tensor maps of views without elements.
+    zeros: sys::CUdeviceptr,
     queue: Mutex<Queue>,
     capture_ended: Condvar,
 }
@@ -140,8 +146,25 @@ impl Context {
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check("cuStreamCreate", sys::cuStreamCreate(&mut stream, flags))?;
         }
+        let mut zeros = 0;
+        // SAFETY: the context is current; the pointer is to a local; as many bytes are set as were allocated.
+        unsafe {
+            check("cuMemAlloc", sys::cuMemAlloc_v2(&mut zeros, ZEROS))?;
+            check("cuMemsetD8", sys::cuMemsetD8_v2(zeros, 0, ZEROS))?;
+        }
         let (queue, capture_ended) = (Mutex::default(), Condvar::new());
-        Ok(Context { ordinal, context, stream, name, capability, multiprocessors, l2_bytes, queue, capture_ended })
+        Ok(Context {
+            ordinal,
+            context,
+            stream,
+            name,
+            capability,
+            multiprocessors,
+            l2_bytes,
+            zeros,
+            queue,
+            capture_ended,
+        })
     }
 
     pub(crate) fn device(&self) -> Device {

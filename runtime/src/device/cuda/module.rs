@@ -4,12 +4,12 @@
 //! know the chip, the driver compiles the PTX while loading it. What either has to say (spills, what was ignored) is
 //! kept for the report on the kernel.
 
-use super::{Context, capture, sys};
+use super::{Context, capture, sys, tensor_map};
 use crate::Result;
 use crate::device::Storage;
 use crate::knobs::Assembler;
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
-use kiln_codegen::nvptx::ptxas;
+use kiln_codegen::nvptx::{TensorMap, ptxas};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,8 @@ pub(crate) struct Image {
     pub(crate) threads: u32,
     /// Dynamic shared memory per program.
     pub(crate) shared_bytes: u32,
+    /// The parameters that follow the slots: what bulk copies read.
+    pub(crate) maps: Vec<TensorMap>,
     /// What compiler and assembler have to say: fallbacks and their reasons.
     pub(crate) notes: Vec<String>,
 }
@@ -34,6 +36,7 @@ pub(crate) struct Function {
     function: sys::CUfunction,
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    maps: Vec<TensorMap>,
     /// Registers per thread.
     pub(crate) registers: u32,
     /// Local memory per thread, in bytes: spills and arrays.
@@ -102,6 +105,7 @@ impl Function {
             function,
             threads: image.threads,
             shared_bytes: image.shared_bytes,
+            maps: image.maps.clone(),
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             notes,
@@ -121,10 +125,14 @@ impl Function {
     ) -> Result<()> {
         let mut parameters: smallvec::SmallVec<[*mut c_void; 64]> =
             slots.iter().map(|s| std::ptr::from_ref(s).cast_mut().cast()).collect();
+        let maps = self.maps.iter().map(|m| tensor_map::encode(m, slots, self.context));
+        let maps = maps.collect::<Result<smallvec::SmallVec<[sys::CUtensorMap; 4]>>>()?;
+        parameters.extend(maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast::<c_void>()));
         let mut queue = self.context.queue()?;
         capture::keep(&mut queue.capture, storages);
         let ([x, y, z], stream) = (grid, self.context.stream);
-        // SAFETY: the kernel takes one 64-bit parameter per slot, which the driver copies before it returns; memory
+        // SAFETY: the kernel takes one 64-bit parameter per slot and then its tensor maps, all of which the driver copies
+        // before it returns; memory
         // is the caller's promise, and freed blocks are reused in stream order only.
         let code = unsafe {
             sys::cuLaunchKernel(

@@ -1,0 +1,162 @@
+//! Which loads the tensor memory accelerator can make, and what a producer of such copies must know.
+//!
+//! A bulk copy needs a *tensor map* (a window of fixed extents on a whole parameter, encoded by the host) and one
+//! coordinate per dimension of the parameter. One thread outside of the computing warps, the *producer*, walks through
+//! the kernel's loops and starts the copies; it sees scalars only. So a load is a bulk copy if its view comes from a
+//! read-only parameter by selections, if the parameter is laid out as the hardware asks (16-byte address and strides,
+//! the last dimension contiguous), and if the producer can compute its coordinates and the bounds and conditions of
+//! everything around it.
+
+use super::facts;
+use super::panels::Panels;
+use crate::ir::{Access, Def, Kernel, OpId, OpKind, RegionId, Type, ValueId};
+use std::collections::HashMap;
+
+/// The tensor map of a load: a window on a parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TensorMap {
+    /// The first launch slot of the parameter, a view: its address; then its extents, then its strides.
+    pub slot: usize,
+    /// Bytes of an element: 1, 2 or 4.
+    pub size: usize,
+    /// The extents of one copy, one per dimension of the parameter; the last is a panel's columns.
+    pub extents: Vec<u32>,
+    /// Bytes of the shared memory's swizzle: 32, 64 or 128.
+    pub swizzle: usize,
+}
+
+/// A load as a bulk copy.
+#[derive(Clone, Debug)]
+pub struct BulkLoad {
+    pub map: TensorMap,
+    /// i32, one per dimension of the parameter.
+    pub coords: Vec<ValueId>,
+}
+
+/// The operation around each region, and the region around each operation.
+pub struct Nesting {
+    owner: HashMap<RegionId, OpId>,
+    region: HashMap<OpId, RegionId>,
+}
+
+impl Nesting {
+    pub fn of(k: &Kernel) -> Nesting {
+        let mut n = Nesting { owner: HashMap::new(), region: HashMap::new() };
+        let mut open = vec![k.body];
+        while let Some(region) = open.pop() {
+            for &op in &k.region(region).ops {
+                n.region.insert(op, region);
+                for &inner in &k.op(op).regions {
+                    n.owner.insert(inner, op);
+                    open.push(inner);
+                }
+            }
+        }
+        n
+    }
+
+    /// The operations around `op`, innermost first.
+    pub fn around(&self, op: OpId) -> impl Iterator<Item = OpId> {
+        let up = |op: &OpId| self.region.get(op).and_then(|r| self.owner.get(r)).copied();
+        std::iter::successors(up(&op), move |op| up(op))
+    }
+}
+
+/// Whether the producer can compute a scalar.
+pub fn computable(k: &Kernel, v: ValueId) -> bool {
+    if !k.ty(v).is_scalar() {
+        return false;
+    }
+    let all = |vs: &[ValueId]| vs.iter().all(|&v| computable(k, v));
+    match k.def(v) {
+        Def::Param(_) => true,
+        // The counter of a loop that the producer walks, too.
+        Def::Arg(region, i) => {
+            i == 0 && k.ops.iter().any(|o| matches!(o.kind, OpKind::For { .. }) && o.regions.contains(&region))
+        }
+        Def::Result(op, _) => {
+            let op = k.op(op);
+            match op.kind {
+                OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } | OpKind::Const(_) => true,
+                OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Select | OpKind::Cast => {
+                    all(&op.operands)
+                }
+                OpKind::Dim { .. } => selections(k, op.operands[0]).is_some(),
+                OpKind::Gather { masked: false } => {
+                    let read = |(param, indices): (usize, Vec<(u8, ValueId)>)| {
+                        k.params[param].access == Access::Read && indices.iter().all(|&(_, i)| computable(k, i))
+                    };
+                    selections(k, op.operands[0]).is_some_and(read) && all(&op.operands[1..])
+                }
+                _ => false,
+            }
+        }
+    }
+}
+
+/// The parameter that a view comes from, and the selections on the way, the outermost first. `None` if it was narrowed.
+pub fn selections(k: &Kernel, view: ValueId) -> Option<(usize, Vec<(u8, ValueId)>)> {
+    match k.def(view) {
+        Def::Param(p) => Some((p as usize, vec![])),
+        Def::Result(op, _) => {
+            let op = k.op(op);
+            let OpKind::ViewSelect { dim } = op.kind else { return None };
+            let (param, mut way) = selections(k, op.operands[0])?;
+            way.push((dim, op.operands[1]));
+            Some((param, way))
+        }
+        Def::Arg(..) => None,
+    }
+}
+
+/// A load as a bulk copy into these panels, if it can be one.
+pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Option<BulkLoad> {
+    let op = k.op(load);
+    if op.kind != (OpKind::Load { has_other: false }) {
+        return None;
+    }
+    let Type::Tile(dtype, shape) = k.ty(op.results[0]) else { return None };
+    let (param, way) = selections(k, op.operands[0])?;
+    if k.params[param].access != Access::Read {
+        return None;
+    }
+    // Undo the selections, the last one first: each gives a dimension back.
+    let mut coords: Vec<(ValueId, u32)> = op.operands[1..].iter().copied().zip(shape.dims().iter().copied()).collect();
+    for &(dim, index) in way.iter().rev() {
+        coords.insert(dim as usize, (index, 1));
+    }
+    let last = coords.len() - 1;
+    // The tile's last dimension is the parameter's.
+    if way
+        .iter()
+        .rev()
+        .scan(shape.rank(), |rank, &(dim, _)| Some((dim as usize, std::mem::replace(rank, *rank + 1))))
+        .any(|(dim, rank)| dim == rank)
+    {
+        return None;
+    }
+    coords[last].1 = panels.columns() as u32;
+    let f = facts::view_facts(k, k.params[param].value)?;
+    let size = dtype.size();
+    let aligned = f.address >= 16 && f.unit[last] && f.strides[..last].iter().all(|&s| s as usize * size % 16 == 0);
+    let fits = matches!(size, 1 | 2 | 4) && coords.iter().all(|&(_, e)| e <= 256);
+    if !aligned || !fits || !coords.iter().all(|&(c, _)| computable(k, c)) {
+        return None;
+    }
+    let slot = k.slots().iter().position(|s| s.param as usize == param)?;
+    let (coords, extents) = coords.into_iter().unzip();
+    Some(BulkLoad { map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() }, coords })
+}
+
+/// Whether the producer can walk to a loop: it computes the bounds of this loop and of those around it, and the
+/// conditions.
+pub fn reachable(k: &Kernel, nesting: &Nesting, id: OpId) -> bool {
+    std::iter::once(id).chain(nesting.around(id)).all(|id| {
+        let op = k.op(id);
+        match op.kind {
+            OpKind::For { .. } => op.operands[..3].iter().all(|&v| computable(k, v)),
+            OpKind::If => computable(k, op.operands[0]),
+            _ => false,
+        }
+    })
+}

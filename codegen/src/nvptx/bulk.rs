@@ -1,0 +1,456 @@
+//! Loads as bulk copies (`gpu::bulk`): mbarriers, the computing warps' side and the producer.
+//!
+//! A kernel with such loads has one more warp, whose first thread is the *producer*. It walks through the kernel's
+//! loops like everybody else, but all it does is wait until a buffer is free, and start the copy that fills it. The
+//! other warps wait where the load stands until its buffer is full, compute, and say at the end of the region that it
+//! is free. Both sides count through a region's rings with a place and a phase of their own, kept in stack slots (which
+//! LLVM turns into registers), so that a region may be walked any number of times.
+//!
+//! Invariants: `full[s]` completes when the bytes of the copy have arrived, `free[s]` when each computing warp has
+//! arrived once after its last read of the buffer. A warp arrives with one lane, after a warp-wide barrier or a wait
+//! for its products.
+
+use super::lower::{Lower, Result, elementwise};
+use super::memory::{Words, unpack};
+use super::pipeline::Staged;
+use super::text::{V, constant, int};
+use crate::gpu::assign::SharedOperand;
+use crate::gpu::bulk::{BulkLoad, computable, selections};
+use crate::gpu::layout::LinearLayout;
+use crate::gpu::mma::DotPlan;
+use crate::gpu::pipeline::StagedLoad;
+use crate::ir::{Def, OpId, OpKind, RegionId, ValueId};
+use std::collections::HashMap;
+
+/// Registers of a thread of the producer's warpgroup and of a computing one, where they differ; together with two
+/// computing warpgroups at most what a multiprocessor has.
+const FEW: usize = 24;
+const MANY: usize = 240;
+
+/// Where a ring's barriers and buffers are, in bytes from the start of shared memory.
+#[derive(Clone, Copy)]
+pub(super) struct Places {
+    full: usize,
+    free: usize,
+    buffers: usize,
+    end: usize,
+}
+
+/// One side's way through the rings of a region.
+#[derive(Clone)]
+pub(super) struct Walk {
+    /// Stack slots of the place in the ring and of the phase.
+    place: V,
+    phase: V,
+}
+
+impl<'k> Lower<'k> {
+    /// Takes shared memory for the barriers and buffers of all rings: those of loops last, in the order in which they
+    /// are done with.
+    pub(super) fn take_rings(&mut self) {
+        let regions = &self.plan.ahead.bulk;
+        for region in regions.values() {
+            for load in &region.loads {
+                let full = self.shared_top;
+                self.shared_top += 16 * region.stages;
+                let places = Places { full, free: full + 8 * region.stages, buffers: 0, end: 0 };
+                self.rings.insert(load.load, places);
+            }
+        }
+        let (loops, singles): (Vec<_>, Vec<_>) = regions.values().partition(|r| r.once);
+        for region in singles.into_iter().chain(loops.into_iter().rev()) {
+            for load in &region.loads {
+                let places = self.rings.get_mut(&load.load).expect("just inserted");
+                places.buffers = self.shared_top.next_multiple_of(1024);
+                places.end = places.buffers + region.stages * load.bytes;
+                self.shared_top = places.end;
+            }
+        }
+        self.shared_max = self.shared_max.max(self.shared_top);
+    }
+
+    /// A byte of shared memory, `stage · each` further on, as a 32-bit address.
+    fn shared_at(&mut self, start: usize, stage: &V, each: usize) -> V {
+        let base = self.shared_base();
+        let offset = self.w.bin("mul", "i32", stage, &int(each));
+        let offset = self.w.bin("add", "i32", &offset, &int(start));
+        self.w.bin("add", "i32", &base, &offset)
+    }
+
+    fn walk(&mut self, phase: u32) -> Walk {
+        let place = self.w.hoist("alloca i32, align 4");
+        let slot = self.w.hoist("alloca i32, align 4");
+        self.w.line(format_args!("store i32 0, ptr {place}, align 4"));
+        self.w.line(format_args!("store i32 {phase}, ptr {slot}, align 4"));
+        Walk { place, phase: slot }
+    }
+
+    fn advance(&mut self, walk: &Walk, stages: usize) {
+        let (place, phase) = self.position(walk);
+        let next = self.w.bin("add", "i32", &place, &int(1));
+        let wrap = self.w.icmp("eq", "i32", &next, &int(stages));
+        let next = self.w.select(&wrap, "i32", &int(0), &next);
+        let turned = self.w.bin("xor", "i32", &phase, &int(1));
+        let phase = self.w.select(&wrap, "i32", &turned, &phase);
+        self.w.line(format_args!("store i32 {next}, ptr {}, align 4", walk.place));
+        self.w.line(format_args!("store i32 {phase}, ptr {}, align 4", walk.phase));
+    }
+
+    fn position(&mut self, walk: &Walk) -> (V, V) {
+        let place = self.w.op(format_args!("load i32, ptr {}, align 4", walk.place));
+        let phase = self.w.op(format_args!("load i32, ptr {}, align 4", walk.phase));
+        (place, phase)
+    }
+
+    fn wait(&mut self, barrier: &V, phase: &V) {
+        let ptx = "{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [$0], $1; \
+                   @!done bra again; }";
+        self.w.asm_effect("void", ptx, "r,r", &[("i32", barrier), ("i32", phase)]);
+    }
+
+    // -- start and end -----------------------------------------------------------------------------------------------
+
+    /// Makes the barriers and sends the producer its way; what follows is for the computing warps.
+    pub(super) fn split_roles(&mut self) -> Result<()> {
+        if self.rings.is_empty() {
+            return Ok(());
+        }
+        let tid = self.tid();
+        let [init, ready, others, produce, leave, compute] =
+            ["init", "ready", "others", "produce", "leave", "compute"].map(|s| self.w.label(s));
+        let first = self.w.icmp("eq", "i32", &tid, &int(0));
+        self.w.branch(&first, &init, &ready);
+        self.w.start(&init);
+        for region in self.plan.ahead.bulk.values() {
+            for load in &region.loads {
+                let Places { full, free, .. } = self.rings[&load.load];
+                for (start, count) in [(full, 1), (free, self.warps())] {
+                    for stage in 0..region.stages {
+                        let barrier = self.shared_at(start, &int(stage), 8);
+                        let ptx = format!("mbarrier.init.shared::cta.b64 [$0], {count};");
+                        self.w.asm_effect("void", &ptx, "r", &[("i32", &barrier)]);
+                    }
+                }
+            }
+        }
+        self.w.asm_effect("void", "fence.mbarrier_init.release.cluster;", "", &[]);
+        self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);
+        self.w.jump(&ready);
+        self.w.start(&ready);
+        self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        let threads = self.threads();
+        let computes = self.w.icmp("ult", "i32", &tid, &int(threads));
+        self.w.branch(&computes, &compute, &others);
+        self.w.start(&others);
+        let registers = self.shifts_registers();
+        if registers {
+            self.w.asm_effect("void", &format!("setmaxnreg.dec.sync.aligned.u32 {FEW};"), "", &[]);
+        }
+        let producer = self.w.icmp("eq", "i32", &tid, &int(threads));
+        self.w.branch(&producer, &produce, &leave);
+        self.w.start(&produce);
+        // A buffer that was never filled is free: the phase before the first has completed.
+        let walks = self.start_walks(1);
+        Producer { walks, known: HashMap::new() }.region(self, self.k.body);
+        self.w.jump(&leave);
+        self.w.start(&leave);
+        self.w.line("ret void");
+        self.w.start(&compute);
+        if registers {
+            self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {MANY};"), "", &[]);
+        }
+        self.walks = self.start_walks(0);
+        Ok(())
+    }
+
+    /// Warps beside the computing ones. A multiprocessor's quarter serves every fourth warp: a ninth would leave each
+    /// of three a third of its registers. If the products need more, a whole warpgroup comes along that gives most of
+    /// its registers to the others.
+    pub(super) fn producer_warps(&self) -> usize {
+        match () {
+            () if self.rings.is_empty() => 0,
+            () if self.shifts_registers() => 4,
+            () => 1,
+        }
+    }
+
+    /// Whether the producer's warpgroup gives registers away.
+    pub(super) fn shifts_registers(&self) -> bool {
+        let results = self.plan.dots.values().filter_map(|d| match d {
+            DotPlan::Wgmma(m) => Some(m.acc.registers()),
+            _ => None,
+        });
+        !self.rings.is_empty() && self.warps() == 8 && results.sum::<usize>() >= 128
+    }
+
+    /// A walk for each region with rings, at the start of its side.
+    fn start_walks(&mut self, phase: u32) -> HashMap<RegionId, Walk> {
+        let regions: Vec<RegionId> = self.plan.ahead.bulk.keys().copied().collect();
+        regions.into_iter().map(|r| (r, self.walk(phase))).collect()
+    }
+
+    /// Where the load stands: waits for its tile.
+    pub(super) fn receive(&mut self, region: RegionId, load: &'k StagedLoad<BulkLoad>) {
+        let walk = self.walks[&region].clone();
+        let places = self.rings[&load.load];
+        let (place, phase) = self.position(&walk);
+        let barrier = self.shared_at(places.full, &place, 8);
+        self.wait(&barrier, &phase);
+        let address = self.shared_at(places.buffers, &place, load.bytes);
+        self.staged.insert(load.load, Staged { panels: load.panels.clone(), address });
+    }
+
+    /// At the end of a region: this warp has read its buffers. Products that are still in flight (`late`) read
+    /// buffers of this round, so that of those the round before is given back, where there was one (`earlier`).
+    pub(super) fn release(&mut self, region: RegionId, late: &[OpId], earlier: Option<&V>) {
+        let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
+        let walk = self.walks[&region].clone();
+        let (place, _) = self.position(&walk);
+        self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+        for load in &bulk.loads {
+            let before = earlier.filter(|_| self.read_by(late, load.load));
+            self.give_back(load.load, bulk.stages, &place, before);
+        }
+        self.advance(&walk, bulk.stages);
+    }
+
+    /// After a loop with products that stayed in flight to its end: the buffers of the last round, if any was.
+    pub(super) fn release_last(&mut self, region: RegionId, late: &[OpId], any: &V) {
+        let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
+        let walk = self.walks[&region].clone();
+        let (place, _) = self.position(&walk);
+        for load in bulk.loads.iter().filter(|l| self.read_by(late, l.load)).collect::<Vec<_>>() {
+            self.give_back(load.load, bulk.stages, &place, Some(any));
+        }
+    }
+
+    /// Whether one of these products reads the load's tile.
+    fn read_by(&self, products: &[OpId], load: OpId) -> bool {
+        let source = |p: OpId, i: usize| self.plan.shared_operands.get(&(p, i));
+        let reads = |s: Option<&SharedOperand>| matches!(s, Some(SharedOperand::Ring { load: l, .. }) if *l == load);
+        products.iter().any(|&p| (0..2).any(|i| reads(source(p, i))))
+    }
+
+    /// This warp is done with the buffer at `place`; or, if `before` holds, with the one before that.
+    fn give_back(&mut self, load: OpId, stages: usize, place: &V, before: Option<&V>) {
+        let mut arrives = self.leader();
+        let mut place = place.clone();
+        if let Some(exists) = before {
+            let first = self.w.icmp("eq", "i32", &place, &int(0));
+            let previous = self.w.bin("sub", "i32", &place, &int(1));
+            place = self.w.select(&first, "i32", &int(stages - 1), &previous);
+            arrives = self.w.and(Some(arrives), Some(exists.clone())).expect("two conditions");
+        }
+        let barrier = self.shared_at(self.rings[&load].free, &place, 8);
+        let ptx = "@$1 mbarrier.arrive.shared::cta.b64 _, [$0];";
+        self.w.asm_effect("void", ptx, "r,b", &[("i32", &barrier), ("i1", &arrives)]);
+    }
+
+    /// After the loop with this body: if it does not come again its buffers are free.
+    pub(super) fn end_rings(&mut self, region: RegionId) {
+        let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
+        let start = bulk.loads.iter().map(|l| self.rings[&l.load].buffers).min();
+        let end = bulk.loads.iter().map(|l| self.rings[&l.load].end).max();
+        if let (true, Some(start), Some(end)) = (bulk.once, start, end)
+            && self.shared_top == end
+        {
+            self.scratch_read = true;
+            self.shared_top = start;
+        }
+    }
+
+    /// Whether this is the first lane of its warp.
+    fn leader(&mut self) -> V {
+        let tid = self.tid();
+        let lane = self.w.op(format_args!("and i32 {tid}, 31"));
+        self.w.icmp("eq", "i32", &lane, &int(0))
+    }
+
+    /// The registers of a tile that lies in a ring.
+    pub(super) fn read_staged(&mut self, load: OpId, layout: &LinearLayout) -> Option<Vec<V>> {
+        let staged = self.staged.get(&load)?.clone();
+        let dtype = self.k.ty(self.k.op(load).results[0]).dtype();
+        let (shared, size) = (&staged.panels.layout, dtype.size());
+        let thread = self.thread_image(layout, |b| size as u32 * shared.offset(b));
+        let mut regs = vec![int(0); layout.registers()];
+        for group in shared.vectorise(layout, size).groups {
+            let offset = size as u32 * shared.offset(layout.flat(group[0], 0, 0));
+            let place = self.w.bin("xor", "i32", &thread, &int(offset));
+            let place = self.w.bin("add", "i32", &staged.address, &place);
+            let words = self.load_shared(&place, Words::of(dtype, group.len()));
+            for (&r, x) in group.iter().zip(unpack(&mut self.w, dtype, &words, group.len())) {
+                regs[r as usize] = x;
+            }
+        }
+        Some(regs)
+    }
+}
+
+/// The thread that starts the copies: what it knows of the kernel's values.
+struct Producer {
+    walks: HashMap<RegionId, Walk>,
+    known: HashMap<ValueId, V>,
+}
+
+impl Producer {
+    /// Walks through a region: its bulk copies, and whatever has some inside.
+    fn region(&mut self, lower: &mut Lower, region: RegionId) {
+        let k = lower.k;
+        for &id in &k.region(region).ops {
+            if let Some(load) = lower.plan.ahead.bulk_load(id) {
+                self.fill(lower, region, load);
+            } else if has_bulk(lower, id) {
+                // What is computed inside is not visible outside.
+                let known = self.known.clone();
+                match k.op(id).kind {
+                    OpKind::For { .. } => self.walk_loop(lower, id),
+                    _ => self.walk_if(lower, id),
+                }
+                self.known = known;
+            }
+        }
+        if let (Some(walk), Some(bulk)) = (self.walks.get(&region), lower.plan.ahead.bulk.get(&region)) {
+            lower.advance(walk, bulk.stages);
+        }
+    }
+
+    fn walk_loop(&mut self, lower: &mut Lower, id: OpId) {
+        let op = lower.k.op(id);
+        let region = op.regions[0];
+        let [lo, hi, step] = [0, 1, 2].map(|i| self.scalar(lower, op.operands[i]));
+        let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| lower.w.label(s));
+        lower.w.jump(&pre);
+        lower.w.start(&pre);
+        lower.w.jump(&head);
+        lower.w.start(&head);
+        let next = format!("%n{}", lower.w.fresh());
+        let i = lower.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
+        let more = lower.w.icmp("slt", "i32", &i, &hi);
+        lower.w.branch(&more, &body, &exit);
+        lower.w.start(&body);
+        self.known.insert(lower.k.region(region).args[0], i.clone());
+        self.region(lower, region);
+        lower.w.jump(&latch);
+        lower.w.start(&latch);
+        lower.w.line(format_args!("{next} = add i32 {i}, {step}"));
+        lower.w.jump(&head);
+        lower.w.start(&exit);
+    }
+
+    fn walk_if(&mut self, lower: &mut Lower, id: OpId) {
+        let op = lower.k.op(id);
+        let condition = self.scalar(lower, op.operands[0]);
+        let [yes, no, join] = ["then", "else", "join"].map(|s| lower.w.label(s));
+        lower.w.branch(&condition, &yes, &no);
+        for (label, &region) in [yes, no].iter().zip(&op.regions) {
+            lower.w.start(label);
+            let known = self.known.clone();
+            self.region(lower, region);
+            self.known = known;
+            lower.w.jump(&join);
+        }
+        lower.w.start(&join);
+    }
+
+    /// Fills the next buffer of a ring, once it is free.
+    fn fill(&mut self, lower: &mut Lower, region: RegionId, load: &StagedLoad<BulkLoad>) {
+        let places = lower.rings[&load.load];
+        let walk = self.walks[&region].clone();
+        let (place, phase) = lower.position(&walk);
+        let free = lower.shared_at(places.free, &place, 8);
+        lower.wait(&free, &phase);
+        let full = lower.shared_at(places.full, &place, 8);
+        let ptx = format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {};", load.panels.bytes());
+        lower.w.asm_effect("void", &ptx, "r", &[("i32", &full)]);
+        let map = lower.tensor_map(&load.copy.map);
+        let coords: Vec<V> = load.copy.coords.iter().map(|&c| self.scalar(lower, c)).collect();
+        let buffer = lower.shared_at(places.buffers, &place, load.bytes);
+        for panel in 0..load.panels.count() {
+            let to = lower.w.bin("add", "i32", &buffer, &int(panel * load.panels.stride()));
+            let mut at = coords.clone();
+            let last = at.len() - 1;
+            at[last] = lower.w.bin("add", "i32", &at[last], &int(panel * load.panels.columns()));
+            // The hardware counts dimensions from the last.
+            at.reverse();
+            let names: Vec<String> = (0..at.len()).map(|i| format!("${}", i + 3)).collect();
+            let ptx = format!(
+                "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {{{}}}], [$2];",
+                at.len(),
+                names.join(",")
+            );
+            let constraints = format!("r,l,r{}", ",r".repeat(at.len()));
+            let mut args = vec![("i32", &to), ("i64", &map), ("i32", &full)];
+            args.extend(at.iter().map(|c| ("i32", c)));
+            lower.w.asm_effect("void", &ptx, &constraints, &args);
+        }
+    }
+
+    /// A scalar, computed where it is first needed.
+    fn scalar(&mut self, lower: &mut Lower, v: ValueId) -> V {
+        if let Some(x) = self.known.get(&v) {
+            return x.clone();
+        }
+        let k = lower.k;
+        debug_assert!(computable(k, v), "the plan asks for what the producer can compute");
+        let value = match k.def(v) {
+            Def::Result(op, _) => {
+                let op = k.op(op);
+                match &op.kind {
+                    OpKind::ProgramId { axis } => {
+                        let name = format!("llvm.nvvm.read.ptx.sreg.ctaid.{}", ["x", "y", "z"][*axis as usize]);
+                        lower.w.call("i32", &name, &[])
+                    }
+                    OpKind::NumPrograms { axis } => {
+                        let name = format!("llvm.nvvm.read.ptx.sreg.nctaid.{}", ["x", "y", "z"][*axis as usize]);
+                        lower.w.call("i32", &name, &[])
+                    }
+                    OpKind::Const(bits) => constant(k.ty(v).dtype(), *bits),
+                    OpKind::Dim { dim } => self.extent(lower, op.operands[0], *dim as usize),
+                    OpKind::Gather { .. } => self.element(lower, op.operands[0], &op.operands[1..]),
+                    kind => {
+                        let xs: Vec<V> = op.operands.iter().map(|&o| self.scalar(lower, o)).collect();
+                        let refs: Vec<&V> = xs.iter().collect();
+                        elementwise(&mut lower.w, kind, k.ty(op.operands[0]).dtype(), k.ty(v).dtype(), &refs)
+                    }
+                }
+            }
+            // Parameters are there from the start.
+            _ => lower.scalar(v),
+        };
+        self.known.insert(v, value.clone());
+        value
+    }
+
+    /// The extent of a dimension of a view that comes from a parameter by selections.
+    fn extent(&mut self, lower: &Lower, view: ValueId, dim: usize) -> V {
+        let (param, way) = selections(lower.k, view).expect("the plan asks for selections only");
+        let mut kept: Vec<usize> = (0..lower.view(lower.k.params[param].value).extents.len()).collect();
+        for (selected, _) in way {
+            kept.remove(selected as usize);
+        }
+        lower.view(lower.k.params[param].value).extents[kept[dim]].clone()
+    }
+
+    /// One element of a read-only parameter; 0 outside of it.
+    fn element(&mut self, lower: &mut Lower, view: ValueId, indices: &[ValueId]) -> V {
+        let (param, way) = selections(lower.k, view).expect("the plan asks for selections only");
+        let whole = lower.view(lower.k.params[param].value);
+        let dtype = lower.k.ty(view).dtype();
+        let mut index: Vec<V> = indices.iter().map(|&i| self.scalar(lower, i)).collect();
+        for &(dim, i) in way.iter().rev() {
+            index.insert(dim as usize, self.scalar(lower, i));
+        }
+        let (address, inside) = lower.element(&whole, &index, dtype.size());
+        let words = lower.load_words(&address, Words::of(dtype, 1), inside.as_ref());
+        let value = unpack(&mut lower.w, dtype, &words, 1)[0].clone();
+        value
+    }
+}
+
+/// Whether an operation has bulk copies inside.
+fn has_bulk(lower: &Lower, id: OpId) -> bool {
+    let inside = |&r: &RegionId| {
+        lower.plan.ahead.bulk.contains_key(&r) || lower.k.region(r).ops.iter().any(|&o| has_bulk(lower, o))
+    };
+    lower.k.op(id).regions.iter().any(inside)
+}

@@ -1,0 +1,325 @@
+//! Matrix products by warpgroups: `wgmma.mma_async` on descriptors of shared memory.
+//!
+//! A product is issued and left *in flight*: its result has registers, but they are the tensor cores' until a wait.
+//! [`Lower::settle`] puts the wait before the first operation that looks at the result (another product that adds to
+//! it need not look), and lets those products fly on that were issued later. The wait takes the registers and gives
+//! them back, so that no compiler moves a use above it. A loop's accumulator to which the body does nothing but add
+//! products stays in flight around the loop.
+//!
+//! Descriptors follow the PTX manual ("Matrix Descriptor Format", "Strides"). For a tile in panels of S bytes: K-major,
+//! groups of eight rows are 8·S bytes apart, and a step along K is 32 bytes within a panel; otherwise groups of eight
+//! along K are 8·S bytes apart, the next S bytes of the other axis lie in the next panel, and a step along K is 16 rows.
+
+use super::lower::{Lower, Result};
+use super::memory::{Words, pack};
+use super::text::{V, int, struct_type};
+use crate::gpu::assign::SharedOperand;
+use crate::gpu::layout::Swizzle;
+use crate::gpu::mma::WgmmaPlan;
+use crate::gpu::panels::Panels;
+use crate::ir::{Bits, DType, OpId, OpKind, ValueId};
+
+/// K of one instruction, for 16-bit elements.
+const STEP: usize = 16;
+
+/// A product whose result is not there yet.
+pub(super) struct Flying {
+    pub value: ValueId,
+    /// Its number in the order of commits.
+    pub group: usize,
+}
+
+/// An operand in shared memory.
+struct Matrix {
+    panels: Panels,
+    /// Of its first byte, 32 bits.
+    address: V,
+    k_major: bool,
+}
+
+impl Matrix {
+    /// The descriptor's constant part.
+    fn format(&self) -> u64 {
+        let swizzle = self.panels.swizzle;
+        let mode: u64 = match swizzle {
+            Swizzle::None => 0,
+            Swizzle::B128 => 1,
+            Swizzle::B64 => 2,
+            Swizzle::B32 => 3,
+        };
+        let rows = (8 * swizzle.bytes() as u64) >> 4;
+        let leading = if self.k_major { 1 } else { (self.panels.stride() as u64) >> 4 };
+        mode << 62 | rows << 32 | leading << 16
+    }
+
+    /// Bytes from the start to `other` along M or N and step `k` along K.
+    fn offset(&self, other: usize, k: usize) -> usize {
+        let bytes = self.panels.swizzle.bytes();
+        let (row, column) = if self.k_major { (other, k * STEP) } else { (k * STEP, other) };
+        let (panel, within) = (column / self.panels.columns(), column % self.panels.columns());
+        panel * self.panels.stride() + row * bytes + within * self.panels.size
+    }
+}
+
+impl Lower<'_> {
+    /// Which warpgroup this thread is of: i32, the same for a whole warp.
+    fn warpgroup(&mut self) -> V {
+        if self.warps() == 4 {
+            return int(0);
+        }
+        if self.warpgroup.is_none() {
+            let tid = self.tid();
+            self.w.declare("i32 @llvm.nvvm.shfl.sync.idx.i32(i32, i32, i32, i32)");
+            let own = self.w.hoist(format_args!("lshr i32 {tid}, 7"));
+            let uniform =
+                self.w.hoist(format_args!("call i32 @llvm.nvvm.shfl.sync.idx.i32(i32 -1, i32 {own}, i32 0, i32 31)"));
+            self.warpgroup = Some(uniform);
+        }
+        self.warpgroup.clone().expect("just set")
+    }
+
+    /// The descriptor of an operand from `other` along M or N; `per_group`: what each warpgroup adds to that.
+    fn descriptor(&mut self, m: &Matrix, other: usize, group: &V, per_group: usize) -> V {
+        let mut address = self.w.bin("add", "i32", &m.address, &int(m.offset(other, 0)));
+        if per_group > 0 {
+            let own = self.w.bin("mul", "i32", group, &int(m.offset(per_group, 0)));
+            address = self.w.bin("add", "i32", &address, &own);
+        }
+        let place = self.w.bin("lshr", "i32", &address, &int(4));
+        let place = self.w.op(format_args!("and i32 {place}, 16383"));
+        let place = self.w.convert("zext", "i32", &place, "i64");
+        self.w.op(format_args!("or i64 {place}, {}", m.format() as i64))
+    }
+
+    /// An operand of a product that lies in shared memory. `k_axis`: its axis along K.
+    fn matrix(&mut self, id: OpId, i: usize, k_axis: usize) -> Option<Matrix> {
+        let (panels, address, transposed) = match *self.plan.shared_operands.get(&(id, i))? {
+            SharedOperand::Ring { load, transposed } => {
+                let staged = &self.staged[&load];
+                (staged.panels.clone(), staged.address.clone(), transposed)
+            }
+            SharedOperand::Placed { value, transposed } => {
+                let start = self.places[&value];
+                let base = self.shared_base();
+                let address = self.w.bin("add", "i32", &base, &int(start));
+                (self.plan.placed[&value].clone(), address, transposed)
+            }
+        };
+        // Rows run along the last axis in memory.
+        Some(Matrix { panels, address, k_major: (k_axis == 1) != transposed })
+    }
+
+    pub(super) fn dot_wgmma(&mut self, id: OpId, m: &WgmmaPlan) -> Result<()> {
+        let k = self.k;
+        let op = k.op(id);
+        let (shape, depth) = (k.ty(op.results[0]).shape(), k.ty(op.operands[0]).shape().dim(1));
+        let [along_m, along_n] = m.groups;
+        let group = self.warpgroup();
+        let group_m = if along_m == 1 { int(0) } else { self.w.op(format_args!("and i32 {group}, {}", along_m - 1)) };
+        let group_n = self.w.bin("lshr", "i32", &group, &int(along_m.trailing_zeros()));
+        let b = self.matrix(id, 1, 0).expect("the second operand is in shared memory");
+        let a = self.matrix(id, 0, 1);
+        let a_words: Vec<V> = match &a {
+            Some(_) => vec![],
+            None => {
+                self.get(op.operands[0], &m.a).chunks(2).flat_map(|pair| pack(&mut self.w, m.dtype, pair)).collect()
+            }
+        };
+        let zero = k.constant(op.operands[2]) == Some(Bits(0));
+        if self.uses(op.operands[2]) == 1 {
+            // Nobody else looks at it: from here on it is this product that is in flight.
+            self.flying.retain(|f| f.value != op.operands[2]);
+        } else {
+            self.settle(&op.operands[2..]);
+        }
+        let mut acc = if zero { vec![] } else { self.get(op.operands[2], &m.acc) };
+        let name = if m.dtype == DType::F16 { "f16" } else { "bf16" };
+        let instruction = format!("wgmma.mma_async.sync.aligned.m64n{}k16.f32.{name}.{name}", m.n);
+        let (per, steps) = (m.n / 2, depth / STEP);
+        let (tiles_m, tiles_n) = (shape.dim(0) / (64 * along_m), shape.dim(1) / (m.n * along_n));
+        let mut out = vec![];
+        for i in 0..tiles_m {
+            for j in 0..tiles_n {
+                let at = (i * tiles_n + j) * per;
+                let b_start = self.descriptor(&b, j * along_n * m.n, &group_n, m.n);
+                let a_start = a.as_ref().map(|a| self.descriptor(a, i * along_m * 64, &group_m, 64));
+                let list: Vec<String> = (0..per).map(|r| format!("${r}")).collect();
+                let list = list.join(",");
+                let (mut ptx, mut constraints) = (String::new(), vec![if zero { "=&f" } else { "=f" }.to_owned(); per]);
+                ptx.push_str("{ .reg .pred add, start; setp.eq.b32 add, 0, 0; setp.ne.b32 start, 0, 0; ");
+                ptx.push_str("wgmma.fence.sync.aligned; ");
+                let mut args: Vec<(&str, V)> = vec![];
+                let mut operand = |constraints: &mut Vec<String>, kind: &str, ty: &'static str, v: V| {
+                    args.push((ty, v));
+                    constraints.push(kind.to_owned());
+                    format!("${}", per + args.len() - 1)
+                };
+                for s in 0..steps {
+                    let first = match (&a, &a_start) {
+                        (Some(a), Some(start)) => {
+                            let d = self.w.bin("add", "i64", start, &int(a.offset(0, s) >> 4));
+                            operand(&mut constraints, "l", "i64", d)
+                        }
+                        _ => {
+                            let words = &a_words[(i * steps + s) * 4..][..4];
+                            let names: Vec<String> =
+                                words.iter().map(|w| operand(&mut constraints, "r", "i32", w.clone())).collect();
+                            format!("{{{}}}", names.join(","))
+                        }
+                    };
+                    let d = self.w.bin("add", "i64", &b_start, &int(b.offset(0, s) >> 4));
+                    let second = operand(&mut constraints, "l", "i64", d);
+                    let add = if zero && s == 0 { "start" } else { "add" };
+                    let trans_a = a.as_ref().map_or(String::new(), |a| format!(", {}", u8::from(!a.k_major)));
+                    ptx.push_str(&format!(
+                        "{instruction} {{{list}}}, {first}, {second}, {add}, 1, 1{trans_a}, {}; ",
+                        u8::from(!b.k_major)
+                    ));
+                }
+                if (i, j) == (tiles_m - 1, tiles_n - 1) {
+                    ptx.push_str("wgmma.commit_group.sync.aligned;");
+                }
+                ptx.push_str(" }");
+                if !zero {
+                    constraints.extend((0..per).map(|r| r.to_string()));
+                    args.extend(acc.drain(..per).map(|v| ("float", v)));
+                }
+                debug_assert_eq!(at, out.len());
+                let refs: Vec<(&str, &V)> = args.iter().map(|(t, v)| (*t, v)).collect();
+                let result = self.w.asm_effect(&struct_type("float", per), &ptx, &constraints.join(","), &refs);
+                out.extend(self.w.fields("float", per, &result));
+            }
+        }
+        let result = op.results[0];
+        self.committed += 1;
+        self.flying.push(Flying { value: result, group: self.committed });
+        self.set_registers(result, out);
+        // Another version, or a copy in shared memory, is made now or never.
+        if self.plan.versions[result.index()].len() > 1 || self.plan.placed.contains_key(&result) {
+            self.settle(&[result]);
+            let (regs, _) = self.get_home(result);
+            return self.define(result, regs);
+        }
+        Ok(())
+    }
+
+    /// Waits until these values are there, if they are in flight.
+    pub(super) fn settle(&mut self, values: &[ValueId]) {
+        let Some(group) = self.flying.iter().filter(|f| values.contains(&f.value)).map(|f| f.group).max() else {
+            return;
+        };
+        // What was issued before is there, too.
+        let done: Vec<ValueId> = self.flying.iter().filter(|f| f.group <= group).map(|f| f.value).collect();
+        self.flying.retain(|f| f.group > group);
+        self.wait_for(&done, self.committed - group);
+    }
+
+    pub(super) fn settle_all(&mut self) {
+        let all: Vec<ValueId> = self.flying.iter().map(|f| f.value).collect();
+        self.settle(&all);
+    }
+
+    /// Waits until at most `left` products are in flight; these values are there then.
+    pub(super) fn wait_for(&mut self, done: &[ValueId], left: usize) {
+        let regs: Vec<Vec<V>> = done.iter().map(|&v| self.first_registers(v)).collect();
+        let count = regs.iter().map(Vec::len).sum();
+        let ptx = format!("wgmma.wait_group.sync.aligned {left};");
+        if count == 0 {
+            self.w.asm_effect("void", &ptx, "", &[]);
+            return;
+        }
+        let ties = (0..count).map(|r| r.to_string());
+        let constraints: Vec<String> = std::iter::repeat_n("=f".to_owned(), count).chain(ties).collect();
+        let args: Vec<(&str, &V)> = regs.iter().flatten().map(|v| ("float", v)).collect();
+        let result = self.w.asm_effect(&struct_type("float", count), &ptx, &constraints.join(","), &args);
+        let mut after = self.w.fields("float", count, &result).into_iter();
+        for (&v, old) in done.iter().zip(&regs) {
+            let new = after.by_ref().take(old.len()).collect();
+            self.set_registers(v, new);
+        }
+    }
+
+    /// Takes shared memory for the operands that are put there.
+    pub(super) fn take_places(&mut self) {
+        for (&v, panels) in &self.plan.placed {
+            self.shared_top = self.shared_top.next_multiple_of(1024);
+            self.places.insert(v, self.shared_top);
+            self.shared_top += panels.bytes();
+        }
+        self.shared_max = self.shared_max.max(self.shared_top);
+    }
+
+    /// Puts a value that products read into its place in shared memory.
+    pub(super) fn put(&mut self, v: ValueId) {
+        let Some(panels) = self.plan.placed.get(&v) else { return };
+        // Products may still read what was there.
+        self.settle_all();
+        self.barrier();
+        let (regs, layout) = self.get_home(v);
+        let (dtype, size, shared) = (self.k.ty(v).dtype(), panels.size, &panels.layout);
+        let base = self.shared_base();
+        let base = self.w.bin("add", "i32", &base, &int(self.places[&v]));
+        let thread = self.thread_image(&layout, |b| size as u32 * shared.offset(b));
+        let skip = layout.redundant().register;
+        for group in shared.vectorise(&layout, size).groups {
+            if group[0] & skip != 0 {
+                continue;
+            }
+            let offset = size as u32 * shared.offset(layout.flat(group[0], 0, 0));
+            let place = self.w.bin("xor", "i32", &thread, &int(offset));
+            let place = self.w.bin("add", "i32", &base, &place);
+            let elements: Vec<V> = group.iter().map(|&r| regs[r as usize].clone()).collect();
+            let words = pack(&mut self.w, dtype, &elements);
+            self.store_shared(&place, Words::of(dtype, elements.len()), &words, None);
+        }
+        self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);
+        self.barrier();
+    }
+
+    /// The carried values of a loop that stay in flight from one iteration to the next: those to which the body does
+    /// nothing but add products. (The assembler serialises products if other instructions write to registers that are
+    /// in flight around a loop.)
+    pub(super) fn carried_in_flight(&self, id: OpId) -> Vec<ValueId> {
+        let k = self.k;
+        let body = k.op(id).regions[0];
+        let last = *k.region(body).ops.last().expect("regions end with a yield");
+        let alone = |v: ValueId| {
+            self.uses(v) == 1 && self.plan.versions[v.index()].len() == 1 && !self.plan.placed.contains_key(&v)
+        };
+        let added_to = |&(&arg, &end): &(&ValueId, &ValueId)| {
+            // From the end back to the beginning, product by product, each looked at by the next one only.
+            let mut v = end;
+            while let Some(product) = k.defining_op(v).filter(|&o| self.is_wgmma(o)) {
+                if !alone(v) || !k.region(body).ops.contains(&product) {
+                    return false;
+                }
+                v = k.op(product).operands[2];
+            }
+            v == arg && v != end && alone(arg)
+        };
+        let carried = k.region(body).args[1..].iter().zip(&k.op(last).operands);
+        carried.filter(added_to).map(|(&arg, _)| arg).collect()
+    }
+
+    /// The values that an operation's regions look at.
+    pub(super) fn looked_at(&self, id: OpId) -> Vec<ValueId> {
+        let op = self.k.op(id);
+        let mut out = op.operands.to_vec();
+        for &region in &op.regions {
+            for &inner in &self.k.region(region).ops {
+                out.extend(self.looked_at(inner));
+            }
+        }
+        out
+    }
+
+    /// How often a value is an operand.
+    fn uses(&self, v: ValueId) -> usize {
+        self.k.ops.iter().flat_map(|o| &o.operands).filter(|&&o| o == v).count()
+    }
+
+    pub(super) fn is_wgmma(&self, id: OpId) -> bool {
+        matches!(self.k.op(id).kind, OpKind::Dot(_))
+            && matches!(self.plan.dots[&id], crate::gpu::mma::DotPlan::Wgmma(_))
+    }
+}
