@@ -212,7 +212,10 @@ impl<'k> Lower<'k> {
             let n = operand.plan.matrices;
             let trans = if operand.plan.transposed { ".trans" } else { "" };
             let outs: Vec<String> = (0..n).map(|i| format!("${i}")).collect();
-            let ptx = format!("ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {{{}}}, [${n}+{immediate}];", outs.join(","));
+            let ptx = format!(
+                "ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {{{}}}, [${n}+{immediate}];",
+                outs.join(",")
+            );
             let constraints = format!("{},r", vec!["=r"; n].join(","));
             let result = self.w.asm_effect(&struct_type("i32", n), &ptx, &constraints, &[("i32", &place)]);
             let words = self.w.fields("i32", n, &result);

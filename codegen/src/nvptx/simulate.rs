@@ -444,6 +444,14 @@ impl Simulator {
             "ex2" => env[0] = b(f(env[1]).exp2()),
             "rcp" => env[0] = b(1.0 / f(env[1])),
             "rsqrt" => env[0] = b(1.0 / f(env[1]).sqrt()),
+            "cvt" if op.contains("x2") => {
+                let narrow = |x: u64| {
+                    let x = f32::from_bits(x as u32);
+                    let half = op.contains(".f16x2");
+                    u64::from(if half { half::f16::from_f32(x).to_bits() } else { half::bf16::from_f32(x).to_bits() })
+                };
+                env[0] = narrow(env[1]) << 16 | narrow(env[2]);
+            }
             "cvt" if op.contains("tf32") => env[0] = (env[1] as u32).wrapping_add(0x1000) as u64 & 0xffff_e000,
             "ld" => {
                 let address = value(&args[1], env);
