@@ -26,7 +26,7 @@ use super::{FLOOR_BITS, log2_decay, row_units};
 use kiln::prelude::*;
 
 /// Channels at a time, and beside each other for two and four blocks.
-const B: usize = 32;
+const B: usize = 16;
 const B2: usize = 2 * B;
 const B4: usize = 4 * B;
 
@@ -99,6 +99,17 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
         let k: Tile<f32, C, B> = qkv.load((0, (heads + head) * D + d)).cast();
         let (q, k) = (q * q_unit.col(), k * k_unit.col());
 
+        let factor = sum.exp2();
+        let rest = (total.row().tile() - sum).exp2();
+        let place = (head, chunk * C, d);
+        // SAFETY: a program writes what belongs to its own chunk and head.
+        unsafe {
+            keep.store((head, chunk, d), kept.reshape::<D3<1, 1, B>>());
+            k_in.store(place, (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
+            q_in.store(place, (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
+            k_out.store(place, (k * rest).cast::<T>().reshape::<D3<1, C, B>>());
+        }
+
         let factor = -(sum - half.row()).abs();
         let factor = factor.exp2();
         let (rows_q, rows_k) = ((q * factor).cast::<X>(), (k * factor).cast::<X>());
@@ -120,17 +131,6 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
         let (rows_q, rows_k) = ((q * factor).cast::<T>(), (k * factor).cast::<T>());
         a_own = dot(spread::<T, C, B, 4, B4>(rows_k, block), columns, a_own);
         p_own = dot(spread::<T, C, B, 4, B4>(rows_q, block), columns, p_own);
-
-        let factor = sum.exp2();
-        let rest = (total.row().tile() - sum).exp2();
-        let place = (head, chunk * C, d);
-        // SAFETY: a program writes what belongs to its own chunk and head.
-        unsafe {
-            keep.store((head, chunk, d), kept.reshape::<D3<1, 1, B>>());
-            k_in.store(place, (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
-            q_in.store(place, (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
-            k_out.store(place, (k * rest).cast::<T>().reshape::<D3<1, C, B>>());
-        }
     }
 
     let (row, column) = ((token % S).col().tile(), iota::<S>().row().tile());

@@ -35,28 +35,24 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
 
     let stored: Tile<f32, 1, 1, D, V> = state.load((slot, head, 0, column));
     let mut s: Tile<f32, V, D> = stored.reshape::<D2<D, V>>().t();
-    // What is read but not multiplied is read one chunk ahead.
-    let mut next_v: Tile<T, C, V> = v.load((0, values));
-    let mut next_keep: Tile<f32, 1, D> = keep.load((chunk, 0));
     for t in (0..end - first).step_by(C) {
-        let (this_v, this_keep) = (next_v, next_keep);
-        next_v = v.load((t + C, values));
-        next_keep = keep.load((chunk + t / C + 1, 0));
         let row = chunk * C + t;
+        // First what is not multiplied, so that it arrives during the first product.
+        let v: Tile<T, C, V> = v.load((t, values));
+        let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
         let (k_in, q_in): (Tile<T, C, D>, Tile<T, C, D>) = (k_in.load((row, 0)), q_in.load((row, 0)));
         let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
 
         let before = s.cast::<T>();
         let known = dot(before, k_in.t(), zeros());
-        let r = (this_v.t().cast::<f32>() - known).cast::<T>();
+        let r = (v.t().cast::<f32>() - known).cast::<T>();
         let out = dot(r, p.t(), dot(before, q_in.t(), zeros()));
-        let keep: Tile<f32, D> = this_keep.reshape();
-        s = dot(r, k_out, s * keep.row());
-
         // Rows past the end lie outside the narrowed view and are not written.
         let mut mine = o.narrow(0, 0, end);
         // SAFETY: a program writes the columns of its own sequence, head and block.
         unsafe { mine.store((first + t, head, column), out.cast::<T>().t().reshape::<D3<C, 1, V>>()) };
+        let keep: Tile<f32, D> = keep.reshape();
+        s = dot(r, k_out, s * keep.row());
     }
     // SAFETY: as above; a slot belongs to one sequence.
     unsafe { state.store((slot, head, 0, column), s.t().reshape::<D4<1, 1, D, V>>()) };
