@@ -10,7 +10,7 @@ use kiln::{DType, Device, Element, Tensor, bf16};
 use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
 use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
-use kimi::model::ops::{Batch, MlaShape, Ops};
+use kimi::model::ops::{Batch, Gate, MlaShape, Ops};
 use kimi::sampling::Sampling;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,8 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;
     let mut state = tensor::<f32>(&[1, m.heads, m.head, m.head])?;
     let (a_log, dt_bias) = (tensor::<f32>(&[m.heads])?, tensor::<f32>(&[channels])?);
-    let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, &mut state, &at)?;
+    ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Bounded(-5.0), &mut state, &at)?;
+    let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Softplus, &mut state, &at)?;
     let gate = tensor::<bf16>(&[n, m.heads, m.head])?;
     let o = ops.gated_rms_norm(&o, &gate, &tensor::<f32>(&[m.head])?, 1e-5)?;
     ops.linear_add(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?, &mut x)?;

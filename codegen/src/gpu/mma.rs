@@ -5,7 +5,7 @@
 use super::Chip;
 use super::assign::fragment;
 use super::layout::{LinearLayout, Operand};
-use crate::ir::{DType, Kernel, Loc, OpId, OpKind, Precision, ValueId};
+use crate::ir::{DType, Def, Kernel, Loc, OpId, OpKind, Precision, ValueId};
 
 /// The instruction of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,14 +74,28 @@ impl DotPlan {
     }
 }
 
-/// Whether `v` is computed from the result of a matrix product in its own region, so that rows should stay in one warp.
+/// What the iteration before yields for a value that a `for` carries.
+fn carried_from(k: &Kernel, v: ValueId) -> Option<ValueId> {
+    let Def::Arg(region, i @ 1..) = k.def(v) else { return None };
+    k.ops.iter().find(|o| matches!(o.kind, OpKind::For { .. }) && o.regions[0] == region)?;
+    let last = *k.region(region).ops.last()?;
+    Some(k.op(last).operands[i as usize - 1])
+}
+
+/// Whether `v` is computed from the result of a matrix product in its own region, in this iteration or the one before,
+/// so that rows should stay in one warp.
 fn from_dot(k: &Kernel, v: ValueId, depth: u32) -> bool {
-    let Some(op) = k.defining_op(v).map(|o| k.op(o)) else { return false };
-    match op.kind {
-        OpKind::Dot(_) => true,
-        OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::For { .. } | OpKind::While | OpKind::If => false,
-        _ => depth > 0 && op.operands.iter().any(|&o| from_dot(k, o, depth - 1)),
+    fn go(k: &Kernel, v: ValueId, depth: u32, earlier: bool) -> bool {
+        let Some(op) = k.defining_op(v).map(|o| k.op(o)) else {
+            return earlier && carried_from(k, v).is_some_and(|end| go(k, end, depth, false));
+        };
+        match op.kind {
+            OpKind::Dot(_) => true,
+            OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::For { .. } | OpKind::While | OpKind::If => false,
+            _ => depth > 0 && op.operands.iter().any(|&o| go(k, o, depth - 1, earlier)),
+        }
     }
+    go(k, v, depth, true)
 }
 
 /// Warps along M and N for an M×N product.

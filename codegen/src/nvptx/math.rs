@@ -69,13 +69,12 @@ pub fn from_f32(w: &mut Writer, dtype: DType, x: &V) -> V {
     }
 }
 
-/// Two f32 rounded to a 16-bit float type by one instruction.
-pub fn pair_from_f32(w: &mut Writer, dtype: DType, low: &V, high: &V) -> [V; 2] {
-    let name = if dtype == DType::BF16 { "bf16x2" } else { "f16x2" };
-    let both = w.asm("i32", &format!("cvt.rn.{name}.f32 $0, $2, $1;"), "=r,f,f", &[("float", low), ("float", high)]);
-    let first = w.convert("trunc", "i32", &both, "i16");
-    let upper = w.op(format_args!("lshr i32 {both}, 16"));
-    [first, w.convert("trunc", "i32", &upper, "i16")]
+/// Rounds two numbers to f16 or bf16 by one instruction.
+pub fn narrow_pair(w: &mut Writer, dtype: DType, x: &V, y: &V) -> [V; 2] {
+    let kind = if dtype == DType::BF16 { "bf16x2" } else { "f16x2" };
+    let pair = w.asm("i32", &format!("cvt.rn.{kind}.f32 $0, $1, $2;"), "=r,f,f", &[("float", y), ("float", x)]);
+    let high = w.op(format_args!("lshr i32 {pair}, 16"));
+    [w.op(format_args!("trunc i32 {pair} to i16")), w.op(format_args!("trunc i32 {high} to i16"))]
 }
 
 /// Rounds to an 8-bit float: by integer arithmetic on the bits where the result is normal, and below by adding a number

@@ -13,7 +13,7 @@ use crate::config::{Config, LATENT_NORM_EPSILON, Mixer};
 use crate::engine::{EngineError, LayerRouting};
 use kiln::{Device, Element, Float, Tensor};
 use load::{FeedForward, FeedForwardWeights, KdaWeights, MixerWeights, MlaWeights, ModelWeights, MoeWeights};
-use ops::{Activation, Batch, MlaShape, Ops};
+use ops::{Activation, Batch, Gate, MlaShape, Ops};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -132,7 +132,7 @@ impl<T: Activation, W: Float> Model<T, W> {
         let decay = ops.linear::<T>(&low_rank.narrow(1, 0, head)?, &w.decay)?;
         let gate = ops.linear::<T>(&low_rank.narrow(1, head, head)?, &w.gate)?;
         let beta = low_rank.narrow(1, 2 * head, heads)?;
-        let o = ops.delta_rule(&qkv, &decay, &beta, &w.a_log, &w.dt_bias, state, &at.batch)?;
+        let o = ops.delta_rule(&qkv, &decay, &beta, &w.a_log, &w.dt_bias, Gate::Softplus, state, &at.batch)?;
         let o = ops.gated_rms_norm(&o, &gate.reshape(&[n, heads, head])?, &w.norm, c.rms_norm_eps)?;
         ops.linear_add(&o.reshape(&[n, heads * head])?, &w.out, x)
     }

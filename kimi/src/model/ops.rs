@@ -6,7 +6,7 @@
 use crate::engine::EngineError;
 use crate::kernels::{attention, embedding, experts, kda, linear, norm, router, sampling, short_conv};
 use crate::sampling::Sampling;
-use kiln::{DType, Device, DotElement, Element, Float, Tensor};
+use kiln::{DType, Device, DotElement, Element, Float, Tensor, f16};
 use std::marker::PhantomData;
 
 /// Below so many rows a linear layer on a CPU reads its weights once per row instead of tiling rows.
@@ -286,32 +286,89 @@ impl<T: Activation, W: Float> Ops<T, W> {
         beta: &Tensor,
         a_log: &Tensor,
         dt_bias: &Tensor,
+        gate: Gate,
         state: &mut Tensor,
         at: &Batch,
     ) -> Result<Tensor> {
         let (n, heads, width) = (qkv.shape()[0], state.shape()[1], state.shape()[2]);
-        let each = [n, heads, width];
-        let (mut q, mut k, mut g) = (self.empty::<f32>(&each)?, self.empty::<f32>(&each)?, self.empty::<f32>(&each)?);
-        let mut b = self.empty::<f32>(&[n, heads, 1])?;
-        let mut o = self.empty::<T>(&each)?;
-        if n == 0 {
-            return Ok(o);
+        let mut o = self.empty::<T>(&[n, heads, width])?;
+        if at.chunk != chunk_tokens::<T>() {
+            return Err(EngineError::Device("the batch was made for activations of another width".into()));
         }
+        let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate };
         with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-            kda::kda_gate::<T, D>(qkv, decay, beta, a_log, dt_bias, &mut q, &mut k, &mut g, &mut b).run()?;
-            let b = b.reshape(&[n, heads])?;
-            let grid = [width / 32, heads, at.sequences()];
-            if n < 16 * at.sequences() {
-                kda::kda_recurrent::<T, D, 32>(&q, &k, &g, &b, qkv, &at.bounds, &at.slot, state, &mut o)
-                    .grid(grid)
-                    .run()?
-            } else {
-                kda::kda_chunked::<T, D, 32, 16, 16>(&q, &k, &g, &b, qkv, &at.bounds, &at.slot, state, &mut o)
-                    .grid(grid)
-                    .run()?
+            if let Some(sequences) = &at.short {
+                self.delta_rule_short::<D>(&input, sequences, state, &mut o)?;
+            }
+            for piece in &at.pieces {
+                // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
+                if at.chunk == 64 {
+                    self.delta_rule_chunks::<f16, D, 64, 32, 16>(&input, piece, state, &mut o)?;
+                } else {
+                    self.delta_rule_chunks::<f32, D, 32, 16, 8>(&input, piece, state, &mut o)?;
+                }
             }
         });
         Ok(o)
+    }
+
+    /// Sequences of few tokens, one token after another.
+    fn delta_rule_short<const D: usize>(
+        self,
+        input: &DeltaInput,
+        sequences: &Tensor,
+        state: &mut Tensor,
+        o: &mut Tensor,
+    ) -> Result<()> {
+        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
+        let grid = [D / 32, state.shape()[1], sequences.shape()[0]];
+        match gate {
+            Gate::Softplus => {
+                kda::kda_recurrent::<T, D, 32, false>(qkv, decay, beta, a_log, dt_bias, 0.0, sequences, state, o)
+                    .grid(grid)
+                    .run()?
+            }
+            Gate::Bounded(low) => {
+                kda::kda_recurrent::<T, D, 32, true>(qkv, decay, beta, a_log, dt_bias, low, sequences, state, o)
+                    .grid(grid)
+                    .run()?
+            }
+        }
+        Ok(())
+    }
+
+    /// Chunks of `C` = 2·`M` = 4·`S` tokens.
+    fn delta_rule_chunks<X: Activation, const D: usize, const C: usize, const M: usize, const S: usize>(
+        self,
+        input: &DeltaInput,
+        Piece { chunks, sequences }: &Piece,
+        state: &mut Tensor,
+        o: &mut Tensor,
+    ) -> Result<()> {
+        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
+        let (heads, count) = (state.shape()[1], chunks.shape()[0]);
+        let by_token = [heads, count * C, D];
+        let (mut k_in, mut q_in) = (self.empty::<T>(&by_token)?, self.empty::<T>(&by_token)?);
+        let mut k_out = self.empty::<T>(&by_token)?;
+        let mut p = self.empty::<T>(&[heads, count * C, C])?;
+        let mut keep = self.empty::<f32>(&[heads, count, D])?;
+        match gate {
+            Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, false>(
+                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
+            )
+            .grid([count, heads])
+            .run()?,
+            Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, true>(
+                qkv, decay, beta, a_log, dt_bias, low, chunks, &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
+            )
+            .grid([count, heads])
+            .run()?,
+        }
+        const V: usize = 64;
+        kda::kda_state::<T, D, C, V>(qkv, &k_in, &q_in, &k_out, &p, &keep, sequences, state, o)
+            .grid([D / V, heads, sequences.shape()[0]])
+            .run()?;
+        Ok(())
     }
 
     /// Puts n tokens' latents and shared keys into the caches at `position`. projected [n, latent + rope].
@@ -572,6 +629,36 @@ impl MlaShape {
     }
 }
 
+/// How much of the past a channel forgets with a token, from x = decay input + dt_bias.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gate {
+    /// g = −exp(A_log)·softplus(x), without bound: Kimi Linear's.
+    Softplus,
+    /// g = bound·sigmoid(exp(A_log)·x), between this bound (negative) and 0.
+    Bounded(f32),
+}
+
+/// What the delta rule reads.
+#[derive(Clone, Copy)]
+struct DeltaInput<'a> {
+    qkv: &'a Tensor,
+    decay: &'a Tensor,
+    beta: &'a Tensor,
+    a_log: &'a Tensor,
+    dt_bias: &'a Tensor,
+    gate: Gate,
+}
+
+/// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
+const SHORT: usize = 16;
+/// Tokens of a batch whose chunks are in memory at once: 18 KiB each with 32 heads of 128 in bf16.
+const TOKENS_AT_ONCE: usize = 16384;
+
+/// Tokens in a chunk of the delta rule.
+fn chunk_tokens<T: Element>() -> usize {
+    if T::DTYPE.size() == 2 { 64 } else { 32 }
+}
+
 /// Which tokens of a batch belong to which sequence.
 pub struct Batch {
     /// Sequence s has tokens `bounds[s] .. bounds[s + 1]`.
@@ -580,13 +667,77 @@ pub struct Batch {
     pub start: Tensor,
     /// Of each token, its sequence's state slot.
     pub slot: Tensor,
+    /// Tokens in a chunk of the delta rule.
+    chunk: usize,
+    /// Short sequences [count, 4]: 0, first token, end, slot.
+    short: Option<Tensor>,
+    /// Of the other sequences, piece after piece.
+    pieces: Vec<Piece>,
+}
+
+/// Chunks that are computed together: some of each sequence.
+struct Piece {
+    /// [count, 4]: first token, end of the sequence, 0, 0. (Rows of 16 bytes stay aligned.)
+    chunks: Tensor,
+    /// [count, 4]: first of its chunks here, first token here, end here, slot.
+    sequences: Tensor,
 }
 
 impl Batch {
+    /// Sequences of these lengths one after another, each with its state slot; no two may share one.
+    pub fn new<T: Activation, W: Float>(ops: Ops<T, W>, lengths: &[usize], slots: &[usize]) -> Result<Batch> {
+        Batch::in_pieces(ops, lengths, slots, TOKENS_AT_ONCE)
+    }
+
+    /// The same with so many tokens' chunks in memory at once, or one chunk of each sequence.
+    pub fn in_pieces<T: Activation, W: Float>(
+        ops: Ops<T, W>,
+        lengths: &[usize],
+        slots: &[usize],
+        tokens_at_once: usize,
+    ) -> Result<Batch> {
+        let chunk = chunk_tokens::<T>();
+        let (mut bounds, mut start, mut slot) = (vec![0], vec![], vec![]);
+        let (mut short, mut long) = (vec![], vec![]);
+        for (&length, &place) in lengths.iter().zip(slots) {
+            let first = *bounds.last().expect("starts with 0");
+            let (end, place) = (first + length as i32, place as i32);
+            bounds.push(end);
+            start.extend(std::iter::repeat_n(first, length));
+            slot.extend(std::iter::repeat_n(place, length));
+            match length {
+                0 => {}
+                1..SHORT => short.push([0, first, end, place]),
+                _ => long.push([0, first, end, place]),
+            }
+        }
+        let table = |rows: &[[i32; 4]]| Tensor::from_slice(rows.as_flattened(), &[rows.len(), 4], ops.device);
+        let mut pieces = vec![];
+        while !long.is_empty() {
+            let each = (tokens_at_once / (chunk * long.len())).max(1) * chunk;
+            let (mut chunks, mut sequences) = (vec![], vec![]);
+            for [_, first, end, place] in &mut long {
+                let here = (*first + each as i32).min(*end);
+                sequences.push([chunks.len() as i32, *first, here, *place]);
+                chunks.extend((*first..here).step_by(chunk).map(|token| [token, here, 0, 0]));
+                *first = here;
+            }
+            pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
+            long.retain(|[_, first, end, _]| first < end);
+        }
+        Ok(Batch {
+            bounds: ops.integers(&bounds)?,
+            start: ops.integers(&start)?,
+            slot: ops.integers(&slot)?,
+            chunk,
+            short: if short.is_empty() { None } else { Some(table(&short)?) },
+            pieces,
+        })
+    }
+
     /// One sequence of `n` tokens with its state in slot 0.
     pub fn single<T: Activation, W: Float>(ops: Ops<T, W>, n: usize) -> Result<Batch> {
-        let zeros = vec![0; n];
-        Ok(Batch { bounds: ops.integers(&[0, n as i32])?, start: ops.integers(&zeros)?, slot: ops.integers(&zeros)? })
+        Batch::new(ops, &[n], &[0])
     }
 
     fn sequences(&self) -> usize {
