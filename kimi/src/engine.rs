@@ -56,9 +56,10 @@ pub enum EngineError {
 impl From<kiln::Error> for EngineError {
     fn from(error: kiln::Error) -> EngineError {
         match error {
-            kiln::Error::OutOfMemory { device, .. } => {
-                EngineError::OutOfMemory { device: device.to_string(), reason: error.to_string() }
-            }
+            kiln::Error::OutOfMemory { device, bytes, detail } => EngineError::OutOfMemory {
+                device: device.to_string(),
+                reason: format!("{bytes} bytes were asked for{detail}"),
+            },
             error => EngineError::Device(Box::new(error)),
         }
     }

@@ -1,6 +1,10 @@
 //! Bad input, seen from outside: every damaged checkpoint gets an error that names what is wrong and a failing exit
-//! status, and a checkpoint whose numbers are off by little is noticed by `kimi verify`.
+//! status, and a checkpoint whose numbers are off by little is noticed by `kimi verify`. (Control tokens in what users
+//! write stay text: the tests of `template` and `tokenizer`.)
 
+use kimi::chat::talker::Talker;
+use kimi::engine::{self, Device, Want};
+use kimi::sampling::Sampling;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -40,10 +44,19 @@ impl Checkpoint {
         })
     }
 
+    fn without(self, file: &str) -> Checkpoint {
+        std::fs::remove_file(self.0.join(file)).unwrap();
+        self
+    }
+
     /// Runs `kimi verify` on two short prompts; gives its success and everything it wrote.
     fn verify(&self) -> (bool, String) {
+        self.verify_on("reference")
+    }
+
+    fn verify_on(&self, device: &str) -> (bool, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_kimi"))
-            .args(["verify", "--device", "reference", "--prompts", "short", "--tokens", "2"])
+            .args(["verify", "--device", device, "--prompts", "short", "--tokens", "2"])
             .args([&self.0, &golden()])
             .output()
             .unwrap();
@@ -86,9 +99,91 @@ fn damaged_weights_are_refused() {
     refused(overlap, &["overlap", "model.norm.weight"]);
     let renamed = Checkpoint::new("renamed").replace(model, "\"model.norm.weight\"", "\"model.Norm.weight\"");
     refused(renamed, &["`model.norm.weight` is missing"]);
-    let missing = Checkpoint::new("missing");
-    std::fs::remove_file(missing.0.join(model)).unwrap();
+    let missing = Checkpoint::new("missing").without(model);
     refused(missing, &["neither model.safetensors nor"]);
+    // Integers of the same size where weights belong.
+    let (weights, integers) = (r#""model.norm.weight":{"dtype":"BF16""#, r#""model.norm.weight":{"dtype": "I16""#);
+    let dtype = Checkpoint::new("dtype").replace(model, weights, integers);
+    refused(dtype, &["`model.norm.weight` is I16, expected BF16, F16 or F32"]);
+}
+
+#[test]
+fn shards_that_are_missing_or_damaged_are_refused() {
+    let (whole, shard) = ("model.safetensors", "model-1.safetensors");
+    let sharded = |name: &str| {
+        let checkpoint = Checkpoint::new(name);
+        let bytes = std::fs::read(checkpoint.0.join(whole)).unwrap();
+        let header = &bytes[8..][..u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize];
+        let tensors: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+        let map: serde_json::Map<_, _> =
+            tensors.keys().filter(|k| *k != "__metadata__").map(|k| (k.clone(), shard.into())).collect();
+        let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+        std::fs::write(checkpoint.0.join("model.safetensors.index.json"), index).unwrap();
+        std::fs::rename(checkpoint.0.join(whole), checkpoint.0.join(shard)).unwrap();
+        checkpoint
+    };
+    let (success, text) = sharded("shards").verify();
+    assert!(success, "{text}");
+    refused(sharded("no-shard").without(shard), &[shard, "cannot read"]);
+    refused(sharded("cut-shard").edit(shard, |bytes| bytes.truncate(bytes.len() / 2)), &[shard, "truncated"]);
+}
+
+/// What a chat says instead of starting.
+#[track_caller]
+fn does_not_talk(checkpoint: Checkpoint, words: &[&str]) {
+    let error = Talker::open(&checkpoint.0, Device::Reference, &mut |_, _| {}).err().expect("it should be refused");
+    let text = format!("{error:#}");
+    assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+}
+
+#[test]
+fn damaged_tokenizers_are_refused() {
+    let (words, names) = ("tiktoken.model", "tokenizer_config.json");
+    does_not_talk(Checkpoint::new("no-words").without(words), &[words]);
+    does_not_talk(Checkpoint::new("no-names").without(names), &[names]);
+    does_not_talk(Checkpoint::new("empty-words").edit(words, Vec::clear), &[words]);
+    does_not_talk(Checkpoint::new("binary-words").edit(words, |bytes| bytes[100] = 0xff), &[words]);
+    // Cut within a line, and after one: the words that are missing leave a gap before the control tokens.
+    does_not_talk(Checkpoint::new("cut-words").edit(words, |bytes| bytes.truncate(bytes.len() - 3)), &[words]);
+    let half = |bytes: &mut Vec<u8>| {
+        let line = bytes.len() / 2 + bytes[bytes.len() / 2..].iter().position(|b| *b == b'\n').unwrap();
+        bytes.truncate(line + 1);
+    };
+    does_not_talk(Checkpoint::new("half-words").edit(words, half), &[names]);
+    does_not_talk(Checkpoint::new("cut-names").edit(names, |bytes| bytes.truncate(bytes.len() / 2)), &[names]);
+}
+
+#[test]
+fn devices_that_are_not_there_are_named() {
+    let checkpoint = Checkpoint::new("device");
+    for (device, words) in [
+        ("cuda:7777", &["cuda:7777 is not available: "][..]),
+        ("gpu", &["\"gpu\"", "expected auto, cpu, cuda, cuda:N or interpret"]),
+    ] {
+        let (success, text) = checkpoint.verify_on(device);
+        assert!(!success && words.iter().all(|word| text.contains(word)), "{text}");
+        assert!(!text.contains("panicked"), "{text}");
+    }
+}
+
+/// A prompt that cannot be run is refused before anything is, and the session goes on as if it had not been asked.
+#[test]
+fn prompts_that_cannot_be_are_refused() {
+    let mut engine = engine::open(&kimi::shipped_model(), Device::Cpu, &mut |_, _| {}).unwrap();
+    let session = engine.open_session().unwrap();
+    engine.append(session, &[3843, 426, 3857], Want::Nothing).unwrap();
+    for (ids, words) in [
+        (vec![1; 4094], &["3 tokens and 4094 more", "context of 4096"][..]),
+        (vec![1, 4096], &["token id 4096", "4096 tokens"]),
+        (vec![u32::MAX], &["token id 4294967295"]),
+    ] {
+        let text = engine.append(session, &ids, Want::Last).unwrap_err().to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
+    let other = engine.open_session().unwrap();
+    engine.append(other, &[3843, 426, 3857], Want::Nothing).unwrap();
+    let greedy = Sampling::greedy();
+    assert_eq!(engine.step(session, &greedy).unwrap(), engine.step(other, &greedy).unwrap());
 }
 
 #[test]

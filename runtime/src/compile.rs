@@ -16,25 +16,57 @@ use kiln_codegen::passes;
 use smallvec::SmallVec;
 use std::any::TypeId;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 /// A staged kernel and what it has been compiled to.
 pub(crate) struct Staged {
-    /// As staged and verified, without facts.
+    /// As staged and verified. Without facts, unless it is a `RawKernel`'s.
     pub(crate) kernel: Kernel,
     pub(crate) slots: Vec<Slot>,
     variants: RwLock<HashMap<(Device, Facts), Arc<Compiled>>>,
     compiling: Mutex<()>,
 }
 
+impl Staged {
+    /// A verified kernel.
+    pub(crate) fn new(kernel: Kernel) -> Staged {
+        let slots = kernel.slots();
+        Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) }
+    }
+
+    /// The facts that these slot values justify.
+    pub(crate) fn facts_of(&self, slots: &Slots) -> Facts {
+        self.slots.iter().zip(slots).map(|(s, &v)| Fact::of(s.kind, v)).collect()
+    }
+}
+
 /// The facts of all slots, inline for all but the largest kernels.
-type Facts = SmallVec<[Fact; 64]>;
+pub(crate) type Facts = SmallVec<[Fact; 64]>;
 
 /// Code for one device and one set of facts.
 pub(crate) enum Compiled {
     Cpu(Box<CpuKernel>),
     #[cfg(feature = "cuda")]
     Cuda(cuda::Function),
+}
+
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// The time that this process has spent so far on staging and compiling kernels, all threads together. First launches
+/// take it; who measures something else subtracts what was added meanwhile, and says so.
+pub fn compile_time() -> Duration {
+    Duration::from_nanos(NANOSECONDS.load(Ordering::Relaxed))
+}
+
+/// Counts the time from its making to its end.
+struct Clock(Instant);
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        NANOSECONDS.fetch_add(self.0.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -59,6 +91,7 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
     if let Some(staged) = ready() {
         return Ok(staged);
     }
+    let _clock = Clock(Instant::now());
     let kernel = (source.stage)()?;
     knobs::knobs().dump(Stage::Tile, &kernel.name, "", || kernel.to_string());
     verify(&kernel).map_err(|e| {
@@ -70,15 +103,13 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
         }
         Error::Launch { kernel: kernel.name.clone(), message: format!("staged to invalid IR: {e}") }
     })?;
-    let slots = kernel.slots();
-    let staged = Arc::new(Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) });
+    let staged = Arc::new(Staged::new(kernel));
     *entry.staged.write().unwrap_or_else(PoisonError::into_inner) = Some(staged.clone());
     Ok(staged)
 }
 
-/// Code of a staged kernel for a device, specialised to what these slot values justify.
-pub(crate) fn compiled(staged: &Staged, device: Device, slots: &Slots) -> Result<Arc<Compiled>> {
-    let facts: Facts = staged.slots.iter().zip(slots).map(|(s, &v)| Fact::of(s.kind, v)).collect();
+/// Code of a staged kernel for a device, specialised to these facts.
+pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<Arc<Compiled>> {
     let key = (device, facts);
     let ready = || staged.variants.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
     if let Some(compiled) = ready() {
@@ -88,6 +119,7 @@ pub(crate) fn compiled(staged: &Staged, device: Device, slots: &Slots) -> Result
     if let Some(compiled) = ready() {
         return Ok(compiled);
     }
+    let _clock = Clock(Instant::now());
     let mut kernel = staged.kernel.clone();
     kernel.facts = key.1.to_vec();
     passes::optimize(&mut kernel);

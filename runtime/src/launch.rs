@@ -11,6 +11,7 @@ use kiln_codegen::interp;
 use kiln_codegen::ir::{Bits, DType, Kernel, Shape, SlotKind};
 use smallvec::SmallVec;
 use std::any::TypeId;
+use std::sync::Arc;
 
 /// Where a kernel comes from.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,23 @@ impl Source {
 /// The number of programs along each axis of the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid([usize; 3]);
+
+impl Grid {
+    /// The grid if the device can launch it; otherwise why not.
+    pub(crate) fn on(self, device: Device) -> Result<[u32; 3], String> {
+        let limits = match device {
+            Device::Cuda(_) => [i32::MAX as usize, 65535, 65535],
+            _ => [i32::MAX as usize; 3],
+        };
+        let Grid(grid) = self;
+        match (0..3).find(|&k| grid[k] > limits[k]) {
+            Some(axis) => {
+                Err(format!("a grid of {grid:?}: axis {axis} has at most {} programs on {device}", limits[axis]))
+            }
+            None => Ok(grid.map(|n| n as u32)),
+        }
+    }
+}
 
 impl From<usize> for Grid {
     fn from(x: usize) -> Grid {
@@ -132,29 +150,24 @@ impl<'a> Launch<'a> {
         if grid.contains(&0) {
             return Ok(());
         }
-        if record::is_recorded(&staged, || self.slots(&staged))? {
+        let recorded = || {
+            let mut kernel = staged.kernel.clone();
+            kernel.facts = staged.facts_of(&self.slots(&staged)?).to_vec();
+            Ok(kernel)
+        };
+        if record::is_recorded(recorded)? {
             return Ok(());
         }
         if device == Device::Interpret {
             return self.run_on_interpreter(&staged, grid);
         }
         let slots = self.slots(&staged)?;
-        match *compile::compiled(&staged, device, &slots)? {
-            Compiled::Cpu(ref kernel) => {
-                start_threads();
-                let _held = self.hold_memory()?;
-                // SAFETY: the slots were made for this kernel from the tensors' own layouts, so every view lies in its
-                // memory, aligned; nobody else touches what is written while the memory is held; the facts are those
-                // of these very slots; blocks have one owner each, and racing otherwise takes the author's `unsafe`.
-                unsafe { kernel.launch(&slots, grid) }.map_err(|e| Error::Run { device, message: e.to_string() })
-            }
-            #[cfg(feature = "cuda")]
-            // SAFETY: the slots were made for this kernel from the tensors' own layouts, which lie in these storages,
-            // all on this device.
-            Compiled::Cuda(ref function) => unsafe {
-                function.launch(&slots, grid, self.tensors().map(|(_, t, _)| t.storage()))
-            },
-        }
+        let compiled = compile::compiled(&staged, device, staged.facts_of(&slots))?;
+        let storages = self.tensors().map(|(_, t, output)| (t.storage(), output.is_some()));
+        // SAFETY: the slots were made for this kernel from the tensors' own layouts, so every view lies in its memory,
+        // aligned, on this device; the facts are those of these very slots; blocks have one owner each, and racing
+        // otherwise takes the author's `unsafe`.
+        unsafe { execute(&compiled, device, &slots, grid, storages) }
     }
 
     // -- checks --------------------------------------------------------------------------------------------------------
@@ -277,34 +290,10 @@ impl<'a> Launch<'a> {
         let grid = grid.ok_or_else(|| {
             self.error("no grid: call .grid([x, y, z]), since no `&mut Block` output says how many programs there are")
         })?;
-        let limits = match device {
-            Device::Cuda(_) => [i32::MAX as usize, 65535, 65535],
-            _ => [i32::MAX as usize; 3],
-        };
-        if let Some(axis) = (0..3).find(|&k| grid[k] > limits[k]) {
-            return Err(self
-                .error(format!("a grid of {grid:?}: axis {axis} has at most {} programs on {device}", limits[axis])));
-        }
-        Ok(grid.map(|n| n as u32))
+        Grid(grid).on(device).map_err(|message| self.error(message))
     }
 
     // -- running -------------------------------------------------------------------------------------------------------
-
-    /// Holds the memory of all arguments against other launches and copies. In order of address: two launches that
-    /// want the same memories do not wait for each other.
-    fn hold_memory(&self) -> Result<SmallVec<[Held<'a>; 12]>> {
-        let mut memories: SmallVec<[(&HostMemory, bool); 12]> = self
-            .tensors()
-            .filter_map(|(_, t, output)| match &**t.storage() {
-                Storage::Cpu(memory) => Some((memory, output.is_some())),
-                _ => None,
-            })
-            .collect();
-        // Of one memory's entries the writing one comes first and stays.
-        memories.sort_by_key(|&(m, write)| (m.address(), !write));
-        memories.dedup_by_key(|(m, _)| m.address());
-        memories.into_iter().map(|(m, write)| m.hold(write)).collect()
-    }
 
     /// Runs the kernel as it was staged: the interpreter defines operations, so it sees the author's.
     fn run_on_interpreter(&self, staged: &Staged, grid: [u32; 3]) -> Result<()> {
@@ -343,6 +332,46 @@ impl<'a> Launch<'a> {
         }
         Ok(values)
     }
+}
+
+/// Runs compiled code. On the CPU, holds the storages (of each: whether it is written) meanwhile; on CUDA, queues it.
+///
+/// # Safety
+/// `slots` are those of the kernel that was compiled for `device`, and justify the facts it was compiled with; every
+/// view that they describe lies in one of `storages`, all of which are of that device; programs do not race.
+pub(crate) unsafe fn execute<'s>(
+    compiled: &Compiled,
+    device: Device,
+    slots: &[u64],
+    grid: [u32; 3],
+    storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
+) -> Result<()> {
+    match compiled {
+        Compiled::Cpu(kernel) => {
+            start_threads();
+            let _held = hold_memory(storages)?;
+            // SAFETY: the caller's promise; nobody else touches what is written while the memory is held.
+            unsafe { kernel.launch(slots, grid) }.map_err(|e| Error::Run { device, message: e.to_string() })
+        }
+        #[cfg(feature = "cuda")]
+        // SAFETY: the caller's promise.
+        Compiled::Cuda(function) => unsafe { function.launch(slots, grid, storages.map(|(s, _)| s)) },
+    }
+}
+
+/// Holds the memory of all arguments against other launches and copies. In order of address: two launches that want the
+/// same memories do not wait for each other.
+fn hold_memory<'s>(storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>) -> Result<SmallVec<[Held<'s>; 12]>> {
+    let mut memories: SmallVec<[(&HostMemory, bool); 12]> = storages
+        .filter_map(|(storage, write)| match &**storage {
+            Storage::Cpu(memory) => Some((memory, write)),
+            _ => None,
+        })
+        .collect();
+    // Of one memory's entries the writing one comes first and stays.
+    memories.sort_by_key(|&(m, write)| (m.address(), !write));
+    memories.dedup_by_key(|(m, _)| m.address());
+    memories.into_iter().map(|(m, write)| m.hold(write)).collect()
 }
 
 /// Values of the launch slots, inline for all but the largest kernels.

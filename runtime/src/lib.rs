@@ -19,6 +19,7 @@ mod launch;
 mod layout;
 #[cfg(feature = "cuda")]
 mod nvidia;
+mod raw;
 mod record;
 mod report;
 #[doc(hidden)]
@@ -26,6 +27,7 @@ pub mod stage;
 mod tensor;
 
 pub use bench::{Bench, Timing};
+pub use compile::compile_time;
 pub use device::{Device, waits};
 pub use error::{Error, Result};
 pub use graph::Graph;
@@ -34,6 +36,7 @@ pub use kiln_macros::{Carried, KernelArg, device, kernel};
 pub use lang::*;
 pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
+pub use raw::{RawArg, RawKernel};
 pub use record::record;
 pub use report::{KernelReport, kernel_reports};
 pub use stage::{Carried, KernelArg};

@@ -4,8 +4,6 @@
 //! may be of any size and on a device that only allocates.
 
 use crate::Result;
-use crate::compile::Staged;
-use crate::launch::Slots;
 use kiln_codegen::ir::Kernel;
 use std::cell::RefCell;
 
@@ -32,13 +30,11 @@ pub fn record<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<Kernel>, E>
     Ok(RECORDED.take().unwrap_or_default())
 }
 
-/// Records a launch if this thread records.
-pub(crate) fn is_recorded(staged: &Staged, slots: impl FnOnce() -> Result<Slots>) -> Result<bool> {
+/// Records a launch of `kernel` if this thread records.
+pub(crate) fn is_recorded(kernel: impl FnOnce() -> Result<Kernel>) -> Result<bool> {
     RECORDED.with_borrow_mut(|recorded| {
         let Some(kernels) = recorded else { return Ok(false) };
-        let mut kernel = staged.kernel.clone();
-        kernel.facts = Kernel::facts_of(&staged.slots, &slots()?);
-        kernels.push(kernel);
+        kernels.push(kernel()?);
         Ok(true)
     })
 }

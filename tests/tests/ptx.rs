@@ -1,4 +1,5 @@
-//! Every kernel instance that the model runs on a GPU assembles for Hopper and keeps its values in registers.
+//! Every kernel instance that the model runs on a GPU assembles for Hopper and keeps its values in registers; random
+//! kernels assemble.
 //!
 //! The instances are those that `model::ops` launches for the shapes of the 48 B model and of the shipped one, recorded
 //! without running anything. Needs `ptxas` (`KILN_PTXAS`, or on `PATH`) and no GPU.
@@ -6,11 +7,15 @@
 
 use kiln::ir::Kernel;
 use kiln::{DType, Device, Element, Tensor, bf16};
-use kiln_codegen::nvptx::{self, Target, ptxas};
+use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
+use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
-use kimi::model::ops::{Batch, MlaShape, Ops};
+use kimi::model::ops::{Batch, Gate, MlaShape, Ops};
 use kimi::sampling::Sampling;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The widths that decide which instances run.
 struct Model {
@@ -50,16 +55,17 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let at = Batch::single(ops, n)?;
 
     let mut x = ops.embedding(&ops.integers(&vec![0; n])?, &tensor::<bf16>(&[1024, hidden])?)?;
-    let h = ops.rms_norm::<bf16>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
+    let h = ops.rms_norm::<f32, bf16, f32>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
     let qkv = ops.linear::<bf16>(&h, &tensor::<bf16>(&[3 * channels, hidden])?)?;
     let mut conv = tensor::<bf16>(&[1, 3, 3 * channels])?;
-    let qkv = ops.short_conv(&qkv, &tensor::<f32>(&[3 * channels, 4])?, &mut conv, &at)?;
+    let qkv = ops.short_conv::<f32>(&qkv, &tensor::<f32>(&[4, 3 * channels])?, &mut conv, &at)?;
     let low_rank = ops.linear::<bf16>(&h, &tensor::<bf16>(&[2 * m.head + m.heads, hidden])?)?;
     let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<bf16>(&[channels, m.head])?)?;
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;
     let mut state = tensor::<f32>(&[1, m.heads, m.head, m.head])?;
     let (a_log, dt_bias) = (tensor::<f32>(&[m.heads])?, tensor::<f32>(&[channels])?);
-    let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, &mut state, &at)?;
+    ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Bounded(-5.0), &mut state, &at)?;
+    let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Softplus, &mut state, &at)?;
     let gate = tensor::<bf16>(&[n, m.heads, m.head])?;
     let o = ops.gated_rms_norm(&o, &gate, &tensor::<f32>(&[m.head])?, 1e-5)?;
     ops.linear_add(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?, &mut x)?;
@@ -115,51 +121,78 @@ fn instances() -> BTreeMap<String, Kernel> {
     kernels
 }
 
-#[test]
-fn every_shipped_kernel_assembles_without_spills() {
-    assert_eq!(bf16::DTYPE, DType::BF16);
-    let Some(assembler) = ptxas::find() else {
-        // A check that does not run must not look as if it had passed: where the tools are promised, this fails.
+/// The assembler. A check that does not run must not look as if it had passed: where the tools are promised, this fails.
+fn assembler() -> Option<PathBuf> {
+    let found = ptxas::find();
+    if found.is_none() {
         assert!(std::env::var_os("CI").is_none(), "no ptxas: set KILN_PTXAS");
         eprintln!("SKIPPED: no ptxas (set KILN_PTXAS)");
-        return;
-    };
-    let target = Target { sm: 90 };
-    let kernels: Vec<Kernel> = instances().into_values().collect();
-    assert!(kernels.len() > 30, "only {} kernels were recorded", kernels.len());
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let failures = std::sync::Mutex::new(vec![]);
+    }
+    found
+}
+
+/// Calls `work` on every item, on all cores; what it says of those that it fails.
+fn failures<T: Sync>(items: &[T], work: impl Fn(&T) -> std::result::Result<(), String> + Sync) -> Vec<String> {
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(vec![]);
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
-                while let Some(kernel) = kernels.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                    let verdict = assemble(kernel.clone(), target, &assembler);
-                    let text = verdict.as_ref().unwrap_or_else(|failure| failure);
-                    println!("{:28} {text}", kernel.name);
-                    if let Err(failure) = verdict {
-                        failures.lock().expect("no panic holds it").push(format!("{}: {failure}", kernel.name));
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(failure) = work(item) {
+                        failures.lock().expect("no panic holds it").push(failure);
                     }
                 }
             });
         }
     });
-    let failures = failures.into_inner().expect("no panic held it");
+    failures.into_inner().expect("no panic held it")
+}
+
+#[test]
+fn every_shipped_kernel_assembles_without_spills() {
+    assert_eq!(bf16::DTYPE, DType::BF16);
+    let Some(assembler) = assembler() else { return };
+    let kernels: Vec<Kernel> = instances().into_values().collect();
+    assert!(kernels.len() > 30, "only {} kernels were recorded", kernels.len());
+    let failures = failures(&kernels, |kernel| {
+        let (ptx, report) = assemble(kernel.clone(), Target { sm: 90 }, &assembler)?;
+        let text = format!(
+            "{:28} {:3} threads, {:3} registers, {:6} bytes shared, spills {} + {} {}",
+            kernel.name,
+            ptx.threads,
+            report.registers,
+            ptx.shared_bytes,
+            report.spill_stores,
+            report.spill_loads,
+            report.warnings.join("; "),
+        );
+        println!("{text}");
+        if report.spill_stores + report.spill_loads == 0 { Ok(()) } else { Err(text) }
+    });
     assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
 }
 
-/// Compiles as a launch does; what the assembler says, as an error if it is bad.
-fn assemble(mut kernel: Kernel, target: Target, assembler: &std::path::Path) -> std::result::Result<String, String> {
+/// What `lab random` runs on a GPU can be compiled: the part of that check that needs none.
+#[test]
+fn random_kernels_assemble() {
+    let Some(assembler) = assembler() else { return };
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let (first, cases) = (number("KILN_SEED").unwrap_or(1 << 22), number("KILN_CASES").unwrap_or(100));
+    let seeds: Vec<u64> = (first..first + cases).collect();
+    let failures = failures(&seeds, |&seed| {
+        let kernel = random::generate(seed, Limits::default()).kernel;
+        let target = Target { sm: if seed.is_multiple_of(2) { 80 } else { 90 } };
+        let failed = |why| format!("seed {seed} for {}: {why}\n{kernel}", target.name());
+        assemble(kernel.clone(), target, &assembler).map(drop).map_err(failed)
+    });
+    assert!(failures.is_empty(), "{} of {cases} kernels:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Compiles as a launch does, and asks the assembler.
+fn assemble(mut kernel: Kernel, target: Target, assembler: &Path) -> std::result::Result<(Ptx, ptxas::Report), String> {
     kiln_codegen::passes::optimize(&mut kernel);
     let ptx = nvptx::compile(&kernel, target).map_err(|error| error.to_string())?;
     let report = ptxas::assemble(assembler, &ptx.text, target.name(), None)?;
-    let text = format!(
-        "{:3} threads, {:3} registers, {:6} bytes shared, spills {} + {} {}",
-        ptx.threads,
-        report.registers,
-        ptx.shared_bytes,
-        report.spill_stores,
-        report.spill_loads,
-        report.warnings.join("; "),
-    );
-    if report.spill_stores + report.spill_loads == 0 { Ok(text) } else { Err(text) }
+    Ok((ptx, report))
 }

@@ -2,47 +2,47 @@
 //!
 //! KILN_SEED=n runs one seed alone; KILN_CASES=n runs more or fewer than usual.
 
+use kiln::Device;
 use kiln_codegen::ir::{BinaryOp, OpKind, UnaryOp};
-use kiln_tests::random::{self, Case, Cpu, Interpreter, Limits, Runner};
-use std::sync::atomic::{AtomicU64, Ordering};
+use kiln_tests::random::{self, Case, Cpu, Interpreter, Limits, OnDevice, Runner};
+use std::sync::Mutex;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{v}`")))
 }
 
-/// Runs seeds from `first` on two threads; `runners` makes the runners of a thread.
-fn run_many(first: u64, cases: u64, limits: Limits, runners: impl Fn() -> Vec<Box<dyn Runner>> + Sync) {
+/// Checks seeds from `first` on two threads; `runners` makes the runners of a thread.
+fn check_many(first: u64, cases: u64, runners: impl Fn() -> Vec<Box<dyn Runner>> + Sync) {
     let (first, cases) = number("KILN_SEED").map_or((first, number("KILN_CASES").unwrap_or(cases)), |seed| (seed, 1));
-    let next = AtomicU64::new(first);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let mut runners = runners();
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + cases {
-                        return;
-                    }
-                    if let Err(failure) = random::check(seed, limits, &mut runners) {
-                        next.store(u64::MAX / 2, Ordering::Relaxed);
-                        panic!("{failure}");
-                    }
-                }
-            });
+    let failure = Mutex::new(None);
+    random::check_many(first..first + cases, Limits::default(), 2, runners, |_, result| match result {
+        Ok(()) => true,
+        Err(found) => {
+            failure.lock().unwrap().get_or_insert(found);
+            false
         }
     });
+    if let Some(failure) = failure.into_inner().unwrap() {
+        panic!("{failure}");
+    }
 }
 
 #[test]
 fn passes_do_not_change_what_a_kernel_computes() {
-    run_many(0, 4000, Limits::default(), || vec![Box::new(Interpreter { optimise: true })]);
+    check_many(0, 4000, || vec![Box::new(Interpreter { optimise: true })]);
 }
 
 #[test]
 fn the_cpu_computes_what_the_interpreter_does() {
-    run_many(1 << 20, 1500, Limits::default(), || {
-        vec![Box::new(Cpu { optimise: true }), Box::new(Cpu { optimise: false })]
-    });
+    check_many(1 << 20, 1500, || vec![Box::new(Cpu { optimise: true }), Box::new(Cpu { optimise: false })]);
+}
+
+/// The way by which `lab random` brings kernels to a GPU.
+#[test]
+fn devices_of_the_runtime_compute_what_the_interpreter_does() {
+    let (cpu, interpreter) = (OnDevice::new(Device::Cpu), OnDevice::new(Device::Interpret));
+    check_many(1 << 21, 200, || vec![Box::new(cpu.clone()), Box::new(interpreter.clone())]);
+    assert_eq!((cpu.lost_to(), cpu.running()), (None, None));
 }
 
 /// The check itself: a back end that mistakes one function for another, or scans from the wrong end, is caught.

@@ -143,6 +143,27 @@ fn coalesced(shape: Shape, axis: usize, vector: usize, warps: usize) -> LinearLa
     LinearLayout::coalesced(shape, axis, vector, warps).expect("the verifier checked that extents are powers of two")
 }
 
+/// The layout for memory accesses in which every warp keeps the elements that it has in `own`; `None` if warps do not
+/// hold boxes, or break up the vectors.
+fn coalesced_within_warps(own: &LinearLayout, access: facts::Access) -> Option<LinearLayout> {
+    let (shape, warp) = (*own.shape(), own.bases(Level::Warp));
+    if warp.iter().any(|b| b.count_ones() > 1) {
+        return None;
+    }
+    // The coordinate bits that are left, those of the contiguous axis first.
+    let order = std::iter::once(access.axis).chain((0..shape.rank()).rev().filter(|&a| a != access.axis));
+    let bits = order.flat_map(|axis| {
+        let below: u32 = (axis + 1..shape.rank()).map(|a| shape.dim(a).trailing_zeros()).sum();
+        (0..shape.dim(axis).trailing_zeros()).map(move |k| 1u32 << (below + k))
+    });
+    let mut left = bits.filter(|b| !warp.contains(b));
+    let vector: Vec<u32> = left.by_ref().take(access.vector.trailing_zeros() as usize).collect();
+    let mut lane: Vec<u32> = left.by_ref().take(5).collect();
+    lane.resize(5, 0);
+    let register = vector.into_iter().chain(left).collect();
+    LinearLayout::new(shape, register, lane, warp.to_vec(), vec![]).ok()
+}
+
 /// A layout in which the hardware bits along `axis` are in order: registers innermost, then lanes, then warps.
 pub fn in_order_layout(shape: Shape, axis: usize, warps: usize) -> LinearLayout {
     let bits = |n: usize| n.trailing_zeros() as usize;
@@ -406,8 +427,11 @@ impl Assigner<'_> {
             }
             ((run * size).min(64), (vector * size).min(8))
         };
-        let (have, best) = (quality(&own), quality(&ideal));
-        if have.0 >= best.0 && have.1 >= best.1 { own } else { ideal }
+        let best = quality(&ideal);
+        let good = |l: &LinearLayout| quality(l).0 >= best.0 && quality(l).1 >= best.1;
+        // A tile that stays within its warps needs no barrier on the way.
+        let near = || coalesced_within_warps(&own, access).filter(good);
+        if good(&own) { own } else { near().unwrap_or(ideal) }
     }
 
     fn forward_for(&mut self, op: &Op) {
@@ -546,7 +570,7 @@ impl Assigner<'_> {
                     for i in 0..2 {
                         let source = match self.demand_staged(id, i) {
                             Some(ring) => Some(ring),
-                            None if i == 0 && self.moves_freely(op.operands[0], &m.a) => None,
+                            None if i == 0 && m.dtype.size() == 2 && self.moves_freely(op.operands[0], &m.a) => None,
                             None => Some(self.place(op.operands[i])),
                         };
                         match source {

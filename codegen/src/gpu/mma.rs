@@ -5,7 +5,7 @@
 use super::Chip;
 use super::assign::fragment;
 use super::layout::{LinearLayout, Operand};
-use crate::ir::{DType, Kernel, Loc, OpId, OpKind, Precision, ValueId};
+use crate::ir::{DType, Def, Kernel, Loc, OpId, OpKind, Precision, ValueId};
 
 /// The instruction of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +34,11 @@ pub struct MmaPlan {
     pub acc: LinearLayout,
 }
 
-/// A product of 16-bit floats by warpgroups (`wgmma.mma_async.m64nNk16`): the first operand from registers or shared
-/// memory, the second from shared memory, the sums in registers.
+/// A product of 16-bit or 8-bit floats by warpgroups (`wgmma.mma_async.m64nNk16`, `k32`): the first operand from
+/// registers (16-bit only) or shared memory, the second from shared memory, the sums in registers.
 #[derive(Clone, Debug)]
 pub struct WgmmaPlan {
+    /// Of both operands.
     pub dtype: DType,
     /// N of one instruction.
     pub n: usize,
@@ -73,14 +74,28 @@ impl DotPlan {
     }
 }
 
-/// Whether `v` is computed from the result of a matrix product in its own region, so that rows should stay in one warp.
+/// What the iteration before yields for a value that a `for` carries.
+fn carried_from(k: &Kernel, v: ValueId) -> Option<ValueId> {
+    let Def::Arg(region, i @ 1..) = k.def(v) else { return None };
+    k.ops.iter().find(|o| matches!(o.kind, OpKind::For { .. }) && o.regions[0] == region)?;
+    let last = *k.region(region).ops.last()?;
+    Some(k.op(last).operands[i as usize - 1])
+}
+
+/// Whether `v` is computed from the result of a matrix product in its own region, in this iteration or the one before,
+/// so that rows should stay in one warp.
 fn from_dot(k: &Kernel, v: ValueId, depth: u32) -> bool {
-    let Some(op) = k.defining_op(v).map(|o| k.op(o)) else { return false };
-    match op.kind {
-        OpKind::Dot(_) => true,
-        OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::For { .. } | OpKind::While | OpKind::If => false,
-        _ => depth > 0 && op.operands.iter().any(|&o| from_dot(k, o, depth - 1)),
+    fn go(k: &Kernel, v: ValueId, depth: u32, earlier: bool) -> bool {
+        let Some(op) = k.defining_op(v).map(|o| k.op(o)) else {
+            return earlier && carried_from(k, v).is_some_and(|end| go(k, end, depth, false));
+        };
+        match op.kind {
+            OpKind::Dot(_) => true,
+            OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::For { .. } | OpKind::While | OpKind::If => false,
+            _ => depth > 0 && op.operands.iter().any(|&o| go(k, o, depth - 1, earlier)),
+        }
     }
+    go(k, v, depth, true)
 }
 
 /// Warps along M and N for an M×N product.
@@ -132,11 +147,18 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
     let (a, dtype) = (k.ty(op.operands[0]).shape(), k.ty(op.operands[0]).dtype());
     let shape = k.ty(op.results[0]).shape();
     let (m, n, depth) = (shape.dim(0), shape.dim(1), a.dim(1));
-    if !matches!(dtype, DType::F16 | DType::BF16) {
-        return Err("which here takes 16-bit floats");
+    if !matches!(dtype, DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2) {
+        return Err("which here takes 16-bit and 8-bit floats");
     }
-    if m < 64 || n < 16 || depth < 16 {
-        return Err("which takes at least 64x16x16");
+    let size = dtype.size();
+    if m < 64 || n < 16 || depth * size < 32 {
+        return Err("which takes at least 64x16x16 (8-bit: 64x16x32)");
+    }
+    // Of 8-bit operands K must run along the rows in memory: of A as it is, of B transposed.
+    let transposed =
+        |i: usize| k.defining_op(op.operands[i]).is_some_and(|o| matches!(k.op(o).kind, OpKind::Transpose { .. }));
+    if size == 1 && (transposed(0) || !transposed(1)) {
+        return Err("which takes 8-bit operands with K along their rows");
     }
     if warps < 4 {
         return Err("which takes four warps");
@@ -149,7 +171,7 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
         return Err("M and N are too small for its warpgroups");
     }
     let instruction = (n / groups[1]).min(256);
-    let layouts = LinearLayout::wgmma_operand_a(a, 2, groups)
+    let layouts = LinearLayout::wgmma_operand_a(a, size, groups)
         .and_then(|a| Ok((a, LinearLayout::wgmma_accumulator(shape, instruction, groups)?)));
     let (a, acc) = layouts.map_err(|_| "no layout fits")?;
     Ok(WgmmaPlan { dtype, n: instruction, groups, a, acc })

@@ -325,6 +325,6 @@ pub fn fetches(plan: &DotPlan, i: usize, panels: &Panels, transposed: bool) -> b
             let layout = if i == 0 { &m.a } else { &m.b };
             Ldmatrix::plan(layout, &panels.seen(transposed), 2).is_some()
         }
-        DotPlan::Wgmma(_) => panels.size == 2 && panels.shape.rank() == 2,
+        DotPlan::Wgmma(m) => panels.size == m.dtype.size() && panels.shape.rank() == 2,
     }
 }

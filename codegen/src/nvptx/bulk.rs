@@ -160,6 +160,12 @@ impl<'k> Lower<'k> {
             self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {MANY};"), "", &[]);
         }
         self.walks = self.start_walks(0);
+        let loops = || {
+            (0..self.k.ops.len()).map(|i| OpId(i as u32)).filter(|&o| matches!(self.k.op(o).kind, OpKind::For { .. }))
+        };
+        if loops().any(|o| self.takes_turns(o)) {
+            self.start_turns();
+        }
         Ok(())
     }
 
@@ -214,13 +220,13 @@ impl<'k> Lower<'k> {
         self.advance(&walk, bulk.stages);
     }
 
-    /// After a loop with products that stayed in flight to its end: the buffers of the last round, if any was.
-    pub(super) fn release_last(&mut self, region: RegionId, late: &[OpId], any: &V) {
+    /// After a loop with products that stayed in flight to its end: the buffers of the last round.
+    pub(super) fn release_last(&mut self, region: RegionId, late: &[OpId]) {
         let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
         let walk = self.walks[&region].clone();
         let (place, _) = self.position(&walk);
         for load in bulk.loads.iter().filter(|l| self.read_by(late, l.load)).collect::<Vec<_>>() {
-            self.give_back(load.load, bulk.stages, &place, Some(any));
+            self.give_back(load.load, bulk.stages, &place, Some(&"true".into()));
         }
     }
 

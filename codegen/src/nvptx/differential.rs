@@ -123,6 +123,14 @@ fn casts() {
 }
 
 #[test]
+fn bitcasts() {
+    for d in DType::ALL.into_iter().filter(|d| *d != DType::Bool) {
+        let shapes: Vec<&[i64]> = vec![&[64]; 1 + kernels::bitcasts_of(d).count()];
+        compare(&kernels::bitcasts(d), [1; 3], &shapes, 0.0);
+    }
+}
+
+#[test]
 fn reductions_and_scans() {
     for (rows, n) in [(8, 256), (64, 32), (1, 1024), (4, 4)] {
         let (r, c) = (rows as i64, n as i64);

@@ -70,6 +70,8 @@ pub(super) struct Lower<'k> {
     pub flying: Vec<Flying>,
     pub committed: usize,
     pub warpgroup: Option<V>,
+    /// In a loop in which two warpgroups issue products in turns: whether this one is at it.
+    pub turn: Option<bool>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
     pub shared_max: usize,
@@ -102,6 +104,7 @@ impl<'k> Lower<'k> {
             flying: vec![],
             committed: 0,
             warpgroup: None,
+            turn: None,
             shared_top: 0,
             shared_max: 0,
         }
@@ -435,11 +438,13 @@ impl<'k> Lower<'k> {
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
         let ring = self.start_ring(id, &lo, &hi, &step);
         let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
-        let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
+        // With the condition at the end: what is after the last iteration is no matter of a loop that never ran.
+        let [pre, body, latch, done, exit] = ["pre", "loop", "latch", "done", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
-        self.w.jump(&head);
-        self.w.start(&head);
+        let any = self.w.icmp("slt", "i32", &lo, &hi);
+        self.w.branch(&any, &body, &exit);
+        self.w.start(&body);
         let next_stage = format!("%n{}", self.w.fresh());
         let stage = match ring {
             Some(_) => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
@@ -448,9 +453,6 @@ impl<'k> Lower<'k> {
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
         let phis = self.phis(&args[1..], &inits, &pre, &latch);
-        let more = self.w.icmp("slt", "i32", &i, &hi);
-        self.w.branch(&more, &body, &exit);
-        self.w.start(&body);
         self.forget_order();
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
@@ -459,7 +461,11 @@ impl<'k> Lower<'k> {
         for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
             self.define(a, regs.clone())?;
         }
+        let turns = self.takes_turns(id).then_some(false);
+        let outer_turn = std::mem::replace(&mut self.turn, turns);
         let yields = self.region(region)?;
+        self.pass_turn();
+        self.turn = outer_turn;
         let late = self.end_iteration(yields, &args[1..], &in_flight);
         let earlier = (!late.is_empty()).then(|| self.w.icmp("ne", "i32", &i, &lo));
         self.release(region, &late, earlier.as_ref());
@@ -471,24 +477,33 @@ impl<'k> Lower<'k> {
             self.w.alias(&next_stage, "i32", &after);
         }
         self.w.line(format_args!("{next} = add i32 {i}, {step}"));
-        self.w.jump(&head);
+        let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
+        self.w.branch(&more, &body, &done);
+        self.w.start(&done);
+        for (&r, (_, nexts)) in op.results.iter().zip(&phis) {
+            self.set_registers(r, nexts.iter().map(|n| n.as_str().into()).collect());
+        }
+        if !late.is_empty() {
+            let landing = op.results.iter().zip(&args[1..]).filter(|(_, a)| in_flight.contains(a));
+            self.wait_for(&landing.map(|(&r, _)| r).collect::<Vec<_>>(), 0);
+            self.release_last(region, &late);
+        }
+        let done = self.w.block.clone();
+        self.w.jump(&exit);
         self.w.start(&exit);
+        for ((&r, init), layout) in op.results.iter().zip(&inits).zip(&layouts) {
+            let ty = llvm_type(self.k.ty(r).dtype());
+            let last = self.first_registers(r);
+            debug_assert_eq!(last.len(), layout.registers());
+            let merged = init.iter().zip(&last);
+            let merged = merged.map(|(a, b)| self.w.op(format_args!("phi {ty} [ {a}, %{pre} ], [ {b}, %{done} ]")));
+            let merged = merged.collect();
+            self.set_registers(r, merged);
+        }
         if let Some(ring) = &ring {
             self.end_ring(ring);
         }
         self.forget_order();
-        let mut landing = vec![];
-        for ((&r, a), (regs, _)) in op.results.iter().zip(&args[1..]).zip(&phis) {
-            self.set_registers(r, regs.clone());
-            if in_flight.contains(a) {
-                landing.push(r);
-            }
-        }
-        if !late.is_empty() {
-            self.wait_for(&landing, 0);
-            let ran = self.w.icmp("slt", "i32", &lo, &hi);
-            self.release_last(region, &late, &ran);
-        }
         self.end_rings(region);
         for &r in &op.results {
             let regs = self.first_registers(r);
@@ -651,6 +666,14 @@ impl<'k> Lower<'k> {
                 vec![self.w.call("i32", &name, &[])]
             }
             OpKind::Dim { dim } => vec![self.views[&op.operands[0]].extents[*dim as usize].clone()],
+            // Two at once: one at a time, ptxas takes the unit that has a sixteenth of the throughput.
+            OpKind::Cast
+                if count % 2 == 0
+                    && k.ty(op.operands[0]).dtype() == DType::F32
+                    && matches!(dtype, DType::BF16 | DType::F16) =>
+            {
+                operands[0].chunks(2).flat_map(|x| math::narrow_pair(&mut self.w, dtype, &x[0], &x[1])).collect()
+            }
             OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)

@@ -69,6 +69,14 @@ pub fn from_f32(w: &mut Writer, dtype: DType, x: &V) -> V {
     }
 }
 
+/// Rounds two numbers to f16 or bf16 by one instruction.
+pub fn narrow_pair(w: &mut Writer, dtype: DType, x: &V, y: &V) -> [V; 2] {
+    let kind = if dtype == DType::BF16 { "bf16x2" } else { "f16x2" };
+    let pair = w.asm("i32", &format!("cvt.rn.{kind}.f32 $0, $1, $2;"), "=r,f,f", &[("float", y), ("float", x)]);
+    let high = w.op(format_args!("lshr i32 {pair}, 16"));
+    [w.op(format_args!("trunc i32 {pair} to i16")), w.op(format_args!("trunc i32 {high} to i16"))]
+}
+
 /// Rounds to an 8-bit float: by integer arithmetic on the bits where the result is normal, and below by adding a number
 /// whose unit in the last place is the subnormals' spacing.
 #[allow(clippy::too_many_arguments)]
@@ -276,11 +284,14 @@ fn erf(w: &mut Writer, x: &V) -> V {
     w.select(&nan, "float", x, &y)
 }
 
+/// 1 / (1 + 2^(-x·log2 e)). What the product rounds away changes the result by (1 - sigmoid)·|x|·2^-24 of its value:
+/// nothing where the result matters, 2^-20 of it where x is -16. A power below 2^-126 is lost beside the 1, and the sum is
+/// at least 1, so that flushing subnormal numbers turns results below 2^-126 into zero and changes nothing else.
 fn sigmoid(w: &mut Writer, x: &V) -> V {
-    let minus = fneg(w, x);
-    let e = exp(w, &minus);
+    let t = fmul(w, x, &float(-consts::LOG2_E));
+    let e = approx(w, "ex2.approx.ftz.f32", &t);
     let d = fadd(w, &e, &float(1.0));
-    approx(w, "rcp.approx.f32", &d)
+    approx(w, "rcp.approx.ftz.f32", &d)
 }
 
 fn unary_f32(w: &mut Writer, op: UnaryOp, x: &V) -> V {
@@ -479,6 +490,8 @@ pub fn cast(w: &mut Writer, from: DType, to: DType, x: &V) -> V {
 pub fn bitcast(w: &mut Writer, from: DType, to: DType, x: &V) -> V {
     let (a, b) = (llvm_type(from), llvm_type(to));
     match (from, to) {
+        // LLVM takes `bfloat` to i16 to `half` for one conversion, which it then cannot select: it must not see both.
+        (DType::BF16, _) if to != DType::BF16 => w.asm("i16", "mov.b16 $0, $1;", "=h,h", &[("i16", x)]),
         _ if a == b => x.clone(),
         (DType::Bool, _) => w.op(format_args!("zext i1 {x} to {b}")),
         (_, DType::Bool) => w.icmp("ne", a, x, &int(0)),

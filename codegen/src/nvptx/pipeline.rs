@@ -202,12 +202,20 @@ impl<'k> Lower<'k> {
             let holds = |r: &[u32]| r.chunks(2).any(|pair| pair[0] as usize / 2 == word);
             let instruction =
                 operand.plan.instructions.iter().find(|i| holds(&i.registers)).expect("every register is loaded");
-            let place = self.w.bin("xor", "i32", &operand.address, &int(2 * instruction.offset));
+            // What of the offset no thread's address can set is added to it, as an immediate: few addresses are
+            // left to compute, or to keep in registers around the loop.
+            let offset = 2 * instruction.offset;
+            let swizzled = operand.plan.thread.iter().fold(0, |all, &b| all | 2 * b);
+            let place = self.w.bin("xor", "i32", &operand.address, &int(offset & swizzled));
             let place = self.w.bin("add", "i32", &operand.base, &place);
+            let immediate = offset & !swizzled;
             let n = operand.plan.matrices;
             let trans = if operand.plan.transposed { ".trans" } else { "" };
             let outs: Vec<String> = (0..n).map(|i| format!("${i}")).collect();
-            let ptx = format!("ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {{{}}}, [${n}];", outs.join(","));
+            let ptx = format!(
+                "ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {{{}}}, [${n}+{immediate}];",
+                outs.join(",")
+            );
             let constraints = format!("{},r", vec!["=r"; n].join(","));
             let result = self.w.asm_effect(&struct_type("i32", n), &ptx, &constraints, &[("i32", &place)]);
             let words = self.w.fields("i32", n, &result);

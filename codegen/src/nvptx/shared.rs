@@ -3,6 +3,7 @@
 //! The plans come from `gpu::layout`; this module executes them. Scratch memory is one region above what is taken for
 //! good, reused by everyone: whoever writes it first waits until the last readers are done ([`Lower::scratch`]).
 
+use super::Target;
 use super::lower::{Lower, Result};
 use super::memory::{Words, pack, unpack};
 use super::text::{V, int, llvm_type, struct_type};
@@ -69,7 +70,9 @@ impl Lower<'_> {
         from: &LinearLayout,
         to: &LinearLayout,
     ) -> Result<Vec<V>> {
-        let plan = Conversion::plan_within(from, to, dtype.size(), 64 << 10)
+        // What rings leave, but not so little that there would be many passes.
+        let left = Target { sm: self.sm }.shared_limit().saturating_sub(self.shared_top + 128);
+        let plan = Conversion::plan_within(from, to, dtype.size(), left.clamp(8 << 10, 64 << 10))
             .map_err(|e| super::Error::Internal { kernel: self.k.name.clone(), message: e.to_string() })?;
         Ok(match plan {
             Conversion::Identity => regs.to_vec(),
@@ -82,8 +85,13 @@ impl Lower<'_> {
     fn through_scratch(&mut self, regs: &[V], dtype: DType, plan: &ScratchPlan) -> Vec<V> {
         let size = dtype.size() as u32;
         let mut written = vec![int(0); plan.registers];
-        for pass in &plan.passes {
-            let base = self.scratch(plan.bytes);
+        let mut base = int(0);
+        for (i, pass) in plan.passes.iter().enumerate() {
+            if i > 0 && plan.warp_local {
+                self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+            } else {
+                base = self.scratch(plan.bytes);
+            }
             let thread = self.side_address(&plan.store, size);
             for access in &pass.stores {
                 let address = self.scratch_address(&base, &thread, access.offset * size);

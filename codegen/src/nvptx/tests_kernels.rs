@@ -181,6 +181,34 @@ pub(super) fn casts(from: DType) -> Kernel {
     })
 }
 
+/// What the bits of `from` can be taken for.
+pub(super) fn bitcasts_of(from: DType) -> impl Iterator<Item = DType> {
+    DType::ALL.into_iter().filter(move |to| ![from, *to].contains(&DType::Bool) && to.size() == from.size())
+}
+
+/// The bits of a computed value (no bool) as every type of the same size, computed with again where that is possible.
+pub(super) fn bitcasts(from: DType) -> Kernel {
+    built("bitcasts", |b| {
+        let zero = b.i32(0);
+        let at_least_one = |b: &mut Builder, x: ValueId, d: DType| {
+            if d.is_fp8() {
+                return x;
+            }
+            let one = b.splat(d, Shape::new(&[64]), 1.0);
+            b.binary(BinaryOp::Max, x, one)
+        };
+        let x = view(b, from.name(), from, 1, Access::Read);
+        let t = b.load(x, &[zero], Shape::new(&[64]), None);
+        let t = at_least_one(b, t, from);
+        for to in bitcasts_of(from) {
+            let y = b.bitcast(t, to);
+            let y = at_least_one(b, y, to);
+            let out = view(b, to.name(), to, 1, Access::Write);
+            b.store(out, y, &[zero]);
+        }
+    })
+}
+
 /// The index of the largest element of every row, by a region; and a running maximum from the far end.
 pub(super) fn argmax_and_scan(rows: u32, n: u32) -> Kernel {
     contiguous(built("argmax", |b| {

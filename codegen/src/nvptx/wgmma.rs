@@ -6,6 +6,11 @@
 //! them back, so that no compiler moves a use above it. A loop's accumulator to which the body does nothing but add
 //! products stays in flight around the loop.
 //!
+//! Two warpgroups that compute with their results between products (attention) do so *in turns*: while one issues
+//! products the other computes, so that the tensor cores never wait for both (FlashAttention-3, arXiv 2407.08608). A
+//! warpgroup waits at a named barrier of its own before its first product of a turn; the other arrives there when it
+//! has issued its last.
+//!
 //! Descriptors follow the PTX manual ("Matrix Descriptor Format", "Strides"). For a tile in panels of S bytes: K-major,
 //! groups of eight rows are 8·S bytes apart, and a step along K is 32 bytes within a panel; otherwise groups of eight
 //! along K are 8·S bytes apart, the next S bytes of the other axis lie in the next panel, and a step along K is 16 rows.
@@ -15,12 +20,15 @@ use super::memory::{Words, pack};
 use super::text::{V, int, struct_type};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::layout::Swizzle;
-use crate::gpu::mma::WgmmaPlan;
+use crate::gpu::mma::{DotPlan, WgmmaPlan};
 use crate::gpu::panels::Panels;
 use crate::ir::{Bits, DType, Def, OpId, OpKind, RegionId, ValueId};
 
-/// K of one instruction, for 16-bit elements.
-const STEP: usize = 16;
+/// Bytes along K that one instruction takes of each row.
+const STEP: usize = 32;
+
+/// The named barrier of the first warpgroup's turns; the second one's follows.
+const FIRST_TURN: usize = 2;
 
 /// A product whose result is not there yet.
 pub(super) struct Flying {
@@ -55,7 +63,8 @@ impl Matrix {
     /// Bytes from the start to `other` along M or N and step `k` along K.
     fn offset(&self, other: usize, k: usize) -> usize {
         let bytes = self.panels.swizzle.bytes();
-        let (row, column) = if self.k_major { (other, k * STEP) } else { (k * STEP, other) };
+        let along_k = k * STEP / self.panels.size;
+        let (row, column) = if self.k_major { (other, along_k) } else { (along_k, other) };
         let (panel, within) = (column / self.panels.columns(), column % self.panels.columns());
         panel * self.panels.stride() + row * bytes + within * self.panels.size
     }
@@ -110,6 +119,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn dot_wgmma(&mut self, id: OpId, m: &WgmmaPlan) -> Result<()> {
+        self.take_turn();
         let k = self.k;
         let op = k.op(id);
         let (shape, depth) = (k.ty(op.results[0]).shape(), k.ty(op.operands[0]).shape().dim(1));
@@ -133,9 +143,15 @@ impl Lower<'_> {
             self.settle(&op.operands[2..]);
         }
         let mut acc = if zero { vec![] } else { self.get(op.operands[2], &m.acc) };
-        let name = if m.dtype == DType::F16 { "f16" } else { "bf16" };
-        let instruction = format!("wgmma.mma_async.sync.aligned.m64n{}k16.f32.{name}.{name}", m.n);
-        let (per, steps) = (m.n / 2, depth / STEP);
+        let name = match m.dtype {
+            DType::F16 => "f16",
+            DType::F8E4M3 => "e4m3",
+            DType::F8E5M2 => "e5m2",
+            _ => "bf16",
+        };
+        let size = m.dtype.size();
+        let instruction = format!("wgmma.mma_async.sync.aligned.m64n{}k{}.f32.{name}.{name}", m.n, STEP / size);
+        let (per, steps) = (m.n / 2, depth * size / STEP);
         let (tiles_m, tiles_n) = (shape.dim(0) / (64 * along_m), shape.dim(1) / (m.n * along_n));
         let mut out = vec![];
         for i in 0..tiles_m {
@@ -170,10 +186,12 @@ impl Lower<'_> {
                     let d = self.w.bin("add", "i64", &b_start, &int(b.offset(0, s) >> 4));
                     let second = operand(&mut constraints, "l", "i64", d);
                     let add = if zero && s == 0 { "start" } else { "add" };
-                    let trans_a = a.as_ref().map_or(String::new(), |a| format!(", {}", u8::from(!a.k_major)));
+                    // Operands of 8 bits are K-major and have no say in it.
+                    let trans_a = a.as_ref().filter(|_| size == 2);
+                    let trans_a = trans_a.map_or(String::new(), |a| format!(", {}", u8::from(!a.k_major)));
+                    let trans_b = if size == 2 { format!(", {}", u8::from(!b.k_major)) } else { String::new() };
                     ptx.push_str(&format!(
-                        "{instruction} {{{list}}}, {first}, {second}, {add}, 1, 1{trans_a}, {}; ",
-                        u8::from(!b.k_major)
+                        "{instruction} {{{list}}}, {first}, {second}, {add}, 1, 1{trans_a}{trans_b}; "
                     ));
                 }
                 if (i, j) == (tiles_m - 1, tiles_n - 1) {
@@ -221,6 +239,7 @@ impl Lower<'_> {
 
     /// Waits until at most `left` products are in flight; these values are there then.
     pub(super) fn wait_for(&mut self, done: &[ValueId], left: usize) {
+        self.pass_turn();
         let regs: Vec<Vec<V>> = done.iter().map(|&v| self.first_registers(v)).collect();
         let count = regs.iter().map(Vec::len).sum();
         let ptx = format!("wgmma.wait_group.sync.aligned {left};");
@@ -236,6 +255,61 @@ impl Lower<'_> {
         for (&v, old) in done.iter().zip(&regs) {
             let new = after.by_ref().take(old.len()).collect();
             self.set_registers(v, new);
+        }
+    }
+
+    // -- turns -------------------------------------------------------------------------------------------------------
+
+    /// Whether the two warpgroups issue the products of this loop in turns: they share neither rows nor sums, and what
+    /// they compute between products becomes an operand.
+    pub(super) fn takes_turns(&self, id: OpId) -> bool {
+        let k = self.k;
+        let body = &k.region(k.op(id).regions[0]).ops;
+        let mut products = body.iter().filter(|&&o| self.is_wgmma(o)).peekable();
+        let computed = |o: OpId| !self.plan.shared_operands.contains_key(&(o, 0));
+        let apart = |o: OpId| matches!(&self.plan.dots[&o], DotPlan::Wgmma(m) if m.groups == [2, 1]);
+        self.shifts_registers()
+            && products.peek().is_some()
+            && products.clone().all(|&o| apart(o))
+            && products.any(|&o| computed(o))
+    }
+
+    /// The barrier of this warpgroup (`other`: of the other one).
+    fn turn_barrier(&mut self, other: bool) -> V {
+        let own = self.warpgroup();
+        if other {
+            return self.w.op(format_args!("sub i32 {}, {own}", FIRST_TURN + 1));
+        }
+        self.w.op(format_args!("add i32 {own}, {FIRST_TURN}"))
+    }
+
+    /// Before the kernel's first loop: the first warpgroup's first turn is free.
+    pub(super) fn start_turns(&mut self) {
+        let own = self.warpgroup();
+        let second = self.w.icmp("eq", "i32", &own, &int(1));
+        let [yes, go] = ["second", "turns"].map(|s| self.w.label(s));
+        self.w.branch(&second, &yes, &go);
+        self.w.start(&yes);
+        self.w.asm_effect("void", &format!("bar.arrive {FIRST_TURN}, 256;"), "", &[]);
+        self.w.jump(&go);
+        self.w.start(&go);
+    }
+
+    /// Waits for this warpgroup's turn to issue products, if there are turns and it is not its already.
+    fn take_turn(&mut self) {
+        if self.turn == Some(false) {
+            let barrier = self.turn_barrier(false);
+            self.w.asm_effect("void", "bar.sync $0, 256;", "r", &[("i32", &barrier)]);
+            self.turn = Some(true);
+        }
+    }
+
+    /// It is the other warpgroup's turn.
+    pub(super) fn pass_turn(&mut self) {
+        if self.turn == Some(true) {
+            let barrier = self.turn_barrier(true);
+            self.w.asm_effect("void", "bar.arrive $0, 256;", "r", &[("i32", &barrier)]);
+            self.turn = Some(false);
         }
     }
 
@@ -335,7 +409,6 @@ impl Lower<'_> {
     }
 
     pub(super) fn is_wgmma(&self, id: OpId) -> bool {
-        matches!(self.k.op(id).kind, OpKind::Dot(_))
-            && matches!(self.plan.dots[&id], crate::gpu::mma::DotPlan::Wgmma(_))
+        matches!(self.k.op(id).kind, OpKind::Dot(_)) && matches!(self.plan.dots[&id], DotPlan::Wgmma(_))
     }
 }

@@ -55,12 +55,14 @@ pub struct Stats {
     pub reused: usize,
     /// Tokens of the prompt that were run.
     pub prompt: usize,
-    /// Until the first token of the reply.
+    /// Until the first token of the reply, without `compile`.
     pub prefill: Duration,
     /// Tokens of the reply.
     pub reply: usize,
-    /// From the first token of the reply to its last.
+    /// From the first token of the reply to its last, without `compile`.
     pub decode: Duration,
+    /// For compiling kernels that this reply was the first to need: once per process, however long the texts are.
+    pub compile: Duration,
 }
 
 impl std::fmt::Display for Stats {
@@ -69,13 +71,35 @@ impl std::fmt::Display for Stats {
             let seconds = time.as_secs_f64();
             if tokens > 0 && seconds > 0.0 { format!("{:.1} tok/s", tokens as f64 / seconds) } else { "- tok/s".into() }
         };
-        let Stats { load, reused, prompt, prefill, reply, decode } = *self;
+        let Stats { load, reused, prompt, prefill, reply, decode, compile } = *self;
         write!(f, "load {:.2} s; prefill {prompt} tokens, {}", load.as_secs_f64(), rate(prompt, prefill))?;
         if reused > 0 {
             write!(f, " ({reused} reused)")?;
         }
         // The first token comes out of the prefill.
-        write!(f, "; decode {reply} tokens, {}", rate(reply.saturating_sub(1), decode))
+        write!(f, "; decode {reply} tokens, {}", rate(reply.saturating_sub(1), decode))?;
+        if !compile.is_zero() {
+            write!(f, "; besides, {:.2} s for compiling kernels", compile.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
+/// A point in time, and how long kernels had been compiled until then.
+#[derive(Clone, Copy)]
+struct Moment {
+    at: Instant,
+    compiled: Duration,
+}
+
+impl Moment {
+    fn now() -> Moment {
+        Moment { at: Instant::now(), compiled: kiln::compile_time() }
+    }
+
+    /// The time since `earlier` that went into something else than compiling.
+    fn without_compiling_since(&self, earlier: &Moment) -> Duration {
+        (self.at - earlier.at).saturating_sub(self.compiled - earlier.compiled)
     }
 }
 
@@ -147,7 +171,7 @@ impl Talker {
     ) -> anyhow::Result<Reply> {
         check_append(self.engine.config(), 0, prompt)?;
         let _listening = interrupt::Reply::begin();
-        let start = Instant::now();
+        let start = Moment::now();
         let mut reply = Reply {
             ids: Vec::new(),
             text: String::new(),
@@ -180,7 +204,7 @@ impl Talker {
             let id = self.engine.step(*session, &settings.sampling)?;
             held.push(id);
             if reply.ids.is_empty() {
-                first = Instant::now();
+                first = Moment::now();
             }
             reply.ids.push(id);
             let ends = self.stops.contains(&id);
@@ -198,8 +222,10 @@ impl Talker {
             each(id, &rest)?;
             reply.text += &rest;
         }
-        reply.stats.prefill = first - start;
-        reply.stats.decode = first.elapsed();
+        let end = Moment::now();
+        reply.stats.prefill = first.without_compiling_since(&start);
+        reply.stats.decode = end.without_compiling_since(&first);
+        reply.stats.compile = end.compiled - start.compiled;
         reply.stats.reply = reply.ids.len();
         Ok(reply)
     }

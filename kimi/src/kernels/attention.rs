@@ -38,8 +38,9 @@ pub fn mla_cache<T: Float, W: Float, const R: usize, const PB: usize>(
 ///
 /// q `[n, heads·(N + P)]` (per head N without, then P), kv `[context, heads·(N + V)]` (per head N of key, then V of
 /// value), shared `[context, P]` → out `[n, heads·V]`. Query i stands at position `position[0] + i` and sees keys up to
-/// there. scale > 0. Program: (tile of `M` queries, head), the last tile first, since it has the most to do; `B` keys
-/// at a time. `PB` ≥ P is a power of two.
+/// there. scale > 0. `B` keys at a time; `PB` ≥ P is a power of two. Programs along axis 0, one for each tile of `M`
+/// queries and head: of `together` heads at a time, so that their keys stay in the cache, the last tiles first, since
+/// they have the most to do.
 ///
 /// The values of a block of keys are added one turn after its scores (FlashAttention-3, arXiv 2407.08608): in each turn
 /// the tensor cores have both products to do while the exponentials are computed.
@@ -50,11 +51,16 @@ pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: 
     shared: &View<T, 2>,
     position: &View<i32, 1>,
     scale: f32,
+    together: i32,
     out: &mut View<T, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
 {
-    let (first, head) = ((num_programs(0) - 1 - program_id(0)) * M, program_id(1));
+    let (tiles, heads) = ((q.dim(0) + (M - 1)) / M, out.dim(1) / V);
+    let group = program_id(0) / (together * tiles) * together;
+    let within = program_id(0) - group * tiles;
+    let together = together.min(heads - group);
+    let (first, head) = ((tiles - 1 - within / together) * M, group + within % together);
     let rope = shared.dim(1);
     let q_at = head * (rope + N);
     let kv_at = head * (N + V);
@@ -93,7 +99,7 @@ pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: 
         highest = new_highest;
     }
     // SAFETY: each program has queries and a head of its own.
-    unsafe { out.store((first, head * V), (acc / total.max(1e-30).col()).cast::<T>()) };
+    unsafe { out.store((first, head * V), (acc * total.max(1e-30).recip().col()).cast::<T>()) };
 }
 
 /// Per head, a row times a slice of kv_b: the absorbed query, or the output from the latent.
@@ -139,17 +145,18 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
     y.store(acc.sum::<1>().cast::<T>().reshape());
 }
 
-/// One split of absorbed attention for one token: `H` heads share the keys.
+/// One split of absorbed attention for one token: `H` heads share the keys, which are read once for all of them.
 ///
-/// q_latent `[n, heads·R]`, q `[n, heads·(N + P)]`, latent `[context, R]`, shared `[context, P]` → partial
-/// `[n, splits, heads, R]` f32 (not normalised), and per split the highest score and the sum, `[n, splits, heads]`, in
-/// units of log2. Token i sees `position[0] + i + 1` keys. Program: (split, tile of `H` heads, token).
-#[kernel]
-pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize>(
+/// q_latent `[n, heads, R]`, q `[n, heads, N + P]`, latent `[sequences, context, R]`, shared `[sequences, context, P]` →
+/// partial `[n, splits, heads, R]` f32 (not normalised), and per split the highest score and the sum, `[n, splits,
+/// heads]`, in units of log2. Each sequence has n / sequences tokens, and its i-th sees `position[sequence] + i + 1`
+/// keys. Program: (split, tile of `H` heads, token); `B` keys at a time. `PB` ≥ P is a power of two.
+#[kernel(warps = P)]
+pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize, const P: u8>(
     q_latent: &View<T, 3>,
     q: &View<T, 3>,
-    latent: &View<T, 2>,
-    shared: &View<T, 2>,
+    latent: &View<T, 3>,
+    shared: &View<T, 3>,
     position: &View<i32, 1>,
     scale: f32,
     partial: &mut View<f32, 4>,
@@ -159,11 +166,14 @@ pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: u
     T: Float + DotElement<Acc = f32>,
 {
     let (split, head, token) = (program_id(0), program_id(1) * H, program_id(2));
+    let each = q.dim(0) / position.dim(0);
+    let sequence = token / each;
     let q_latent: Tile<T, H, R> = q_latent.select(0, token).load((head, 0));
-    let rope = shared.dim(1);
+    let rope = shared.dim(2);
     let q_rope: Tile<T, H, PB> = q.select(0, token).load((head, q.dim(2) - rope));
-    let context = (position.get(0) + token + 1).min(latent.dim(0));
-    let share = ((context + num_programs(0) - 1) / num_programs(0) + (B - 1)) / B * B;
+    let (latent, shared) = (latent.select(0, sequence), shared.select(0, sequence));
+    let context = (position.get(sequence) + token % each + 1).min(latent.dim(0));
+    let share = (context + num_programs(0) * B - 1) / (num_programs(0) * B) * B;
     let (first, last) = (share * split, (share * (split + 1)).min(context));
 
     let mut highest: Tile<f32, H> = full(f64::NEG_INFINITY);
@@ -192,26 +202,22 @@ pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: u
     }
 }
 
-/// The splits of [`mla_decode`] put together: out `[n, heads·R]` f32. Program: (token, head).
+/// The splits of [`mla_decode`] put together: out `[n, heads, R]` f32. Program: (token, head, `B` channels). `S` ≥ splits
+/// is a power of two; all splits are in flight together.
 #[kernel]
-pub fn mla_combine<const R: usize>(
+pub fn mla_combine<T: Float, const S: usize, const B: usize>(
     partial: &View<f32, 4>,
     highest: &View<f32, 3>,
     total: &View<f32, 3>,
-    out: &mut Block<f32, 1, R>,
+    out: &mut Block<T, 1, 1, B>,
 ) {
     let (token, head) = (program_id(0), program_id(1));
-    let mut best: Tile<f32> = full(f64::NEG_INFINITY);
-    for split in 0..highest.dim(1) {
-        best = best.max(highest.get((token, split, head)));
-    }
-    let mut sum: Tile<f32, R> = zeros();
-    let mut weight: Tile<f32> = zeros();
-    for split in 0..highest.dim(1) {
-        let factor = (highest.get((token, split, head)) - best).exp2();
-        let part: Tile<f32, R> = partial.select(0, token).select(0, split).select(0, head).load(0);
-        sum += part * factor;
-        weight += total.get((token, split, head)) * factor;
-    }
-    out.store((sum / weight).reshape());
+    let parts: Tile<f32, 1, S, 1, B> = partial.load((token, 0, head, out.origin(2)));
+    let highest: Tile<f32, 1, S, 1> = highest.load_or((token, 0, head), full(f64::NEG_INFINITY));
+    let total: Tile<f32, 1, S, 1> = total.load((token, 0, head));
+    let highest: Tile<f32, S> = highest.reshape();
+    let factor = (highest - highest.amax::<0>()).exp2();
+    let weight = (total.reshape::<D1<S>>() * factor).sum::<0>();
+    let sum = (parts.reshape::<D2<S, B>>() * factor.col()).sum::<0>();
+    out.store((sum / weight).cast::<T>().reshape());
 }

@@ -1,106 +1,132 @@
 //! Mixture of experts: grouped products with SwiGLU, and the weighted sum.
 //!
-//! An *assignment* `a = token·k + i` says that the token's i-th choice is expert `chosen[token, i]`. Results are stored
-//! by assignment, so that the sum over a token's experts has a fixed order whoever else is in the batch.
+//! An *assignment* `a = token·k + i` says that the token's i-th choice is expert `chosen[token, i]`. For products the
+//! assignments are sorted by expert, so that an expert's rows lie together and its weights are read once for all of
+//! them; within an expert they keep their order. The sum over a token's experts goes by assignment, so that its order
+//! is fixed whoever else is in the batch.
 
 use kiln::prelude::*;
 
-/// Lists the assignments of each expert, in order. chosen `[n·k]` → list `[experts, n·k]`, count `[experts]`.
-/// Program: expert. `B` assignments are looked at at a time.
+/// Sorts the assignments by expert. chosen `[n·k]` → order `[n·k]`: the assignments; place `[n·k]`: where each stands in
+/// that order; bounds `[experts, 2]`: first place and number of each expert's. Program: expert; `B` at a time.
 #[kernel]
-pub fn group_by_expert<const B: usize>(chosen: &View<i32, 1>, list: &mut View<i32, 2>, count: &mut View<i32, 1>) {
+pub fn group_by_expert<const B: usize>(
+    chosen: &View<i32, 1>,
+    order: &mut View<i32, 1>,
+    place: &mut View<i32, 1>,
+    bounds: &mut View<i32, 2>,
+) {
     let expert = program_id(0);
-    let mut found: Tile<i32> = zeros();
+    let mut lower: Tile<i32, B> = zeros();
+    for start in (0..chosen.dim(0)).step_by(B) {
+        let theirs: Tile<i32, B> = chosen.load_or(start, i32::MAX);
+        lower += (theirs < expert).cast::<i32>();
+    }
+    let first = lower.sum::<0>();
+    let mut next = first;
     for start in (0..chosen.dim(0)).step_by(B) {
         let theirs: Tile<i32, B> = chosen.load_or(start, -1);
         let mine = theirs == expert;
         let ones = mine.cast::<i32>();
-        let place = ones.cumsum::<0>() - 1 + found;
-        let row: Tile<i32, B> = expert.splat();
-        // SAFETY: a program writes its own expert's row; places of the unmasked are distinct.
-        unsafe { list.scatter_masked((row, place), iota::<B>() + start, mine) };
-        found += ones.sum::<0>();
+        let at = ones.cumsum::<0>() - 1 + next;
+        let assignment = iota::<B>() + start;
+        // SAFETY: an assignment has one expert, and the experts' places do not overlap.
+        unsafe {
+            order.scatter_masked(at, assignment, mine);
+            place.scatter_masked(assignment, at, mine);
+        }
+        next += ones.sum::<0>();
     }
-    // SAFETY: as above.
-    unsafe { count.set(expert, found) };
+    // SAFETY: a program writes its own expert's row.
+    unsafe {
+        bounds.set((expert, 0), first);
+        bounds.set((expert, 1), next - first);
+    }
 }
 
-/// gate and up products of many tokens, with SwiGLU: `out[a, :] = silu(x·gateᵀ) · (x·upᵀ)` with x the token of a.
+/// The tokens' rows in the order of the assignments: `out[j, :] = x[order[j] / choices, :]`. Program: (j, `B` columns).
+#[kernel(warps = 1)]
+pub fn gather_tokens<T: Float, const B: usize>(
+    x: &View<T, 2>,
+    order: &View<i32, 1>,
+    choices: i32,
+    out: &mut Block<T, 1, B>,
+) {
+    let token = order.get(program_id(0)) / choices;
+    let row: Tile<T, B> = x.select(0, token).load(out.origin(1));
+    out.store(row.reshape());
+}
+
+/// gate and up products with SwiGLU: `out[j, :] = silu(x[j, :]·gateᵀ) · (x[j, :]·upᵀ)` of j's expert.
 ///
-/// x `[n, in]`, gate, up `[experts, width, in]` → out `[n·k, width]`. Program: (row tile, channel tile, expert); `M`
-/// assignments by `N` channels.
+/// x `[n·k, in]` and out `[n·k, width]` in the order of assignments, gate, up `[experts, width, in]`, bounds from
+/// [`group_by_expert`]. Program: (row tile, channel tile, expert); `M` assignments by `N` channels.
 #[kernel]
 pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     gate: &View<W, 3>,
     up: &View<W, 3>,
-    list: &View<i32, 2>,
-    count: &View<i32, 1>,
-    choices: i32,
+    bounds: &View<i32, 2>,
     out: &mut View<T, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
     W: Float,
 {
-    let (first, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
-    let count = count.get(expert);
-    if first < count {
-        let assignment: Tile<i32, M> = list.select(0, expert).narrow(0, 0, count).load(first);
-        let valid = iota::<M>() + first < count;
-        let token = assignment / choices;
+    let (row, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
+    let (first, count) = (bounds.get((expert, 0)), bounds.get((expert, 1)));
+    if row < count {
+        let x = x.narrow(0, first, count);
         let (gate, up) = (gate.select(0, expert), up.select(0, expert));
         let mut gated: Tile<f32, M, N> = zeros();
         let mut upped: Tile<f32, M, N> = zeros();
         for k in (0..x.dim(1)).step_by(K) {
-            let x: Tile<T, M, K> =
-                x.gather_masked((token.col().tile(), (iota::<K>() + k).row().tile()), valid.col(), 0.0);
+            let x: Tile<T, M, K> = x.load((row, k));
             let g: Tile<W, N, K> = gate.load((channel, k));
             let u: Tile<W, N, K> = up.load((channel, k));
             gated = dot(x, g.cast::<T>().t(), gated);
             upped = dot(x, u.cast::<T>().t(), upped);
         }
-        let value = (gated.silu() * upped).cast::<T>();
-        let columns: Tile<i32, M, N> = (iota::<N>() + channel).row().tile();
-        // SAFETY: an assignment stands in one list once.
-        unsafe { out.scatter_masked((assignment.col().tile(), columns), value, valid.col()) };
+        let mut out = out.narrow(0, first, count);
+        // SAFETY: an expert's rows are its own, and this program has its tile of them.
+        unsafe { out.store((row, channel), (gated.silu() * upped).cast::<T>()) };
     }
 }
 
-/// down product of many tokens: `out[a, :] = h[a, :]·downᵀ` of a's expert. h `[n·k, width]`, down
-/// `[experts, hidden, width]` → out `[n·k, hidden]`. Programs as in [`experts_gate_up`].
+/// down product: `out[j, :] = h[j, :]·downᵀ` of j's expert. h `[n·k, width]`, down `[experts, hidden, width]` → out
+/// `[n·k, hidden]`. Programs as in [`experts_gate_up`].
 #[kernel]
 pub fn experts_down<T, W, const M: usize, const N: usize, const K: usize>(
     h: &View<T, 2>,
     down: &View<W, 3>,
-    list: &View<i32, 2>,
-    count: &View<i32, 1>,
+    bounds: &View<i32, 2>,
     out: &mut View<T, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
     W: Float,
 {
-    let (first, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
-    let count = count.get(expert);
-    if first < count {
-        let assignment: Tile<i32, M> = list.select(0, expert).narrow(0, 0, count).load(first);
-        let valid = iota::<M>() + first < count;
+    let (row, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
+    let (first, count) = (bounds.get((expert, 0)), bounds.get((expert, 1)));
+    if row < count {
+        let h = h.narrow(0, first, count);
         let down = down.select(0, expert);
         let mut acc: Tile<f32, M, N> = zeros();
         for k in (0..h.dim(1)).step_by(K) {
-            let h: Tile<T, M, K> =
-                h.gather_masked((assignment.col().tile(), (iota::<K>() + k).row().tile()), valid.col(), 0.0);
+            let h: Tile<T, M, K> = h.load((row, k));
             let d: Tile<W, N, K> = down.load((channel, k));
             acc = dot(h, d.cast::<T>().t(), acc);
         }
-        let columns: Tile<i32, M, N> = (iota::<N>() + channel).row().tile();
-        // SAFETY: an assignment stands in one list once.
-        unsafe { out.scatter_masked((assignment.col().tile(), columns), acc.cast::<T>(), valid.col()) };
+        let mut out = out.narrow(0, first, count);
+        // SAFETY: as in `experts_gate_up`.
+        unsafe { out.store((row, channel), acc.cast::<T>()) };
     }
 }
 
-/// [`experts_gate_up`] for few tokens, without lists. Program: (assignment, channel tile).
-#[kernel]
-pub fn experts_gate_up_row<T: Float, W: Float, const N: usize, const K: usize>(
+/// [`experts_gate_up`] for few tokens, not sorted: x `[n, in]`, chosen `[n·k]` → out `[n·k, width]` by assignment.
+///
+/// Program: (assignment, `N` channels). A warp takes whole rows of the weights, `C` chunks of `B` columns at a time, all
+/// of whose loads are in flight together.
+#[kernel(warps = 1)]
+pub fn experts_gate_up_row<T: Float, W: Float, const N: usize, const C: usize, const B: usize>(
     x: &View<T, 2>,
     gate: &View<W, 3>,
     up: &View<W, 3>,
@@ -112,21 +138,24 @@ pub fn experts_gate_up_row<T: Float, W: Float, const N: usize, const K: usize>(
     let expert = chosen.get(assignment);
     let (x, gate, up) = (x.select(0, assignment / choices), gate.select(0, expert), up.select(0, expert));
     let channel = out.origin(1);
-    let mut gated: Tile<f32, N, K> = zeros();
-    let mut upped: Tile<f32, N, K> = zeros();
-    for k in (0..x.dim(0)).step_by(K) {
-        let x: Tile<f32, K> = x.load(k).cast();
-        let g: Tile<f32, N, K> = gate.load((channel, k)).cast();
-        let u: Tile<f32, N, K> = up.load((channel, k)).cast();
-        gated += g * x.row();
-        upped += u * x.row();
+    let mut gated: Tile<f32, N, B> = zeros();
+    let mut upped: Tile<f32, N, B> = zeros();
+    for k in (0..x.dim(0)).step_by(C * B) {
+        let g: [Tile<W, N, B>; C] = std::array::from_fn(|c| gate.load((channel, k + c * B)));
+        let u: [Tile<W, N, B>; C] = std::array::from_fn(|c| up.load((channel, k + c * B)));
+        let x: [Tile<T, B>; C] = std::array::from_fn(|c| x.load(k + c * B));
+        for c in unroll(0..C) {
+            let x = x[c].cast::<f32>();
+            gated += g[c].cast::<f32>() * x.row();
+            upped += u[c].cast::<f32>() * x.row();
+        }
     }
     out.store((gated.sum::<1>().silu() * upped.sum::<1>()).cast::<T>().reshape());
 }
 
-/// [`experts_down`] for few tokens. Program: (assignment, channel tile).
-#[kernel]
-pub fn experts_down_row<T: Float, W: Float, const N: usize, const K: usize>(
+/// [`experts_down`] for few tokens, by assignment. Programs as in [`experts_gate_up_row`].
+#[kernel(warps = 1)]
+pub fn experts_down_row<T: Float, W: Float, const N: usize, const C: usize, const B: usize>(
     h: &View<T, 2>,
     down: &View<W, 3>,
     chosen: &View<i32, 1>,
@@ -134,23 +163,32 @@ pub fn experts_down_row<T: Float, W: Float, const N: usize, const K: usize>(
 ) {
     let assignment = program_id(0);
     let (h, down) = (h.select(0, assignment), down.select(0, chosen.get(assignment)));
-    let mut acc: Tile<f32, N, K> = zeros();
-    for k in (0..h.dim(0)).step_by(K) {
-        let h: Tile<f32, K> = h.load(k).cast();
-        let d: Tile<f32, N, K> = down.load((out.origin(1), k)).cast();
-        acc += d * h.row();
-    }
-    out.store(acc.sum::<1>().cast::<T>().reshape());
+    let sum = super::linear::row_products::<T, W, N, C, B>(&h, &down, out.origin(1)).sum::<1>();
+    out.store(sum.cast::<T>().reshape());
 }
 
-/// `out[n, :] += Σ_i weights[n, i] · y[n·k + i, :]`, in the order of i. y `[n·k, hidden]`, out `[n, hidden]` f32.
-#[kernel]
-pub fn combine_experts<T: Float, const B: usize>(y: &View<T, 2>, weights: &View<f32, 2>, out: &mut Block<f32, 1, B>) {
+/// `out[n, :] += Σ_i weights[n, i] · y[place[n·k + i], :]`, in the order of i. y `[n·k, hidden]`, place `[n·k]`: where
+/// each assignment's row stands if they are `SORTED`, else not looked at; weights `[n, k]`; out `[n, hidden]` f32.
+/// Program: (token, `B` columns). `S` ≥ k rows are in flight together.
+#[kernel(warps = 1)]
+pub fn combine_experts<T: Float, const SORTED: bool, const S: usize, const B: usize>(
+    y: &View<T, 2>,
+    place: &View<i32, 1>,
+    weights: &View<f32, 2>,
+    out: &mut Block<f32, 1, B>,
+) {
     let (token, choices) = (program_id(0), weights.dim(1));
+    // Beyond the last choice, the last one again, with a weight of 0.
+    let choice = |i: usize| (choices - 1).min(i);
+    let rows: [Tile<T, B>; S] = std::array::from_fn(|i| {
+        let assignment = token * choices + choice(i);
+        let row = if SORTED { place.get(assignment) } else { assignment };
+        y.select(0, row).load(out.origin(1))
+    });
     let mut sum: Tile<f32, B> = out.load().reshape();
-    for i in 0..choices {
-        let y: Tile<f32, B> = y.select(0, token * choices + i).load(out.origin(1)).cast();
-        sum += y * weights.get((token, i));
+    for i in unroll(0..S) {
+        let weight = select(choices > i, weights.get((token, choice(i))), 0.0);
+        sum += rows[i].cast::<f32>() * weight;
     }
     out.store(sum.reshape());
 }

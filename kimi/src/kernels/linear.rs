@@ -26,25 +26,163 @@ pub fn linear<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const
     y.store(acc.cast::<Y>());
 }
 
-/// For few rows: one row of x against `N` rows of the weight; the weight is read once per row of x.
+/// The row and column of a tile's number, where `BAND` rows at a time are counted column by column.
+#[device]
+fn in_bands<const BAND: usize>(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>) -> (Tile<i32>, Tile<i32>) {
+    let band = tile / (columns * BAND);
+    let within = tile - band * columns * BAND;
+    let height = (rows - band * BAND).min(BAND);
+    (band * BAND + within % height, within / height)
+}
+
+/// For results of many tiles: [`linear`] by a fixed number of programs, each of one tile after the other, so that the
+/// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
+/// by column, which keeps what neighbours read in the cache. Programs along axis 0.
 #[kernel]
-pub fn linear_row<T: Float, W: Float, Y: Float, const ADD: bool, const N: usize, const K: usize>(
+pub fn linear_tiles<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const K: usize, const BAND: usize>(
+    x: &View<T, 2>,
+    weight: &View<W, 2>,
+    y: &mut View<Y, 2>,
+) where
+    T: Float,
+    W: Float,
+    C: Float + DotElement<Acc = f32>,
+    Y: Float,
+{
+    let rows = (y.dim(0) + (M - 1)) / M;
+    let columns = (y.dim(1) + (N - 1)) / N;
+    for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
+        let (row, column) = in_bands::<BAND>(tile, rows, columns);
+        let (row, column) = (row * M, column * N);
+        let mut acc: Tile<f32, M, N> = zeros();
+        for k in (0..x.dim(1)).step_by(K) {
+            let x: Tile<T, M, K> = x.load((row, k));
+            let weight: Tile<W, N, K> = weight.load((column, k));
+            acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
+        }
+        if ADD {
+            let before: Tile<Y, M, N> = y.load((row, column));
+            acc += before.cast::<f32>();
+        }
+        // SAFETY: a tile is one program's.
+        unsafe { y.store((row, column), acc.cast::<Y>()) };
+    }
+}
+
+/// Of 8-bit floats with a scale for each row of x and of the weight: y `[n, out]` = (x·Wᵀ) · x_scale · weight_scale. x
+/// `[n, in]`, weight `[out, in]` e4m3, x_scale `[n]`, weight_scale `[out]` f32; sums in f32. Programs as in
+/// [`linear_tiles`].
+#[kernel]
+pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, const BAND: usize>(
+    x: &View<f8e4m3, 2>,
+    weight: &View<f8e4m3, 2>,
+    x_scale: &View<f32, 1>,
+    weight_scale: &View<f32, 1>,
+    y: &mut View<Y, 2>,
+) {
+    let rows = (y.dim(0) + (M - 1)) / M;
+    let columns = (y.dim(1) + (N - 1)) / N;
+    for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
+        let (row, column) = in_bands::<BAND>(tile, rows, columns);
+        let (row, column) = (row * M, column * N);
+        let mut acc: Tile<f32, M, N> = zeros();
+        for k in (0..x.dim(1)).step_by(K) {
+            let x: Tile<f8e4m3, M, K> = x.load((row, k));
+            let weight: Tile<f8e4m3, N, K> = weight.load((column, k));
+            acc = dot(x, weight.t(), acc);
+        }
+        let x_scale: Tile<f32, M> = x_scale.load(row);
+        let weight_scale: Tile<f32, N> = weight_scale.load(column);
+        // SAFETY: a tile is one program's.
+        unsafe { y.store((row, column), (acc * x_scale.col() * weight_scale.row()).cast::<Y>()) };
+    }
+}
+
+/// For one row, or few: a row of x against `N` rows of the weight; the weight is read once per row of x.
+///
+/// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
+/// whose loads are in flight together.
+#[kernel(warps = P)]
+pub fn linear_row<
+    T: Float,
+    W: Float,
+    Y: Float,
+    const ADD: bool,
+    const N: usize,
+    const C: usize,
+    const B: usize,
+    const P: u8,
+>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut Block<Y, 1, N>,
 ) {
     let x = x.select(0, program_id(0));
-    let mut acc: Tile<f32, N, K> = zeros();
-    for k in (0..x.dim(0)).step_by(K) {
-        let x: Tile<f32, K> = x.load(k).cast();
-        let weight: Tile<f32, N, K> = weight.load((y.origin(1), k)).cast();
-        acc += weight * x.row();
-    }
+    let acc = row_products::<T, W, N, C, B>(&x, weight, y.origin(1));
     let mut sum: Tile<f32, 1, N> = acc.sum::<1>().reshape();
     if ADD {
         sum += y.load().cast::<f32>();
     }
     y.store(sum.cast::<Y>());
+}
+
+/// Products of a row x `[in]` with rows `first ..` of a weight `[out, in]`, summed over columns that are a multiple of
+/// `B` apart; the caller sums the rest.
+#[device]
+pub(super) fn row_products<T: Float, W: Float, const N: usize, const C: usize, const B: usize>(
+    x: &View<T, 1>,
+    weight: &View<W, 2>,
+    first: Tile<i32>,
+) -> Tile<f32, N, B> {
+    let mut acc: Tile<f32, N, B> = zeros();
+    for k in (0..x.dim(0)).step_by(C * B) {
+        let weights: [Tile<W, N, B>; C] = std::array::from_fn(|c| weight.load((first, k + c * B)));
+        let inputs: [Tile<T, B>; C] = std::array::from_fn(|c| x.load(k + c * B));
+        for c in unroll(0..C) {
+            acc += weights[c].cast::<f32>() * inputs[c].cast::<f32>().row();
+        }
+    }
+    acc
+}
+
+/// [`linear`] with the inner dimension shared out among programs, where the tiles of y alone are too few to keep the
+/// memory busy. partial `[parts, n, out]` f32. Program: (part, row tile, column tile).
+#[kernel]
+pub fn linear_part<T, W, const M: usize, const N: usize, const K: usize>(
+    x: &View<T, 2>,
+    weight: &View<W, 2>,
+    partial: &mut Block<f32, 1, M, N>,
+) where
+    T: Float + DotElement<Acc = f32>,
+    W: Float,
+{
+    let share = (x.dim(1) + num_programs(0) * K - 1) / (num_programs(0) * K) * K;
+    let from = program_id(0) * share;
+    let mut acc: Tile<f32, M, N> = zeros();
+    for k in (from..(from + share).min(x.dim(1))).step_by(K) {
+        let x: Tile<T, M, K> = x.load((partial.origin(1), k));
+        let weight: Tile<W, N, K> = weight.load((partial.origin(2), k));
+        acc = dot(x, weight.cast::<T>().t(), acc);
+    }
+    partial.store(acc.reshape());
+}
+
+/// The parts of [`linear_part`] put together, in order: partial `[parts, n, out]` f32 → y `[n, out]`; `ADD`: y += .
+/// Program: (row, `B` columns). `S` ≥ parts is a power of two.
+#[kernel(warps = 1)]
+pub fn sum_parts<Y: Float, const ADD: bool, const S: usize, const B: usize>(
+    partial: &View<f32, 3>,
+    y: &mut Block<Y, 1, B>,
+) {
+    let parts: Vec<Tile<f32, 1, 1, B>> = (0..S).map(|part| partial.load((part, program_id(0), y.origin(1)))).collect();
+    let mut sum: Tile<f32, B> = zeros();
+    for part in parts {
+        sum += part.reshape::<D1<B>>();
+    }
+    if ADD {
+        sum += y.load().cast::<f32>().reshape::<D1<B>>();
+    }
+    y.store(sum.cast::<Y>().reshape());
 }
 
 /// SwiGLU of a fused projection: gate_up `[n, 2·width]` (gate, then up) → out `[n, width]` = silu(gate) · up.

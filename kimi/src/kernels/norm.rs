@@ -1,26 +1,86 @@
 //! RMSNorm: `y = x / sqrt(mean(x²) + eps) · weight` ("Root Mean Square Layer Normalization", arXiv 1910.07467).
+//!
+//! A row is read once: its chunks of `B` columns stay in registers. One warp takes a row, so that a sum needs neither
+//! shared memory nor barriers, and chunks of 256 waste nothing of a width like 2304 = 9·256.
 
 use kiln::prelude::*;
 
-/// Of rows. x `[n, width]`, weight `[width]` → out `[n, width]`; `H` ≥ width is a power of two.
-#[kernel]
-pub fn rms_norm<X: Float, W: Float, T: Float, const H: usize>(
+/// Of rows. x `[n, width]`, weight `[width]` → out `[n, width]`. Program: row. `C` chunks of `B` columns hold a row.
+#[kernel(warps = 1)]
+pub fn rms_norm<X: Float, W: Float, T: Float, const C: usize, const B: usize>(
     x: &View<X, 2>,
     weight: &View<W, 1>,
     eps: f32,
-    out: &mut Block<T, 1, H>,
+    out: &mut View<T, 2>,
 ) {
-    let width = x.dim(1).cast::<f32>();
-    let x: Tile<f32, H> = x.select(0, program_id(0)).load(0).cast();
-    let weight: Tile<f32, H> = weight.load(0).cast();
-    let scale = ((x * x).sum::<0>() / width + eps).rsqrt();
-    out.store((x * scale * weight).cast::<T>().reshape());
+    let row = program_id(0);
+    let row_of_x = x.select(0, row);
+    let chunks = load_chunks::<X, C, B>(&row_of_x);
+    store_normalised(chunks, x.dim(1), weight, eps, row, out);
+}
+
+/// The residual stream takes in what a layer adds, and is normalised: `x += Σ_s delta[s]`, `out = rms_norm(x)`.
+///
+/// x `[n, width]` f32 (replaced), delta `[parts, n, width]` (sums over pieces of a product's inner dimension, or one
+/// whole), weight `[width]` → out `[n, width]`. Program: row, as in [`rms_norm`].
+#[kernel(warps = 1)]
+pub fn add_rms_norm<D: Float, W: Float, T: Float, const C: usize, const B: usize>(
+    x: &mut View<f32, 2>,
+    delta: &View<D, 3>,
+    weight: &View<W, 1>,
+    eps: f32,
+    out: &mut View<T, 2>,
+) {
+    let row = program_id(0);
+    let row_of_x = x.select(0, row);
+    let mut chunks = load_chunks::<f32, C, B>(&row_of_x);
+    for part in 0..delta.dim(0) {
+        let delta = delta.select(0, part).select(0, row);
+        let more = load_chunks::<D, C, B>(&delta);
+        for c in unroll(0..C) {
+            chunks[c] = chunks[c] + more[c];
+        }
+    }
+    for c in unroll(0..C) {
+        // SAFETY: a row has one program.
+        unsafe { x.store((row, c * B), chunks[c].reshape::<D2<1, B>>()) };
+    }
+    store_normalised(chunks, x.dim(1), weight, eps, row, out);
+}
+
+/// A row in chunks, zeros beyond its end. All loads come first, so that all are in flight together.
+#[device]
+fn load_chunks<X: Float, const C: usize, const B: usize>(row: &View<X, 1>) -> [Tile<f32, B>; C] {
+    let raw: [Tile<X, B>; C] = std::array::from_fn(|c| row.load(c * B));
+    raw.map(|chunk| chunk.cast())
+}
+
+#[device]
+fn store_normalised<W: Float, T: Float, const C: usize, const B: usize>(
+    chunks: [Tile<f32, B>; C],
+    width: Tile<i32>,
+    weight: &View<W, 1>,
+    eps: Tile<f32>,
+    row: Tile<i32>,
+    out: &mut View<T, 2>,
+) {
+    let weight = load_chunks::<W, C, B>(weight);
+    let mut squares: Tile<f32, B> = zeros();
+    for chunk in chunks {
+        squares += chunk * chunk;
+    }
+    let scale = (squares.sum::<0>() / width.cast::<f32>() + eps).rsqrt();
+    for c in unroll(0..C) {
+        let y = chunks[c] * scale * weight[c];
+        // SAFETY: a row has one program.
+        unsafe { out.store((row, c * B), y.cast::<T>().reshape::<D2<1, B>>()) };
+    }
 }
 
 /// Of each head, then gated: `out = rms_norm(x) · weight · sigmoid(gate)`.
 ///
 /// x, gate `[n, heads, D]`, weight `[D]` → out `[n, heads, D]`. Program: (token, head).
-#[kernel]
+#[kernel(warps = 1)]
 pub fn gated_rms_norm<T: Float, W: Float, const D: usize>(
     x: &View<T, 3>,
     gate: &View<T, 3>,

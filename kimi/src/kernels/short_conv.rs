@@ -6,47 +6,56 @@
 
 use kiln::prelude::*;
 
-/// x `[n, channels]`, weight `[channels, J]`, state `[slots, J-1, channels]`, start, slot `[n]` → y `[n, channels]`.
-/// Program: (tile of `M` tokens, channel block).
-#[kernel]
-pub fn short_conv<T: Float, W: Float, const J: usize, const M: usize, const B: usize>(
+/// x `[n, channels]`, weight `[J, channels]`, state `[slots, J-1, channels]`, start, slot `[n]` → y `[n, channels]`.
+/// Program: (`M` tokens, `B` channels), of `P` warps.
+///
+/// A thread keeps its channels of `M` + J-1 successive inputs in registers, so that each is read once per program.
+#[kernel(warps = P)]
+pub fn short_conv<T: Float, W: Float, const J: usize, const M: usize, const B: usize, const P: u8>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     state: &View<T, 3>,
     start: &View<i32, 1>,
     slot: &View<i32, 1>,
-    y: &mut Block<T, M, B>,
+    y: &mut View<T, 2>,
 ) {
-    let (first, channels) = (y.origin(0), y.origin(1));
+    let (first, channels) = (program_id(0) * M, program_id(1) * B);
+    let taps: [Tile<f32, B>; J] = std::array::from_fn(|j| {
+        let tap: Tile<W, B> = weight.select(0, j).load(channels);
+        tap.cast()
+    });
     let token = iota::<M>() + first;
-    let start: Tile<i32, M> = start.load(first);
-    // How many inputs before its token each row may look at without leaving this batch.
-    let inside = token - start;
-    let mut sum: Tile<f32, M, B> = zeros();
-    for j in unroll(0..J) {
-        let back = J - 1 - j;
-        let here: Tile<T, M, B> = x.load((first - back, channels));
-        let here = select((inside >= back).col(), here.cast::<f32>(), 0.0);
-        let weight: Tile<f32, B, 1> = weight.load((channels, j)).cast();
-        sum += here * weight.reshape::<D1<B>>().row();
-    }
-    // Few tiles hold the first tokens of a sequence: those alone read states.
-    let early = (inside < J - 1) & (token < x.dim(0));
-    if early.any::<0>() {
-        let slot: Tile<i32, M> = slot.load(first);
-        let channel: Tile<i32, M, B> = (iota::<B>() + channels).row().tile();
-        for j in unroll(0..J - 1) {
-            let place = inside + j;
-            let before = state.gather_masked(
-                (slot.col().tile(), place.col(), channel),
-                ((place < J - 1) & early).col().tile() & (channel < x.dim(1)),
-                0.0,
-            );
-            let weight: Tile<f32, B, 1> = weight.load((channels, j)).cast();
-            sum += before.cast::<f32>() * weight.reshape::<D1<B>>().row();
+    let starts: Tile<i32, M> = start.load(first);
+    // Few programs have the first tokens of a sequence: those look at where each input is.
+    let early = ((token - starts < J - 1) & (token < x.dim(0))).any::<0>();
+    if early {
+        for t in first..(first + M).min(x.dim(0)) {
+            let inside = t - start.get(t);
+            let slot = slot.get(t);
+            let mut sum: Tile<f32, B> = zeros();
+            for j in unroll(0..J) {
+                // How far back this tap looks. An index of -1 is outside, where loads give zeros.
+                let back = J - 1 - j;
+                let here: Tile<T, 1, B> = x.load((select(inside >= back, t - back, -1), channels));
+                let before: Tile<T, 1, 1, B> = state.load((slot, select(inside < back, inside + j, -1), channels));
+                let input = here.reshape::<D1<B>>() + before.reshape::<D1<B>>();
+                sum += input.cast::<f32>() * taps[j];
+            }
+            // SAFETY: a program writes its own tokens and channels.
+            unsafe { y.store((t, channels), sum.silu().cast::<T>().reshape::<D2<1, B>>()) };
+        }
+    } else {
+        let inputs: Vec<Tile<T, 1, B>> = (0..M + J - 1).map(|i| x.load((first + i - (J - 1), channels))).collect();
+        let inputs: Vec<Tile<f32, B>> = inputs.into_iter().map(|row| row.reshape::<D1<B>>().cast()).collect();
+        for m in unroll(0..M) {
+            let mut sum: Tile<f32, B> = inputs[m] * taps[0];
+            for j in unroll(1..J) {
+                sum += inputs[m + j] * taps[j];
+            }
+            // SAFETY: as above.
+            unsafe { y.store((first + m, channels), sum.silu().cast::<T>().reshape::<D2<1, B>>()) };
         }
     }
-    y.store(sum.silu().cast::<T>());
 }
 
 /// Keeps the last J-1 inputs of each sequence for its next tokens. Sequence s has tokens `bounds[s] .. bounds[s+1]`.

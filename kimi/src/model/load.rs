@@ -22,7 +22,7 @@ pub struct FeedForwardWeights {
 pub struct KdaWeights {
     /// q, k, v projections: [3·channels, hidden].
     pub qkv: Tensor,
-    /// Their taps [3·channels, taps], f32.
+    /// Their taps [taps, 3·channels], f32.
     pub conv: Tensor,
     /// Down projections of decay and output gate, and beta: [2·head width + heads, hidden].
     pub low_rank: Tensor,
@@ -165,7 +165,11 @@ impl Loader<'_> {
         let [conv_q, conv_k, conv_v] = &w.qkv_conv;
         Ok(KdaWeights {
             qkv: self.matrix(&[q, k, v], &[3 * channels, hidden])?,
-            conv: self.floats(&[conv_q, conv_k, conv_v], &[3 * channels, c.conv_kernel])?,
+            // By tap, so that neighbouring channels lie side by side.
+            conv: self
+                .floats(&[conv_q, conv_k, conv_v], &[3 * channels, c.conv_kernel])?
+                .transpose(0, 1)?
+                .contiguous()?,
             low_rank: self.matrix(&[&w.f_a_proj, &w.g_a_proj, &w.b_proj], &[2 * head + heads, hidden])?,
             decay: self.matrix(&[&w.f_b_proj], &[channels, head])?,
             gate: self.matrix(&[&w.g_b_proj], &[channels, head])?,

@@ -13,7 +13,7 @@ use crate::config::{Config, LATENT_NORM_EPSILON, Mixer};
 use crate::engine::{EngineError, LayerRouting};
 use kiln::{Device, Element, Float, Tensor};
 use load::{FeedForward, FeedForwardWeights, KdaWeights, MixerWeights, MlaWeights, ModelWeights, MoeWeights};
-use ops::{Activation, Batch, MlaShape, Ops};
+use ops::{Activation, Batch, Gate, MlaShape, Ops};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -88,7 +88,7 @@ impl<T: Activation, W: Float> Model<T, W> {
             p.hidden.push(x.deep_clone()?);
         }
         for (index, (layer, memory)) in self.weights.layers.iter().zip(&mut session.memory).enumerate() {
-            let h = ops.rms_norm::<T>(&x, &layer.input_norm, c.rms_norm_eps)?;
+            let h = ops.rms_norm::<f32, T, f32>(&x, &layer.input_norm, c.rms_norm_eps)?;
             match (&layer.mixer, memory) {
                 (MixerWeights::Kda(w), Memory::Kda { conv, state }) => self.kda(w, &h, conv, state, &at, &mut x)?,
                 (MixerWeights::Mla(w), Memory::Mla { latent, shared }) => {
@@ -96,7 +96,7 @@ impl<T: Activation, W: Float> Model<T, W> {
                 }
                 _ => unreachable!("weights and memory are both built from config.mixers"),
             }
-            let h = ops.rms_norm::<T>(&x, &layer.post_norm, c.rms_norm_eps)?;
+            let h = ops.rms_norm::<f32, T, f32>(&x, &layer.post_norm, c.rms_norm_eps)?;
             match &layer.feed_forward {
                 FeedForward::Dense(w) => self.feed_forward(w, &h, &mut x)?,
                 FeedForward::Moe(w) => {
@@ -111,7 +111,7 @@ impl<T: Activation, W: Float> Model<T, W> {
             }
         }
         session.tokens += at.count;
-        ops.rms_norm::<T>(&x, &self.weights.norm, c.rms_norm_eps)
+        ops.rms_norm::<f32, T, f32>(&x, &self.weights.norm, c.rms_norm_eps)
     }
 
     /// h [n, hidden] normalised; adds to x [n, hidden].
@@ -127,12 +127,12 @@ impl<T: Activation, W: Float> Model<T, W> {
         let (c, ops, n) = (&self.config, self.ops, at.count);
         let (heads, head) = (c.kda_heads, c.kda_head_dim);
         let qkv = ops.linear::<T>(h, &w.qkv)?;
-        let qkv = ops.short_conv(&qkv, &w.conv, conv, &at.batch)?;
+        let qkv = ops.short_conv::<f32>(&qkv, &w.conv, conv, &at.batch)?;
         let low_rank = ops.linear::<T>(h, &w.low_rank)?;
         let decay = ops.linear::<T>(&low_rank.narrow(1, 0, head)?, &w.decay)?;
         let gate = ops.linear::<T>(&low_rank.narrow(1, head, head)?, &w.gate)?;
         let beta = low_rank.narrow(1, 2 * head, heads)?;
-        let o = ops.delta_rule(&qkv, &decay, &beta, &w.a_log, &w.dt_bias, state, &at.batch)?;
+        let o = ops.delta_rule(&qkv, &decay, &beta, &w.a_log, &w.dt_bias, Gate::Softplus, state, &at.batch)?;
         let o = ops.gated_rms_norm(&o, &gate.reshape(&[n, heads, head])?, &w.norm, c.rms_norm_eps)?;
         ops.linear_add(&o.reshape(&[n, heads * head])?, &w.out, x)
     }

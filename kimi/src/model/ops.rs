@@ -6,17 +6,23 @@
 use crate::engine::EngineError;
 use crate::kernels::{attention, embedding, experts, kda, linear, norm, router, sampling, short_conv};
 use crate::sampling::Sampling;
-use kiln::{DType, Device, DotElement, Element, Float, Tensor};
+use kiln::{DType, Device, DotElement, Element, Float, Tensor, f16};
 use std::marker::PhantomData;
 
-/// Below so many rows a linear layer reads its weights once per row instead of tiling rows.
+/// Below so many rows a linear layer on a CPU reads its weights once per row instead of tiling rows.
 const FEW_ROWS: usize = 5;
-/// From so many tiles of 128 by 128 a GPU computes linear layers in them.
-const MANY_TILES: usize = 128;
+/// Columns that a warp takes at a time: 16 bytes of bf16 for each of 32 lanes.
+const WARP: usize = 256;
+/// Multiprocessors of an H100, for which tiles are chosen where there is none.
+const USUAL_MULTIPROCESSORS: usize = 132;
+/// Tiles of large linear layers, and the time that one takes relative to the first (measured on an H100).
+const TILES: [(usize, usize, f64); 3] = [(128, 256, 1.0), (128, 128, 0.57), (64, 256, 0.55)];
 /// Programs that share the context of one decoded token.
-const MAX_SPLITS: usize = 32;
+const MAX_SPLITS: usize = 128;
 /// Keys that one program of a split looks at, at least.
-const KEYS_PER_SPLIT: usize = 256;
+const KEYS_PER_SPLIT: usize = 128;
+/// Up to so many assignments the experts are not sorted by expert.
+const FEW_ASSIGNMENTS: usize = 32;
 
 /// Activations: f32 or bf16.
 pub trait Activation: Float + DotElement<Acc = f32> {}
@@ -28,6 +34,8 @@ pub struct Ops<T, W> {
     pub device: Device,
     /// Choose the tile sizes that suit a GPU.
     gpu: bool,
+    /// Programs to make at least, where the work can be cut in any number of pieces.
+    multiprocessors: usize,
     _types: PhantomData<(T, W)>,
 }
 
@@ -48,15 +56,38 @@ macro_rules! with_const {
     };
 }
 
+/// Into how many parts, at most 8, to cut the inner dimension of a product of so many tiles and steps: as many as give
+/// each multiprocessor two programs, if each keeps some steps.
+fn parts_of(tiles: usize, steps: usize, multiprocessors: usize) -> usize {
+    (2 * multiprocessors / tiles.max(1)).min(steps / 4).clamp(1, 8)
+}
+
+/// The tile with which `programs` finish a linear layer first, each doing one tile after the other.
+fn best_tiles(rows: usize, columns: usize, programs: usize) -> (usize, usize) {
+    let time = |&(m, n, one): &(usize, usize, f64)| {
+        (rows.div_ceil(m) * columns.div_ceil(n)).div_ceil(programs.max(1)) as f64 * one
+    };
+    let best = TILES.iter().min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are some");
+    (best.0, best.1)
+}
+
+/// Chunks of [`WARP`] columns that hold a row of `width`, of the numbers that there are instances for.
+fn chunks_of_width(width: usize) -> usize {
+    let needed = width.div_ceil(WARP).max(1);
+    [1, 2, 3, 4, 6, 9, 12, 16, 20, 28, 32].into_iter().find(|&c| c >= needed).unwrap_or(needed)
+}
+
 impl<T: Activation, W: Float> Ops<T, W> {
     pub fn new(device: Device) -> Self {
-        Ops { device, gpu: matches!(device, Device::Cuda(_)), _types: PhantomData }
+        // A device that is not there says so when it is given work.
+        let multiprocessors = device.multiprocessors().unwrap_or(1);
+        Ops { device, gpu: matches!(device, Device::Cuda(_)), multiprocessors, _types: PhantomData }
     }
 
     /// The same with the tile sizes of a GPU whatever the device is, so that its kernel instances can be examined, or
     /// interpreted, without one.
     pub fn with_gpu_tiles(self) -> Self {
-        Ops { gpu: true, ..self }
+        Ops { gpu: true, multiprocessors: USUAL_MULTIPROCESSORS, ..self }
     }
 
     fn empty<E: Element>(self, shape: &[usize]) -> Result<Tensor> {
@@ -75,15 +106,34 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(out)
     }
 
-    /// x [n, width] f32 → [n, width].
-    pub fn rms_norm<Y: Float>(self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    /// x [n, width] → [n, width].
+    pub fn rms_norm<X: Float, Y: Float, V: Float>(self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let mut out = self.empty::<Y>(x.shape())?;
-        let eps = eps as f32;
+        let (n, eps) = (x.shape()[0], eps as f32);
         with_const!(
-            H = x.shape()[1].next_power_of_two().max(64),
-            of [64, 128, 256, 512, 1024, 2048, 4096, 8192],
+            C = chunks_of_width(x.shape()[1]),
+            of [1, 2, 3, 4, 6, 9, 12, 16, 20, 28, 32],
             "hidden_size",
-            norm::rms_norm::<f32, f32, Y, H>(x, weight, eps, &mut out).run()?
+            norm::rms_norm::<X, V, Y, C, WARP>(x, weight, eps, &mut out).grid([n]).run()?
+        );
+        Ok(out)
+    }
+
+    /// x [n, width] f32 += the parts of delta [parts, n, width] → x normalised [n, width].
+    pub fn add_rms_norm<D: Float, Y: Float, V: Float>(
+        self,
+        x: &mut Tensor,
+        delta: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<Tensor> {
+        let mut out = self.empty::<Y>(x.shape())?;
+        let (n, eps) = (x.shape()[0], eps as f32);
+        with_const!(
+            C = chunks_of_width(x.shape()[1]),
+            of [1, 2, 3, 4, 6, 9, 12, 16, 20, 28, 32],
+            "hidden_size",
+            norm::add_rms_norm::<D, V, Y, C, WARP>(x, delta, weight, eps, &mut out).grid([n]).run()?
         );
         Ok(out)
     }
@@ -126,18 +176,70 @@ impl<T: Activation, W: Float> Ops<T, W> {
         weight: &Tensor,
         y: &mut Tensor,
     ) -> Result<()> {
-        let (rows, columns) = (x.shape()[0], weight.shape()[0]);
-        let few = rows < FEW_ROWS;
-        // The largest tile that keeps its sums in registers, where there are tiles enough to fill a chip.
-        let many = rows.div_ceil(128) * columns.div_ceil(128) >= MANY_TILES && C::DTYPE.size() == 2;
-        match (few, self.gpu) {
-            (true, true) => linear::linear_row::<T, V, Y, ADD, 16, 256>(x, weight, y).run()?,
-            (true, false) => linear::linear_row::<T, V, Y, ADD, 32, 64>(x, weight, y).run()?,
-            (false, true) if many => linear::linear::<T, V, C, Y, ADD, 128, 128, 64>(x, weight, y).run()?,
-            (false, true) => linear::linear::<T, V, C, Y, ADD, 64, 128, 32>(x, weight, y).run()?,
-            (false, false) => linear::linear::<T, V, C, Y, ADD, 32, 32, 64>(x, weight, y).run()?,
+        let (rows, columns, inner) = (x.shape()[0], weight.shape()[0], weight.shape()[1]);
+        if !self.gpu {
+            if rows < FEW_ROWS {
+                linear::linear_row::<T, V, Y, ADD, 32, 1, 64, 4>(x, weight, y).run()?;
+            } else {
+                linear::linear::<T, V, C, Y, ADD, 32, 32, 64>(x, weight, y).run()?;
+            }
+            return Ok(());
+        }
+        if rows == 1 || rows < FEW_ROWS && C::DTYPE.size() == 4 {
+            // A power of two of chunks, or 9 for a width like 2304.
+            if inner.is_multiple_of(9 * WARP) {
+                linear::linear_row::<T, V, Y, ADD, 1, 9, WARP, 1>(x, weight, y).run()?;
+            } else {
+                linear::linear_row::<T, V, Y, ADD, 2, 4, WARP, 1>(x, weight, y).run()?;
+            }
+        } else if C::DTYPE.size() == 4 {
+            linear::linear::<T, V, C, Y, ADD, 64, 128, 32>(x, weight, y).run()?;
+        } else if rows > 64 {
+            let programs = self.multiprocessors;
+            match best_tiles(rows, columns, programs) {
+                (128, 256) => linear::linear_tiles::<T, V, C, Y, ADD, 128, 256, 64, 16>(x, weight, y),
+                (128, _) => linear::linear_tiles::<T, V, C, Y, ADD, 128, 128, 64, 16>(x, weight, y),
+                _ => linear::linear_tiles::<T, V, C, Y, ADD, 64, 256, 64, 16>(x, weight, y),
+            }
+            .grid(programs)
+            .run()?;
+        } else {
+            let parts = parts_of(rows.div_ceil(64) * columns.div_ceil(64), inner.div_ceil(128), self.multiprocessors);
+            match (rows <= 16, parts > 1) {
+                (true, false) => linear::linear::<T, V, C, Y, ADD, 16, 64, 128>(x, weight, y).run()?,
+                (false, false) => linear::linear::<T, V, C, Y, ADD, 64, 64, 64>(x, weight, y).run()?,
+                (small, true) => {
+                    let mut partial = self.empty::<f32>(&[parts, rows, columns])?;
+                    if small {
+                        linear::linear_part::<T, V, 16, 64, 128>(x, weight, &mut partial).run()?;
+                    } else {
+                        linear::linear_part::<T, V, 64, 64, 64>(x, weight, &mut partial).run()?;
+                    }
+                    linear::sum_parts::<Y, ADD, 8, 128>(&partial, y).run()?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// x [n, in], weight [out, in] e4m3 with a scale per row, x_scale [n], weight_scale [out] f32 → [n, out].
+    pub fn linear_scaled<Y: Float>(
+        self,
+        x: &Tensor,
+        x_scale: &Tensor,
+        weight: &Tensor,
+        weight_scale: &Tensor,
+    ) -> Result<Tensor> {
+        let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
+        let programs = self.multiprocessors;
+        if self.gpu {
+            linear::linear_scaled::<Y, 128, 256, 128, 16>(x, weight, x_scale, weight_scale, &mut y)
+                .grid(programs)
+                .run()?
+        } else {
+            linear::linear_scaled::<Y, 32, 32, 64, 16>(x, weight, x_scale, weight_scale, &mut y).grid(programs).run()?
+        }
+        Ok(y)
     }
 
     /// gate_up [n, 2·width] → [n, width].
@@ -147,21 +249,27 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(out)
     }
 
-    /// x [n, channels], state [slots, taps - 1, channels] (replaced) → [n, channels]. Sequence s has tokens
-    /// `bounds[s] .. bounds[s + 1]`.
-    pub fn short_conv(self, x: &Tensor, weight: &Tensor, state: &mut Tensor, at: &Batch) -> Result<Tensor> {
+    /// x [n, channels], weight [taps, channels], state [slots, taps - 1, channels] (replaced) → [n, channels]. Sequence
+    /// s has tokens `bounds[s] .. bounds[s + 1]`.
+    pub fn short_conv<V: Float>(self, x: &Tensor, weight: &Tensor, state: &mut Tensor, at: &Batch) -> Result<Tensor> {
         let mut y = self.empty::<T>(x.shape())?;
         if x.shape()[0] == 0 {
             return Ok(y);
         }
-        let blocks = x.shape()[1].div_ceil(256);
-        with_const!(J = weight.shape()[1], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
-            if x.shape()[0] < FEW_ROWS {
-                short_conv::short_conv::<T, f32, J, 1, 256>(x, weight, state, &at.start, &at.slot, &mut y).run()?
+        let blocks = x.shape()[1].div_ceil(WARP);
+        with_const!(J = weight.shape()[0], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
+            let few = x.shape()[0] < FEW_ROWS;
+            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(16) }, blocks];
+            if few {
+                short_conv::short_conv::<T, V, J, 1, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                    .grid(grid)
+                    .run()?
             } else {
-                short_conv::short_conv::<T, f32, J, 16, 256>(x, weight, state, &at.start, &at.slot, &mut y).run()?
+                short_conv::short_conv::<T, V, J, 16, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                    .grid(grid)
+                    .run()?
             }
-            short_conv::short_conv_state::<T, J, 256>(x, &at.bounds, &at.slot, state)
+            short_conv::short_conv_state::<T, J, WARP>(x, &at.bounds, &at.slot, state)
                 .grid([at.sequences(), blocks])
                 .run()?
         });
@@ -178,32 +286,89 @@ impl<T: Activation, W: Float> Ops<T, W> {
         beta: &Tensor,
         a_log: &Tensor,
         dt_bias: &Tensor,
+        gate: Gate,
         state: &mut Tensor,
         at: &Batch,
     ) -> Result<Tensor> {
         let (n, heads, width) = (qkv.shape()[0], state.shape()[1], state.shape()[2]);
-        let each = [n, heads, width];
-        let (mut q, mut k, mut g) = (self.empty::<f32>(&each)?, self.empty::<f32>(&each)?, self.empty::<f32>(&each)?);
-        let mut b = self.empty::<f32>(&[n, heads, 1])?;
-        let mut o = self.empty::<T>(&each)?;
-        if n == 0 {
-            return Ok(o);
+        let mut o = self.empty::<T>(&[n, heads, width])?;
+        if at.chunk != chunk_tokens::<T>() {
+            return Err(EngineError::Device("the batch was made for activations of another width".into()));
         }
+        let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate };
         with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-            kda::kda_gate::<T, D>(qkv, decay, beta, a_log, dt_bias, &mut q, &mut k, &mut g, &mut b).run()?;
-            let b = b.reshape(&[n, heads])?;
-            let grid = [width / 32, heads, at.sequences()];
-            if n < 16 * at.sequences() {
-                kda::kda_recurrent::<T, D, 32>(&q, &k, &g, &b, qkv, &at.bounds, &at.slot, state, &mut o)
-                    .grid(grid)
-                    .run()?
-            } else {
-                kda::kda_chunked::<T, D, 32, 16, 16>(&q, &k, &g, &b, qkv, &at.bounds, &at.slot, state, &mut o)
-                    .grid(grid)
-                    .run()?
+            if let Some(sequences) = &at.short {
+                self.delta_rule_short::<D>(&input, sequences, state, &mut o)?;
+            }
+            for piece in &at.pieces {
+                // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
+                if at.chunk == 64 {
+                    self.delta_rule_chunks::<f16, D, 64, 32, 16>(&input, piece, state, &mut o)?;
+                } else {
+                    self.delta_rule_chunks::<f32, D, 32, 16, 8>(&input, piece, state, &mut o)?;
+                }
             }
         });
         Ok(o)
+    }
+
+    /// Sequences of few tokens, one token after another.
+    fn delta_rule_short<const D: usize>(
+        self,
+        input: &DeltaInput,
+        sequences: &Tensor,
+        state: &mut Tensor,
+        o: &mut Tensor,
+    ) -> Result<()> {
+        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
+        let grid = [D / 32, state.shape()[1], sequences.shape()[0]];
+        match gate {
+            Gate::Softplus => {
+                kda::kda_recurrent::<T, D, 32, false>(qkv, decay, beta, a_log, dt_bias, 0.0, sequences, state, o)
+                    .grid(grid)
+                    .run()?
+            }
+            Gate::Bounded(low) => {
+                kda::kda_recurrent::<T, D, 32, true>(qkv, decay, beta, a_log, dt_bias, low, sequences, state, o)
+                    .grid(grid)
+                    .run()?
+            }
+        }
+        Ok(())
+    }
+
+    /// Chunks of `C` = 2·`M` = 4·`S` tokens.
+    fn delta_rule_chunks<X: Activation, const D: usize, const C: usize, const M: usize, const S: usize>(
+        self,
+        input: &DeltaInput,
+        Piece { chunks, sequences }: &Piece,
+        state: &mut Tensor,
+        o: &mut Tensor,
+    ) -> Result<()> {
+        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
+        let (heads, count) = (state.shape()[1], chunks.shape()[0]);
+        let by_token = [heads, count * C, D];
+        let (mut k_in, mut q_in) = (self.empty::<T>(&by_token)?, self.empty::<T>(&by_token)?);
+        let mut k_out = self.empty::<T>(&by_token)?;
+        let mut p = self.empty::<T>(&[heads, count * C, C])?;
+        let mut keep = self.empty::<f32>(&[heads, count, D])?;
+        match gate {
+            Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, false>(
+                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
+            )
+            .grid([count, heads])
+            .run()?,
+            Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, true>(
+                qkv, decay, beta, a_log, dt_bias, low, chunks, &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
+            )
+            .grid([count, heads])
+            .run()?,
+        }
+        const V: usize = 64;
+        kda::kda_state::<T, D, C, V>(qkv, &k_in, &q_in, &k_out, &p, &keep, sequences, state, o)
+            .grid([D / V, heads, sequences.shape()[0]])
+            .run()?;
+        Ok(())
     }
 
     /// Puts n tokens' latents and shared keys into the caches at `position`. projected [n, latent + rope].
@@ -243,19 +408,22 @@ impl<T: Activation, W: Float> Ops<T, W> {
             return unsupported("v_head_dim", shape.value, "a value as wide as qk_nope_head_dim");
         }
         let scale = shape.scale();
+        // Heads whose keys and values fill half of an H100's L2 cache.
+        let head_bytes = kv.shape()[0] * (shape.nope + shape.value) * T::DTYPE.size();
+        let together = ((24 << 20) / head_bytes.max(1)).clamp(1, shape.heads) as i32;
         with_const!(V = shape.value, of [32, 64, 128], "v_head_dim", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
-                let grid = |queries: usize| [n.div_ceil(queries), shape.heads];
+                let grid = |queries: usize| n.div_ceil(queries) * shape.heads;
                 if self.gpu && n > 64 {
-                    attention::mla_prefill::<T, V, P, V, 128, 128>(q, kv, shared, position, scale, &mut out)
+                    attention::mla_prefill::<T, V, P, V, 128, 128>(q, kv, shared, position, scale, together, &mut out)
                         .grid(grid(128))
                         .run()?
                 } else if self.gpu {
-                    attention::mla_prefill::<T, V, P, V, 64, 64>(q, kv, shared, position, scale, &mut out)
+                    attention::mla_prefill::<T, V, P, V, 64, 64>(q, kv, shared, position, scale, together, &mut out)
                         .grid(grid(64))
                         .run()?
                 } else {
-                    attention::mla_prefill::<T, V, P, V, 16, 32>(q, kv, shared, position, scale, &mut out)
+                    attention::mla_prefill::<T, V, P, V, 16, 32>(q, kv, shared, position, scale, together, &mut out)
                         .grid(grid(16))
                         .run()?
                 }
@@ -264,8 +432,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(out)
     }
 
-    /// Absorbed attention of few tokens over the latent cache. q [n, heads·(nope + rope)], latent [context, R], shared
-    /// [context, rope], kv_b [heads·(nope + value), R] → [n, heads·value].
+    /// Absorbed attention of few tokens over the latent cache of their sequence, which all n belong to. q [n, heads·(nope
+    /// + rope)], latent [context, R], shared [context, rope], kv_b [heads·(nope + value), R] → [n, heads·value].
     pub fn mla_decode(
         self,
         q: &Tensor,
@@ -275,34 +443,84 @@ impl<T: Activation, W: Float> Ops<T, W> {
         position: &Tensor,
         shape: MlaShape,
     ) -> Result<Tensor> {
-        let (n, heads, r) = (q.shape()[0], shape.heads, latent.shape()[1]);
-        let splits = latent.shape()[0].div_ceil(KEYS_PER_SPLIT).clamp(1, MAX_SPLITS);
-        let (rope, value, nope, scale) = (shape.rope as i32, shape.value as i32, shape.nope as i32, shape.scale());
+        let absorbed = self.mla_absorb_query(q, kv_b, shape)?;
+        let one = |cache: &Tensor| cache.reshape(&[1, cache.shape()[0], cache.shape()[1]]);
+        let attended = self.mla_attend(&absorbed, q, &one(latent)?, &one(shared)?, position, shape)?;
+        self.mla_expand_value(&attended, kv_b, shape)
+    }
+
+    /// Queries as the latent sees them: q [n, heads·(nope + rope)] → [n, heads, R].
+    pub fn mla_absorb_query(self, q: &Tensor, kv_b: &Tensor, shape: MlaShape) -> Result<Tensor> {
+        let (n, heads, r) = (q.shape()[0], shape.heads, kv_b.shape()[1]);
+        let (rope, value) = (shape.rope as i32, shape.value as i32);
         let mut absorbed = self.empty::<T>(&[n, heads * r])?;
-        let mut partial = self.empty::<f32>(&[n, splits, heads, r])?;
-        let mut highest = self.empty::<f32>(&[n, splits, heads])?;
-        let mut total = self.empty::<f32>(&[n, splits, heads])?;
-        let mut attended = self.empty::<f32>(&[n, heads * r])?;
-        let mut out = self.empty::<T>(&[n, heads * shape.value])?;
         with_const!(R = r, of [64, 128, 256, 512], "kv_lora_rank", {
             with_const!(N = shape.nope, of [32, 64, 128], "qk_nope_head_dim", {
                 attention::mla_absorb_query::<T, W, N, R, 8>(q, kv_b, rope, value, &mut absorbed).run()?
-            });
-            with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
-                let absorbed = absorbed.reshape(&[n, heads, r])?;
-                let q = q.reshape(&[n, heads, shape.nope + shape.rope])?;
-                attention::mla_decode::<T, R, P, 16, 32>(
-                    &absorbed, &q, latent, shared, position, scale, &mut partial, &mut highest, &mut total,
-                )
-                .grid([splits, heads.div_ceil(16), n])
-                .run()?
-            });
-            attention::mla_combine::<R>(&partial, &highest, &total, &mut attended).run()?;
+            })
+        });
+        Ok(absorbed.reshape(&[n, heads, r])?)
+    }
+
+    /// Values of attended latents: [n, heads, R] f32 → [n, heads·value].
+    pub fn mla_expand_value(self, attended: &Tensor, kv_b: &Tensor, shape: MlaShape) -> Result<Tensor> {
+        let (n, heads, r) = (attended.shape()[0], shape.heads, kv_b.shape()[1]);
+        let nope = shape.nope as i32;
+        let attended = attended.reshape(&[n, heads * r])?;
+        let mut out = self.empty::<T>(&[n, heads * shape.value])?;
+        with_const!(R = r, of [64, 128, 256, 512], "kv_lora_rank", {
             with_const!(V = shape.value, of [32, 64, 128], "v_head_dim", {
                 attention::mla_expand_value::<T, W, V, R, 32>(&attended, kv_b, nope, &mut out).run()?
             })
         });
         Ok(out)
+    }
+
+    /// Attention over latents of n tokens, as many of each sequence, the last ones before the end of its context.
+    /// absorbed [n, heads, R], q [n, heads·(nope + rope)], latent [sequences, context, R], shared [sequences, context,
+    /// rope], position [sequences]: of each sequence's first token → [n, heads, R] f32.
+    pub fn mla_attend(
+        self,
+        absorbed: &Tensor,
+        q: &Tensor,
+        latent: &Tensor,
+        shared: &Tensor,
+        position: &Tensor,
+        shape: MlaShape,
+    ) -> Result<Tensor> {
+        let (n, heads, r) = (q.shape()[0], shape.heads, latent.shape()[2]);
+        let q = q.reshape(&[n, heads, shape.nope + shape.rope])?;
+        let tiles = if self.gpu && heads > 16 { heads.div_ceil(32) } else { heads.div_ceil(16) };
+        // As many programs as multiprocessors, each with as much of the context.
+        let most = (self.multiprocessors / (n * tiles).max(1)).clamp(1, MAX_SPLITS);
+        let splits = latent.shape()[1].div_ceil(KEYS_PER_SPLIT).clamp(1, most);
+        let scale = shape.scale();
+        let mut partial = self.empty::<f32>(&[n, splits, heads, r])?;
+        let mut highest = self.empty::<f32>(&[n, splits, heads])?;
+        let mut total = self.empty::<f32>(&[n, splits, heads])?;
+        let mut attended = self.empty::<f32>(&[n, heads, r])?;
+        with_const!(R = r, of [64, 128, 256, 512], "kv_lora_rank", {
+            with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
+                let grid = [splits, tiles, n];
+                if self.gpu && heads > 16 {
+                    attention::mla_decode::<T, R, P, 32, 32, 8>(
+                        absorbed, &q, latent, shared, position, scale, &mut partial, &mut highest, &mut total,
+                    )
+                    .grid(grid)
+                    .run()?
+                } else {
+                    attention::mla_decode::<T, R, P, 16, 32, 4>(
+                        absorbed, &q, latent, shared, position, scale, &mut partial, &mut highest, &mut total,
+                    )
+                    .grid(grid)
+                    .run()?
+                }
+            })
+        });
+        with_const!(S = splits.next_power_of_two(), of [1, 2, 4, 8, 16, 32, 64, 128], "max_splits", {
+            attention::mla_combine::<f32, S, 64>(&partial, &highest, &total, &mut attended).run()?
+        });
+        Ok(attended)
     }
 
     /// logits [n, experts] f32 → chosen experts [n, k] i32 and their weights [n, k] f32.
@@ -344,23 +562,39 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let chosen = chosen.reshape(&[n * k])?;
         let mut h = self.empty::<T>(&[n * k, width])?;
         let mut y = self.empty::<T>(&[n * k, hidden])?;
-        if n * k <= 2 * count {
-            experts::experts_gate_up_row::<T, W, 32, 64>(x, gate, up, &chosen, choices, &mut h).run()?;
-            experts::experts_down_row::<T, W, 32, 64>(&h, down, &chosen, &mut y).run()?;
+        let sorted = n * k > FEW_ASSIGNMENTS;
+        let mut place = self.empty::<i32>(&[n * k])?;
+        if !sorted {
+            if self.gpu {
+                experts::experts_gate_up_row::<T, W, 1, 9, WARP>(x, gate, up, &chosen, choices, &mut h).run()?;
+                experts::experts_down_row::<T, W, 2, 4, WARP>(&h, down, &chosen, &mut y).run()?;
+            } else {
+                experts::experts_gate_up_row::<T, W, 32, 1, 64>(x, gate, up, &chosen, choices, &mut h).run()?;
+                experts::experts_down_row::<T, W, 32, 1, 64>(&h, down, &chosen, &mut y).run()?;
+            }
         } else {
-            let mut list = self.empty::<i32>(&[count, n * k])?;
-            let mut counts = self.empty::<i32>(&[count])?;
-            experts::group_by_expert::<256>(&chosen, &mut list, &mut counts).grid([count]).run()?;
+            let mut order = self.empty::<i32>(&[n * k])?;
+            let mut bounds = self.empty::<i32>(&[count, 2])?;
+            experts::group_by_expert::<1024>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
+            let mut rows = self.empty::<T>(&[n * k, hidden])?;
+            experts::gather_tokens::<T, WARP>(x, &order, choices, &mut rows).run()?;
             // An expert is chosen at most once by a token.
             const M: usize = 16;
-            const N: usize = 32;
+            const N: usize = 64;
             let grid = |channels: usize| [n.div_ceil(M), channels.div_ceil(N), count];
-            experts::experts_gate_up::<T, W, M, N, 32>(x, gate, up, &list, &counts, choices, &mut h)
-                .grid(grid(width))
-                .run()?;
-            experts::experts_down::<T, W, M, N, 32>(&h, down, &list, &counts, &mut y).grid(grid(hidden)).run()?;
+            experts::experts_gate_up::<T, W, M, N, 64>(&rows, gate, up, &bounds, &mut h).grid(grid(width)).run()?;
+            experts::experts_down::<T, W, M, N, 64>(&h, down, &bounds, &mut y).grid(grid(hidden)).run()?;
         }
-        experts::combine_experts::<T, 256>(&y, weights, out).run()?;
+        with_const!(
+            S = k.next_power_of_two(),
+            of [1, 2, 4, 8, 16, 32],
+            "num_experts_per_token",
+            if sorted {
+                experts::combine_experts::<T, true, S, WARP>(&y, &place, weights, out).run()?
+            } else {
+                experts::combine_experts::<T, false, S, WARP>(&y, &place, weights, out).run()?
+            }
+        );
         Ok(())
     }
 
@@ -395,6 +629,36 @@ impl MlaShape {
     }
 }
 
+/// How much of the past a channel forgets with a token, from x = decay input + dt_bias.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gate {
+    /// g = −exp(A_log)·softplus(x), without bound: Kimi Linear's.
+    Softplus,
+    /// g = bound·sigmoid(exp(A_log)·x), between this bound (negative) and 0.
+    Bounded(f32),
+}
+
+/// What the delta rule reads.
+#[derive(Clone, Copy)]
+struct DeltaInput<'a> {
+    qkv: &'a Tensor,
+    decay: &'a Tensor,
+    beta: &'a Tensor,
+    a_log: &'a Tensor,
+    dt_bias: &'a Tensor,
+    gate: Gate,
+}
+
+/// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
+const SHORT: usize = 16;
+/// Tokens of a batch whose chunks are in memory at once: 18 KiB each with 32 heads of 128 in bf16.
+const TOKENS_AT_ONCE: usize = 16384;
+
+/// Tokens in a chunk of the delta rule.
+fn chunk_tokens<T: Element>() -> usize {
+    if T::DTYPE.size() == 2 { 64 } else { 32 }
+}
+
 /// Which tokens of a batch belong to which sequence.
 pub struct Batch {
     /// Sequence s has tokens `bounds[s] .. bounds[s + 1]`.
@@ -403,13 +667,77 @@ pub struct Batch {
     pub start: Tensor,
     /// Of each token, its sequence's state slot.
     pub slot: Tensor,
+    /// Tokens in a chunk of the delta rule.
+    chunk: usize,
+    /// Short sequences [count, 4]: 0, first token, end, slot.
+    short: Option<Tensor>,
+    /// Of the other sequences, piece after piece.
+    pieces: Vec<Piece>,
+}
+
+/// Chunks that are computed together: some of each sequence.
+struct Piece {
+    /// [count, 4]: first token, end of the sequence, 0, 0. (Rows of 16 bytes stay aligned.)
+    chunks: Tensor,
+    /// [count, 4]: first of its chunks here, first token here, end here, slot.
+    sequences: Tensor,
 }
 
 impl Batch {
+    /// Sequences of these lengths one after another, each with its state slot; no two may share one.
+    pub fn new<T: Activation, W: Float>(ops: Ops<T, W>, lengths: &[usize], slots: &[usize]) -> Result<Batch> {
+        Batch::in_pieces(ops, lengths, slots, TOKENS_AT_ONCE)
+    }
+
+    /// The same with so many tokens' chunks in memory at once, or one chunk of each sequence.
+    pub fn in_pieces<T: Activation, W: Float>(
+        ops: Ops<T, W>,
+        lengths: &[usize],
+        slots: &[usize],
+        tokens_at_once: usize,
+    ) -> Result<Batch> {
+        let chunk = chunk_tokens::<T>();
+        let (mut bounds, mut start, mut slot) = (vec![0], vec![], vec![]);
+        let (mut short, mut long) = (vec![], vec![]);
+        for (&length, &place) in lengths.iter().zip(slots) {
+            let first = *bounds.last().expect("starts with 0");
+            let (end, place) = (first + length as i32, place as i32);
+            bounds.push(end);
+            start.extend(std::iter::repeat_n(first, length));
+            slot.extend(std::iter::repeat_n(place, length));
+            match length {
+                0 => {}
+                1..SHORT => short.push([0, first, end, place]),
+                _ => long.push([0, first, end, place]),
+            }
+        }
+        let table = |rows: &[[i32; 4]]| Tensor::from_slice(rows.as_flattened(), &[rows.len(), 4], ops.device);
+        let mut pieces = vec![];
+        while !long.is_empty() {
+            let each = (tokens_at_once / (chunk * long.len())).max(1) * chunk;
+            let (mut chunks, mut sequences) = (vec![], vec![]);
+            for [_, first, end, place] in &mut long {
+                let here = (*first + each as i32).min(*end);
+                sequences.push([chunks.len() as i32, *first, here, *place]);
+                chunks.extend((*first..here).step_by(chunk).map(|token| [token, here, 0, 0]));
+                *first = here;
+            }
+            pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
+            long.retain(|[_, first, end, _]| first < end);
+        }
+        Ok(Batch {
+            bounds: ops.integers(&bounds)?,
+            start: ops.integers(&start)?,
+            slot: ops.integers(&slot)?,
+            chunk,
+            short: if short.is_empty() { None } else { Some(table(&short)?) },
+            pieces,
+        })
+    }
+
     /// One sequence of `n` tokens with its state in slot 0.
     pub fn single<T: Activation, W: Float>(ops: Ops<T, W>, n: usize) -> Result<Batch> {
-        let zeros = vec![0; n];
-        Ok(Batch { bounds: ops.integers(&[0, n as i32])?, start: ops.integers(&zeros)?, slot: ops.integers(&zeros)? })
+        Batch::new(ops, &[n], &[0])
     }
 
     fn sequences(&self) -> usize {

@@ -1,6 +1,6 @@
 //! Kimi Delta Attention: short convolution, query/key normalisation, decay gate, and the gated delta rule.
 
-use super::dense::{dot, silu, softplus};
+use super::dense::{dot, sigmoid, silu, softplus};
 
 /// Sizes of one KDA layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,21 @@ pub fn kda_gate(x: &[f64], a_log: &[f64], dt_bias: &[f64]) -> Vec<f64> {
         .map(|(i, x)| {
             let channel = i % dt_bias.len();
             -a_log[channel / key].exp() * softplus(x + dt_bias[channel])
+        })
+        .collect()
+}
+
+/// The bounded gate, between `lower_bound` and 0: `lower_bound * sigmoid(exp(a_log[head]) * (x + dt_bias))`; else as
+/// [`kda_gate`].
+pub fn kda_bounded_gate(x: &[f64], a_log: &[f64], dt_bias: &[f64], lower_bound: f64) -> Vec<f64> {
+    let key = dt_bias.len() / a_log.len();
+    assert_eq!(dt_bias.len(), a_log.len() * key);
+    assert!(x.len().is_multiple_of(dt_bias.len()));
+    x.iter()
+        .enumerate()
+        .map(|(i, x)| {
+            let channel = i % dt_bias.len();
+            lower_bound * sigmoid(a_log[channel / key].exp() * (x + dt_bias[channel]))
         })
         .collect()
 }

@@ -16,7 +16,7 @@ mod experts;
 pub mod model;
 
 pub use attention::{MlaShape, mla_attention, mla_expand};
-pub use delta::{KdaShape, kda_gate, kda_recurrence, l2_norm, short_convolution};
+pub use delta::{KdaShape, kda_bounded_gate, kda_gate, kda_recurrence, l2_norm, short_convolution};
 pub use dense::{
     add, argmax, embedding, gated_rms_norm, linear, log_softmax, negative_log_likelihood, rms_norm, sigmoid, silu,
     softplus, swiglu,

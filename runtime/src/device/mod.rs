@@ -90,6 +90,24 @@ impl Device {
         }
     }
 
+    /// How many programs run side by side for sure: a GPU's multiprocessors, the CPU's threads, 1 on the interpreter.
+    ///
+    /// # Errors
+    /// If the device is not there.
+    pub fn multiprocessors(self) -> Result<usize> {
+        match self {
+            Device::Cpu => {
+                start_threads();
+                Ok(rayon::current_num_threads())
+            }
+            Device::Interpret => Ok(1),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(n) => Ok(cuda::Context::get(n)?.multiprocessors as usize),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.not_built()),
+        }
+    }
+
     /// Waits until everything asked of the device is done. On CUDA this is where a failure inside a kernel shows.
     pub fn synchronize(self) -> Result<()> {
         match self {

@@ -13,7 +13,7 @@ const LATENT: usize = 512;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all: Vec<Case> = [2048, 8192, 32768].map(prefill).into();
-    all.extend([(1, 4096), (1, 131072), (16, 4096), (16, 32768)].map(|(b, context)| decode(b, context)));
+    all.extend([(1, 4096), (1, 131072), (16, 4096), (16, 32768), (128, 4096)].map(|(b, context)| decode(b, context)));
     all
 }
 
@@ -71,61 +71,55 @@ fn prefill(tokens: usize) -> Case {
     })
 }
 
-/// The model's whole absorbed attention: more than the peers' case, which starts from absorbed queries and ends before
-/// the values are expanded. Sequences go one after the other.
+/// Absorbed queries over the latents of `sequences`, one token each; the splits put together.
 fn decode(sequences: usize, context: usize) -> Case {
-    let MlaShape { heads, nope, rope, value } = SHAPE;
+    let MlaShape { heads, nope, rope, .. } = SHAPE;
     Case::new(format!("mla_decode/b{sequences}_ctx{context}_h{heads}"), move |device| {
-        let q = random::<bf16>(device, &[sequences, heads * (nope + rope)], 1.0, 1)?;
-        let latent = random::<bf16>(device, &[sequences, context, LATENT], 1.0, 2)?;
-        let shared = random::<bf16>(device, &[sequences, context, rope], 1.0, 3)?;
-        let kv_b = random::<bf16>(device, &[heads * (nope + value), LATENT], (LATENT as f64).powf(-0.5), 4)?;
-        let at = Ops::<bf16, bf16>::new(device).integers(&[context as i32 - 1])?;
-        let result = Rc::new(RefCell::new(vec![]));
-        let (kept, inputs) = (result.clone(), (q.clone(), latent.clone(), shared.clone(), kv_b.clone()));
+        let absorbed = random::<bf16>(device, &[sequences, heads, LATENT], 1.0, 1)?;
+        let q = random::<bf16>(device, &[sequences, heads * (nope + rope)], 1.0, 2)?;
+        let latent = random::<bf16>(device, &[sequences, context, LATENT], 1.0, 3)?;
+        let shared = random::<bf16>(device, &[sequences, context, rope], 1.0, 4)?;
+        let at = Ops::<bf16, bf16>::new(device).integers(&vec![context as i32 - 1; sequences])?;
+        let result = Rc::new(RefCell::new(None));
+        let (kept, inputs) = (result.clone(), (absorbed.clone(), q.clone(), latent.clone(), shared.clone()));
         let (b, c, h) = (sequences as f64, context as f64, heads as f64);
         let width = (LATENT + rope) as f64;
         Ok(Work {
             least: Least { flops: 2.0 * b * h * c * (width + LATENT as f64), bytes: 2.0 * b * c * width },
             run: Box::new(move || {
                 let ops = Ops::<bf16, bf16>::new(device);
-                for s in 0..sequences {
-                    let (latent, shared) = (latent.select(0, s)?, shared.select(0, s)?);
-                    let o = ops.mla_decode(&q.narrow(0, s, 1)?, &latent, &shared, &kv_b, &at, SHAPE)?;
-                    if kept.borrow().len() < sequences {
-                        kept.borrow_mut().push(o);
-                    }
-                }
+                let o = ops.mla_attend(&absorbed, &q, &latent, &shared, &at, SHAPE)?;
+                kept.borrow_mut().get_or_insert(o);
                 Ok(())
             }),
             check: Box::new(move || {
-                let (q, latent, shared, kv_b) = inputs;
-                let outputs = result.borrow_mut().split_off(0);
+                let (absorbed, q, latent, shared) = inputs;
+                let o = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
                 let mut error = 0f64;
                 for (s, head) in [(0, 0), (sequences - 1, heads - 1)] {
-                    let w = values(&kv_b.narrow(0, head * (nope + value), nope + value)?)?;
-                    let (to_key, to_value) = w.split_at(nope * LATENT);
-                    let query = values(&q.select(0, s)?.narrow(0, head * (nope + rope), nope + rope)?)?;
-                    let (latents, shared) = (values(&latent.select(0, s)?)?, values(&shared.select(0, s)?)?);
-                    let latents: Vec<Vec<f64>> = latents.chunks_exact(LATENT).map(<[f64]>::to_vec).collect();
-                    // Scores with the expansion moved to the query, which in f64 changes nothing.
-                    let mut absorbed = vec![0.0; LATENT];
-                    for (q, row) in query.iter().zip(to_key.chunks_exact(LATENT)) {
-                        absorbed.iter_mut().zip(row).for_each(|(a, w)| *a += q * w);
-                    }
-                    // `attend` divides by the root of the query's width, which here is not that of the keys.
-                    let fix = (((LATENT + rope) as f64) / (nope + rope) as f64).sqrt();
-                    let query: Vec<f64> = absorbed.iter().chain(&query[nope..]).map(|x| x * fix).collect();
-                    let keys: Vec<Vec<f64>> =
-                        latents.iter().zip(shared.chunks_exact(rope)).map(|(c, k)| [c, k].concat()).collect();
-                    let attended = attend(&query, &keys, &latents);
-                    let want = reference::linear(&attended, to_value, LATENT);
-                    let got = values(&outputs[s].select(0, 0)?.narrow(0, head * value, value)?)?;
-                    error = error.max(relative_error(&got, &want));
+                    let want = attend_latents(
+                        &values(&absorbed.select(0, s)?.select(0, head)?)?,
+                        &values(&q.select(0, s)?.narrow(0, head * (nope + rope) + nope, rope)?)?,
+                        &values(&latent.select(0, s)?)?,
+                        &values(&shared.select(0, s)?)?,
+                    );
+                    error = error.max(relative_error(&values(&o.select(0, s)?.select(0, head)?)?, &want));
                 }
                 Ok((error, bound(bf16::DTYPE)))
             }),
             eager: false,
         })
     })
+}
+
+/// One head's attended latent [R]: absorbed query [R] and its shared part [P] over latents [context, R] and shared keys
+/// [context, P], row-major.
+pub(super) fn attend_latents(absorbed: &[f64], shared_query: &[f64], latents: &[f64], shared: &[f64]) -> Vec<f64> {
+    let latents: Vec<Vec<f64>> = latents.chunks_exact(absorbed.len()).map(<[f64]>::to_vec).collect();
+    // `attend` divides by the root of the query's width, which here is not that of the keys.
+    let fix = ((absorbed.len() + SHAPE.rope) as f64 / (SHAPE.nope + SHAPE.rope) as f64).sqrt();
+    let query: Vec<f64> = absorbed.iter().chain(shared_query).map(|x| x * fix).collect();
+    let keys: Vec<Vec<f64>> =
+        latents.iter().zip(shared.chunks_exact(SHAPE.rope)).map(|(c, k)| [c, k].concat()).collect();
+    attend(&query, &keys, &latents)
 }

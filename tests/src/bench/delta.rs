@@ -3,7 +3,7 @@
 use super::{Case, Least, Work, random};
 use crate::cases::{bound, values};
 use kiln::{Device, Element, Tensor, bf16};
-use kimi::model::ops::{Batch, Ops};
+use kimi::model::ops::{Batch, Gate, Ops};
 use kimi::reference::{self, KdaShape, relative_error};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,39 +14,35 @@ const CHANNELS: usize = HEADS * WIDTH;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all: Vec<Case> = [1024, 8192, 32768].map(short_conv).into();
-    all.extend([(1, 1024), (1, 8192), (1, 32768), (1, 131072), (8, 8192)].map(|(b, t)| {
-        let name = format!("kda_prefill/softplus_b{b}_t{t}_h{HEADS}_d{WIDTH}");
-        let bytes = 2 * b * t * CHANNELS * 5 + 8 * b * HEADS * WIDTH * WIDTH;
-        let flops = 2 * b * t * HEADS * (3 * WIDTH * WIDTH + 2 * 64 * WIDTH);
-        let least = Least { flops: flops as f64, bytes: bytes as f64 };
-        Case::new(name, move |device| delta_rule(device, b, t, least))
-    }));
+    for (gate, name) in [(Gate::Softplus, "softplus"), (Gate::Bounded(-5.0), "bounded")] {
+        all.extend([(1, 1024), (1, 8192), (1, 32768), (1, 131072), (8, 8192)].map(|(b, t)| {
+            let name = format!("kda_prefill/{name}_b{b}_t{t}_h{HEADS}_d{WIDTH}");
+            let bytes = 2 * b * t * CHANNELS * 5 + 8 * b * HEADS * WIDTH * WIDTH;
+            let flops = 2 * b * t * HEADS * (3 * WIDTH * WIDTH + 2 * 64 * WIDTH);
+            let least = Least { flops: flops as f64, bytes: bytes as f64 };
+            Case::new(name, move |device| delta_rule(device, b, t, gate, least))
+        }));
+    }
     all.extend([1, 16, 128].map(|b| {
         let least = Least { flops: 0.0, bytes: (8 * b * HEADS * WIDTH * WIDTH) as f64 };
-        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| delta_rule(device, b, 1, least))
+        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| {
+            delta_rule(device, b, 1, Gate::Softplus, least)
+        })
     }));
     all
 }
 
 /// `sequences` of `tokens` each.
 fn batch(device: Device, sequences: usize, tokens: usize) -> anyhow::Result<Batch> {
-    let ops = Ops::<bf16, bf16>::new(device);
-    let each = |f: &dyn Fn(usize) -> usize| -> Vec<i32> {
-        (0..sequences).flat_map(|s| std::iter::repeat_n(f(s) as i32, tokens)).collect()
-    };
-    let bounds: Vec<i32> = (0..=sequences).map(|s| (s * tokens) as i32).collect();
-    Ok(Batch {
-        bounds: ops.integers(&bounds)?,
-        start: ops.integers(&each(&|s| s * tokens))?,
-        slot: ops.integers(&each(&|s| s))?,
-    })
+    let slots: Vec<usize> = (0..sequences).collect();
+    Ok(Batch::new(Ops::<bf16, bf16>::new(device), &vec![tokens; sequences], &slots)?)
 }
 
 fn short_conv(tokens: usize) -> Case {
     const ALL: usize = 3 * CHANNELS;
     Case::new(format!("short_conv/bf16_t{tokens}_d{ALL}_w4_silu"), move |device| {
         let x = random::<bf16>(device, &[tokens, ALL], 1.0, 1)?;
-        let weight = random::<f32>(device, &[ALL, 4], 1.0, 2)?;
+        let weight = random::<f32>(device, &[4, ALL], 1.0, 2)?;
         let mut state = Tensor::zeros(&[1, 3, ALL], bf16::DTYPE, device)?;
         let at = batch(device, 1, tokens)?;
         let result = Rc::new(RefCell::new(None));
@@ -54,7 +50,7 @@ fn short_conv(tokens: usize) -> Case {
         Ok(Work {
             least: Least { flops: 0.0, bytes: 4.0 * (tokens * ALL) as f64 },
             run: Box::new(move || {
-                let y = Ops::<bf16, bf16>::new(device).short_conv(&x, &weight, &mut state, &at)?;
+                let y = Ops::<bf16, bf16>::new(device).short_conv::<f32>(&x, &weight, &mut state, &at)?;
                 kept.borrow_mut().get_or_insert(y);
                 Ok(())
             }),
@@ -62,7 +58,7 @@ fn short_conv(tokens: usize) -> Case {
                 let (x, weight) = inputs;
                 let y = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
                 // The beginning, and the end with the three inputs before it as its state.
-                let weight = values(&weight)?;
+                let weight = values(&weight.transpose(0, 1)?.contiguous()?)?;
                 let mut state = vec![0.0; ALL * 3];
                 let head = reference::short_convolution(&values(&x.narrow(0, 0, 16)?)?, &weight, ALL, &mut state);
                 let first = relative_error(&values(&y.narrow(0, 0, 16)?)?, &head);
@@ -79,7 +75,7 @@ fn short_conv(tokens: usize) -> Case {
 }
 
 /// Normalisation of q and k, gates and the delta rule, from a state of zeros, which later runs continue.
-fn delta_rule(device: Device, sequences: usize, tokens: usize, least: Least) -> anyhow::Result<Work> {
+fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least: Least) -> anyhow::Result<Work> {
     let n = sequences * tokens;
     let qkv = random::<bf16>(device, &[n, 3 * CHANNELS], 1.0, 1)?;
     let decay = random::<bf16>(device, &[n, CHANNELS], 1.0, 2)?;
@@ -97,7 +93,7 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, least: Least) -> 
         least,
         run: Box::new(move || {
             let ops = Ops::<bf16, bf16>::new(device);
-            let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, &mut state, &at)?;
+            let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, gate, &mut state, &at)?;
             kept.borrow_mut().get_or_insert(o);
             Ok(())
         }),
@@ -115,7 +111,11 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, least: Least) -> 
                 };
                 let q = reference::l2_norm(&third(0), WIDTH, 1e-6, (WIDTH as f64).powf(-0.5));
                 let k = reference::l2_norm(&third(1), WIDTH, 1e-6, 1.0);
-                let g = reference::kda_gate(&values(&decay.narrow(0, first, count)?)?, &a_log, &dt_bias);
+                let x = values(&decay.narrow(0, first, count)?)?;
+                let g = match gate {
+                    Gate::Softplus => reference::kda_gate(&x, &a_log, &dt_bias),
+                    Gate::Bounded(low) => reference::kda_bounded_gate(&x, &a_log, &dt_bias, low.into()),
+                };
                 let beta: Vec<f64> =
                     values(&beta.narrow(0, first, count)?)?.iter().map(|x| reference::sigmoid(*x)).collect();
                 let mut state = vec![0.0; HEADS * WIDTH * WIDTH];

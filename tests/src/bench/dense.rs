@@ -2,7 +2,7 @@
 
 use super::{Case, Least, Work, kernels, poisoned, random};
 use crate::cases::{bound, values};
-use kiln::{Device, Element, Tensor, bf16};
+use kiln::{Device, Element, Tensor, bf16, f8e4m3};
 use kimi::kernels::norm;
 use kimi::model::ops::Ops;
 use kimi::reference::{self, relative_error};
@@ -24,6 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
             }
         }
     }
+    all.extend([(8192, 8192, 8192), (4096, 12288, 2304), (8192, 18432, 2304)].map(gemm_e4m3));
     all.extend([8, 8192, 32768].map(rms_norm));
     all.extend([(4096, 1024), (4096, 8192), (512, 163840)].map(|(rows, columns)| softmax(rows, columns)));
     all
@@ -91,6 +92,47 @@ fn gemm(m: usize, n: usize, k: usize) -> Case {
     })
 }
 
+/// 8-bit floats with a scale for each row of both operands.
+fn gemm_e4m3((m, n, k): (usize, usize, usize)) -> Case {
+    Case::new(format!("gemm/e4m3_m{m}_n{n}_k{k}"), move |device| {
+        let narrow = |rows: usize, seed| -> anyhow::Result<Tensor> {
+            let wide = random::<bf16>(device, &[rows * k], 1.0, seed)?;
+            let mut out = Tensor::uninit(&[rows * k], f8e4m3::DTYPE, device)?;
+            kernels::cast::<bf16, f8e4m3, 1024>(&wide, &mut out).run()?;
+            Ok(out.reshape(&[rows, k])?)
+        };
+        let (x, w) = (narrow(m, 1)?, narrow(n, 2)?);
+        let (x_scale, w_scale) = (random::<f32>(device, &[m], 1.0, 3)?, random::<f32>(device, &[n], 1.0, 4)?);
+        let result = Rc::new(RefCell::new(None));
+        let (kept, inputs) = (result.clone(), (x.clone(), w.clone(), x_scale.clone(), w_scale.clone()));
+        let (mf, nf, kf) = (m as f64, n as f64, k as f64);
+        Ok(Work {
+            least: Least { flops: 2.0 * mf * nf * kf, bytes: mf * kf + nf * kf + 2.0 * mf * nf },
+            run: Box::new(move || {
+                let y = Ops::<bf16, bf16>::new(device).linear_scaled::<bf16>(&x, &x_scale, &w, &w_scale)?;
+                kept.borrow_mut().get_or_insert(y);
+                Ok(())
+            }),
+            check: Box::new(move || {
+                let (x, w, x_scale, w_scale) = inputs;
+                let y = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
+                let (x_scale, w_scale) = (values(&x_scale)?, values(&w_scale)?);
+                let (mut got, mut want) = (vec![], vec![]);
+                let rows_of_w = some(n).iter().map(|j| values(&w.select(0, *j)?)).collect::<Result<Vec<_>, _>>()?;
+                for i in some(m) {
+                    let (row, result) = (values(&x.select(0, i)?)?, values(&y.select(0, i)?)?);
+                    for (j, w) in some(n).into_iter().zip(&rows_of_w) {
+                        got.push(result[j]);
+                        want.push(row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() * x_scale[i] * w_scale[j]);
+                    }
+                }
+                Ok((relative_error(&got, &want), bound(bf16::DTYPE)))
+            }),
+            eager: false,
+        })
+    })
+}
+
 fn rms_norm(tokens: usize) -> Case {
     const WIDTH: usize = 2304;
     Case::new(format!("rms_norm/bf16_t{tokens}_d{WIDTH}"), move |device| {
@@ -101,7 +143,8 @@ fn rms_norm(tokens: usize) -> Case {
         Ok(Work {
             least: Least { flops: 0.0, bytes: 4.0 * (tokens * WIDTH) as f64 },
             run: Box::new(move || {
-                Ok(norm::rms_norm::<bf16, bf16, bf16, 4096>(&x, &w, 1e-5, &mut out.borrow_mut()).run()?)
+                let out = &mut out.borrow_mut();
+                Ok(norm::rms_norm::<bf16, bf16, bf16, 9, 256>(&x, &w, 1e-5, out).grid([tokens]).run()?)
             }),
             check: Box::new(move || {
                 let (x, w) = inputs;
@@ -127,10 +170,10 @@ fn softmax(rows: usize, columns: usize) -> Case {
             least: Least { flops: 0.0, bytes: 4.0 * (rows * columns) as f64 },
             run: Box::new(move || {
                 let mut out = out.borrow_mut();
-                if columns <= 1024 {
-                    kernels::softmax::<bf16, 1024>(&x, &mut out).grid([rows]).run()?;
-                } else {
-                    kernels::softmax::<bf16, 4096>(&x, &mut out).grid([rows]).run()?;
+                match columns {
+                    ..=1024 => kernels::softmax::<bf16, 1024, 1>(&x, &mut out).run()?,
+                    ..=8192 => kernels::softmax::<bf16, 8192, 4>(&x, &mut out).run()?,
+                    _ => kernels::softmax_long::<bf16, 16, 4096, 16>(&x, &mut out).grid([rows]).run()?,
                 }
                 Ok(())
             }),

@@ -1,6 +1,7 @@
 //! Kernels that only the benchmarks need: a copy, a softmax over rows, random data made where it is used.
 
 use kiln::prelude::*;
+use std::f32::consts::LOG2_E;
 
 /// out ← x, as fast as the memory allows.
 #[kernel]
@@ -36,29 +37,68 @@ fn scramble<S: Shape>(x: Tile<u32, S>) -> Tile<u32, S> {
     x ^ (x >> 16)
 }
 
-/// Softmax of each row, in two passes: highest and sum (kept per lane, put together once), then the result.
+/// Softmax of rows that a program holds: x `[rows, columns]` → out, with `N` ≥ columns. Program: row, of `P` warps.
+#[kernel(warps = P)]
+pub fn softmax<T: Float, const N: usize, const P: u8>(x: &View<T, 2>, out: &mut Block<T, 1, N>) {
+    let row: Tile<T, N> = x.select(0, program_id(0)).load_or(0, full(f64::NEG_INFINITY));
+    let row = row.cast::<f32>() * LOG2_E;
+    let e = (row - row.amax::<0>()).exp2();
+    out.store((e * e.sum::<0>().recip()).cast::<T>().reshape());
+}
+
+/// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out. Program: row, of `P` warps.
 ///
-/// x `[rows, columns]` → out, `B` columns at a time. Program: row.
-#[kernel]
-pub fn softmax<T: Float, const B: usize>(x: &View<T, 2>, out: &mut View<T, 2>) {
+/// The first `KEPT` blocks of `B` columns are read once and stay in registers; the others are read twice, and the
+/// second time while the cache still has them. Highest and sum are kept per lane and put together once.
+#[kernel(warps = P)]
+pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8>(x: &View<T, 2>, out: &mut View<T, 2>) {
     let row = program_id(0);
     let x = x.select(0, row);
+    let (first, columns) = (KEPT * B, x.dim(0));
+    let kept: [Tile<T, B>; KEPT] = std::array::from_fn(|c| x.load_or(c * B, full(f64::NEG_INFINITY)));
     // Lower than any score and yet finite, so that lanes which see no column subtract no infinities.
     let mut highest: Tile<f32, B> = full(-1e30);
+    for chunk in kept {
+        highest = highest.max(chunk.cast::<f32>() * LOG2_E);
+    }
     let mut total: Tile<f32, B> = zeros();
-    for start in (0..x.dim(0)).step_by(B) {
-        let raw: Tile<T, B> = x.load(start);
-        let value = select(iota::<B>() + start < x.dim(0), raw.cast::<f32>(), f32::NEG_INFINITY);
-        let new = highest.max(value);
-        total = total * (highest - new).exp() + (value - new).exp();
-        highest = new;
+    for start in (first..columns).step_by(4 * B) {
+        for value in four::<T, B>(&x, start) {
+            let new = highest.max(value);
+            total = total * (highest - new).exp2() + (value - new).exp2();
+            highest = new;
+        }
+    }
+    for chunk in kept {
+        total += (chunk.cast::<f32>() * LOG2_E - highest).exp2();
     }
     let top = highest.amax::<0>();
-    let sum = (total * (highest - top).exp()).sum::<0>();
-    for start in (0..x.dim(0)).step_by(B) {
-        let value: Tile<T, B> = x.load(start);
-        let p = (value.cast::<f32>() - top).exp() / sum;
-        // SAFETY: a program writes its own row.
-        unsafe { out.store((row, start), p.cast::<T>().reshape::<D2<1, B>>()) };
+    let scale = (total * (highest - top).exp2()).sum::<0>().recip();
+    for start in (first..columns).step_by(4 * B) {
+        let values = four::<T, B>(&x, start);
+        for i in unroll(0..4) {
+            let p = (values[i] - top).exp2() * scale;
+            // SAFETY: a program writes its own row.
+            unsafe { out.store((row, start + i * B), p.cast::<T>().reshape::<D2<1, B>>()) };
+        }
     }
+    for c in unroll(0..KEPT) {
+        let p = (kept[c].cast::<f32>() * LOG2_E - top).exp2() * scale;
+        // SAFETY: a program writes its own row.
+        unsafe { out.store((row, c * B), p.cast::<T>().reshape::<D2<1, B>>()) };
+    }
+}
+
+/// out ← x as another dtype.
+#[kernel]
+pub fn cast<T: Element, U: Element, const B: usize>(x: &View<T, 1>, out: &mut Block<U, B>) {
+    let values: Tile<T, B> = x.load(out.origin(0));
+    out.store(values.cast::<U>());
+}
+
+/// Four blocks of scores in units of log2, -inf beyond the row; all are in flight together.
+#[device]
+fn four<T: Float, const B: usize>(x: &View<T, 1>, start: Tile<i32>) -> [Tile<f32, B>; 4] {
+    let raw: [Tile<T, B>; 4] = std::array::from_fn(|i| x.load_or(start + i * B, full(f64::NEG_INFINITY)));
+    raw.map(|block| block.cast::<f32>() * LOG2_E)
 }

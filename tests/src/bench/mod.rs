@@ -10,6 +10,7 @@ mod delta;
 mod dense;
 pub mod kernels;
 mod moe;
+pub mod sweep;
 pub mod tiles;
 
 use kiln::{Bench, Device, Element, Float, Tensor};

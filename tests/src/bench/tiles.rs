@@ -3,7 +3,7 @@
 use super::{poisoned, random};
 use crate::cases::{bound, values};
 use kiln::{Bench, Device, Element, Tensor, bf16};
-use kimi::kernels::linear::linear;
+use kimi::kernels::linear::{linear, linear_tiles};
 use kimi::reference::relative_error;
 
 type Run = fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>;
@@ -11,6 +11,14 @@ type Run = fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>;
 fn tile<const M: usize, const N: usize, const K: usize>() -> (String, Run) {
     let run: Run = |x, w, y| linear::<bf16, bf16, bf16, bf16, false, M, N, K>(x, w, y).run();
     (format!("{M}x{N}x{K}"), run)
+}
+
+fn tiles<const M: usize, const N: usize, const K: usize, const BAND: usize>() -> (String, Run) {
+    let run: Run = |x, w, y| {
+        let grid = y.device().multiprocessors()?;
+        linear_tiles::<bf16, bf16, bf16, bf16, false, M, N, K, BAND>(x, w, y).grid(grid).run()
+    };
+    (format!("{M}x{N}x{K} in bands of {BAND}"), run)
 }
 
 /// Times y `[m, n]` = x `[m, k]` · w `[n, k]`ᵀ (bf16) in every tile size and prints a line for each. The first row of
@@ -35,8 +43,12 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         tile::<128, 128, 32>(),
         tile::<128, 128, 64>(),
         tile::<128, 256, 64>(),
-        tile::<256, 128, 64>(),
-        tile::<256, 64, 64>(),
+        tiles::<128, 256, 64, 8>(),
+        tiles::<128, 256, 64, 16>(),
+        tiles::<128, 256, 64, 32>(),
+        tiles::<64, 256, 64, 16>(),
+        tiles::<128, 128, 64, 16>(),
+        tiles::<256, 128, 64, 8>(),
     ];
     for (name, run) in tiles {
         let mut y = poisoned::<bf16>(device, &[m, n])?;
@@ -45,7 +57,7 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         anyhow::ensure!(error <= bound(bf16::DTYPE), "tiles of {name}: the result is off by {error:.1e}");
         let us = Bench::new(device).run(|| run(&x, &w, &mut y))?.median().as_secs_f64() * 1e6;
         let tflops = 2.0 * m as f64 * n as f64 * k as f64 / us / 1e6;
-        println!("{name:12} {us:11.1} us {tflops:8.1} TFLOP/s");
+        println!("{name:26} {us:11.1} us {tflops:8.1} TFLOP/s");
     }
     Ok(())
 }

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! lab check [FILTER]              every operation against the f64 reference
+//! lab random                      random kernels against the interpreter
 //! lab bench [FILTER] --json FILE  times by case, in the form that the peers' times have
 //! lab tiles M N K                 the linear kernel in each tile size
+//! lab sweep [FILTER]              the memory-bound kernels in each tile size, number of warps and splits
 //! lab model DIR                   tokens per second of a checkpoint, and how often the host waits
 //! lab verify DIR GOLDEN           stored results of another implementation against a run
 //! lab chat …                      the chat
@@ -12,15 +14,18 @@
 //! A case is named `operation/types…`; FILTER is a part of the name.
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use kiln::Device;
 use kiln_tests::bench::{self, Row};
 use kiln_tests::cases::{self, Tiles};
+use kiln_tests::random::{self, Limits, OnDevice, Runner};
 use kimi::engine::{self, Want};
 use kimi::golden::Golden;
 use kimi::sampling::Sampling;
@@ -44,6 +49,20 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seeds: u64,
     },
+    /// Run random kernels and compare with the interpreter
+    Random {
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+        /// Kernels
+        #[arg(long, default_value_t = 4000)]
+        cases: u64,
+        /// The first kernel's seed; the others' follow
+        #[arg(long, default_value_t = 1 << 22)]
+        seed: u64,
+        /// Threads that generate, compile and compare; default one per core
+        #[arg(long)]
+        threads: Option<usize>,
+    },
     /// Time the benchmark's cases, each after a check of its result
     Bench {
         filter: Option<String>,
@@ -63,6 +82,15 @@ enum Command {
         m: usize,
         n: usize,
         k: usize,
+    },
+    /// Time the memory-bound kernels in every way that they can be cut, each after a check of its result
+    Sweep {
+        filter: Option<String>,
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+        /// Timed runs of each
+        #[arg(long, default_value_t = 10)]
+        samples: usize,
     },
     /// Measure a checkpoint: prefill and decode rates, host waits
     Model {
@@ -102,10 +130,15 @@ enum Command {
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Check { filter, device, seeds } => check(filter.as_deref(), &device, seeds),
+        Command::Random { device, cases, seed, threads } => random(&device, seed..seed.saturating_add(cases), threads),
         Command::Bench { filter, device, json, samples } => bench(filter.as_deref(), &device, json.as_deref(), samples),
         Command::Tiles { device, m, n, k } => {
             bench::tiles::sweep(Device::parse(&device)?, [m, n, k])?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Sweep { filter, device, samples } => {
+            let good = bench::sweep::run(Device::parse(&device)?, filter.as_deref(), samples)?;
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Model { checkpoint, device, prompt, tokens } => model(&checkpoint, device, prompt, tokens),
         Command::Verify { checkpoint, golden, device, longest, tokens, no_held_out } => {
@@ -122,7 +155,7 @@ fn selected(name: &str, filter: Option<&str>) -> bool {
 
 /// The status of a run of which nothing may fail and something must have run.
 fn status(done: usize, failed: usize) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(done > 0, "no case has that in its name");
+    anyhow::ensure!(done > 0, "nothing was run");
     println!("{done} cases, {failed} failed");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -145,6 +178,52 @@ fn check(filter: Option<&str>, device: &str, seeds: u64) -> anyhow::Result<ExitC
         }
     }
     status(done, failed)
+}
+
+fn random(device: &str, seeds: Range<u64>, threads: Option<usize>) -> anyhow::Result<ExitCode> {
+    /// Failures after which nobody reads on.
+    const ENOUGH: u64 = 5;
+    // Kernels that nobody will launch again.
+    // SAFETY: nothing else runs yet.
+    unsafe { std::env::set_var("KILN_CACHE", "off") };
+    let device = Device::parse(device)?;
+    let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    println!("{}; seeds {seeds:?} on {threads} threads", device.describe()?);
+    let runner = OnDevice::new(device);
+    let (done, failed, start) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
+    end_if_stuck(runner.clone());
+    let runners = || vec![Box::new(runner.clone()) as Box<dyn Runner>];
+    random::check_many(seeds, Limits::default(), threads, runners, |seed, result| {
+        let lost_to = runner.lost_to();
+        if lost_to.is_some_and(|other| other != seed) {
+            // This case never ran.
+            return false;
+        }
+        let n = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if n.is_multiple_of(500) {
+            println!("{n} kernels in {:.1} s", start.elapsed().as_secs_f64());
+        }
+        let Err(failure) = result else { return true };
+        println!("FAILED {failure}");
+        failed.fetch_add(1, Ordering::Relaxed) + 1 < ENOUGH && lost_to.is_none()
+    });
+    println!("{:.1} s", start.elapsed().as_secs_f64());
+    status(done.into_inner() as usize, failed.into_inner() as usize)
+}
+
+/// Ends the program when a kernel runs for a minute: nothing else stops one that never ends.
+fn end_if_stuck(runner: OnDevice) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            if let Some((seed, since)) = runner.running()
+                && since.elapsed() > Duration::from_secs(60)
+            {
+                println!("FAILED seed {seed} does not end:\n{}", random::generate(seed, Limits::default()).kernel);
+                std::process::exit(1);
+            }
+        }
+    });
 }
 
 fn bench(filter: Option<&str>, device: &str, json: Option<&Path>, samples: usize) -> anyhow::Result<ExitCode> {
@@ -204,10 +283,9 @@ fn model(checkpoint: &Path, device: engine::Device, prompt: usize, tokens: usize
     println!("{}; loaded in {:.2} s", engine.description(), start.elapsed().as_secs_f64());
     let vocabulary = engine.config().vocab_size;
     let ids: Vec<u32> = (0..prompt).map(|i| (i * 7919 % vocabulary) as u32).collect();
-    // The first round compiles kernels.
     for round in ["first", "second", "third"] {
         let session = engine.open_session()?;
-        let start = Instant::now();
+        let (start, compiled) = (Instant::now(), kiln::compile_time());
         engine.append(session, &ids, Want::Last)?;
         let prefill = start.elapsed().as_secs_f64();
         let (start, waits) = (Instant::now(), kiln::waits());
@@ -218,10 +296,11 @@ fn model(checkpoint: &Path, device: engine::Device, prompt: usize, tokens: usize
         let waits = (kiln::waits() - waits) as f64 / tokens.max(1) as f64;
         println!(
             "{round:6} prefill {prompt} tokens {:9.1} tok/s, decode {tokens} tokens {:8.1} tok/s ({:.3} ms each, {waits:.2} \
-             host waits each)",
+             host waits each), {:.2} s of it all for compiling kernels",
             prompt as f64 / prefill,
             tokens as f64 / decode,
             decode / tokens.max(1) as f64 * 1e3,
+            (kiln::compile_time() - compiled).as_secs_f64(),
         );
         engine.close_session(session);
     }

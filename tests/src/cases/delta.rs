@@ -2,28 +2,15 @@
 
 use super::{Input, Trial, bound, values};
 use kiln::{DType, Tensor};
-use kimi::model::ops::{Activation, Batch};
+use kimi::model::ops::{Activation, Batch, Gate};
 use kimi::reference::{self, KdaShape};
 
 /// Lengths of the sequences of a batch.
 const BATCHES: [&[usize]; 9] = [&[0], &[1], &[2, 1], &[15], &[16], &[17, 3], &[1, 1, 1], &[63, 1, 20], &[65]];
 
-/// A batch of sequences of these lengths; sequence s has the state slot `slots[s]`.
-fn batch(trial: &Trial, lengths: &[usize], slots: &[usize]) -> anyhow::Result<Batch> {
-    let ops = trial.ops::<f32, f32>();
-    let (mut bounds, mut start, mut slot) = (vec![0], vec![], vec![]);
-    for (length, place) in lengths.iter().zip(slots) {
-        let first = *bounds.last().expect("starts with 0");
-        start.extend(std::iter::repeat_n(first, *length));
-        slot.extend(std::iter::repeat_n(*place as i32, *length));
-        bounds.push(first + *length as i32);
-    }
-    Ok(Batch { bounds: ops.integers(&bounds)?, start: ops.integers(&start)?, slot: ops.integers(&slot)? })
-}
-
 /// Slots for so many sequences, in no order, one left over.
 fn slots(trial: &mut Trial, sequences: usize) -> Vec<usize> {
-    // An empty sequence names no slot, and the kernels take slot 0 for it.
+    // An empty sequence names no slot, and the convolution takes slot 0 for it.
     if sequences == 1 { vec![0] } else { trial.numbers.distinct(sequences, sequences + 1) }
 }
 
@@ -36,8 +23,10 @@ pub(super) fn short_conv<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
             let count = lengths.len() + 1;
             let x = trial.normal::<T>(&[n, channels], 1.0)?;
             let mut state = trial.normal::<T>(&[count, taps - 1, channels], 1.0)?;
-            let at = batch(trial, lengths, &places)?;
-            let got = trial.ops::<T, f32>().short_conv(&x.tensor, &weight.tensor, &mut state.tensor, &at)?;
+            let at = Batch::new(trial.ops::<T, f32>(), lengths, &places)?;
+            // The kernel takes the taps first.
+            let taps_first = weight.tensor.transpose(0, 1)?.contiguous()?;
+            let got = trial.ops::<T, f32>().short_conv::<f32>(&x.tensor, &taps_first, &mut state.tensor, &at)?;
 
             let (mut want, mut first) = (vec![], 0);
             for (length, place) in lengths.iter().zip(&places) {
@@ -78,15 +67,31 @@ enum Nature {
     ZeroKeys,
     /// β is 0 or 1 exactly.
     Switched,
+    /// The bounded gate, ordinary inputs.
+    Bounded,
+    /// The bounded gate at one of its ends, at random.
+    BoundedExtreme,
 }
 
-const NATURES: [Nature; 6] =
-    [Nature::Mild, Nature::Measured, Nature::Extreme, Nature::EqualKeys, Nature::ZeroKeys, Nature::Switched];
+const NATURES: [Nature; 8] = [
+    Nature::Mild,
+    Nature::Measured,
+    Nature::Extreme,
+    Nature::EqualKeys,
+    Nature::ZeroKeys,
+    Nature::Switched,
+    Nature::Bounded,
+    Nature::BoundedExtreme,
+];
+
+/// The bound of the bounded gates.
+const LOWER_BOUND: f32 = -5.0;
 
 /// Inputs of the delta rule.
 struct Layer {
     heads: usize,
     width: usize,
+    gate: Gate,
     qkv: Input,
     decay: Input,
     beta: Input,
@@ -116,7 +121,7 @@ impl Layer {
         let sign = |trial: &mut Trial| if trial.numbers.below(2) == 0 { -1000.0 } else { 1000.0 };
         let decay: Vec<f64> = (0..n * channels)
             .map(|_| match nature {
-                Nature::Extreme => sign(trial),
+                Nature::Extreme | Nature::BoundedExtreme => sign(trial),
                 Nature::EqualKeys => -1000.0,
                 _ => trial.numbers.normal(),
             })
@@ -142,6 +147,10 @@ impl Layer {
         Ok(Layer {
             heads,
             width,
+            gate: match nature {
+                Nature::Bounded | Nature::BoundedExtreme => Gate::Bounded(LOWER_BOUND),
+                _ => Gate::Softplus,
+            },
             qkv: trial.input::<T>(&[n, 3 * channels], qkv)?,
             decay: trial.input::<T>(&[n, channels], decay)?,
             beta: trial.input::<T>(&[n, heads], beta)?,
@@ -162,7 +171,7 @@ impl Layer {
         let piece = |input: &Input| input.tensor.narrow(0, first, n);
         let (qkv, decay, beta) = (piece(&self.qkv)?, piece(&self.decay)?, piece(&self.beta)?);
         let ops = trial.ops::<T, f32>();
-        Ok(ops.delta_rule(&qkv, &decay, &beta, &self.a_log.tensor, &self.dt_bias.tensor, state, at)?)
+        Ok(ops.delta_rule(&qkv, &decay, &beta, &self.a_log.tensor, &self.dt_bias.tensor, self.gate, state, at)?)
     }
 
     /// Tokens `first .. first + n` by the definition; `state` is one sequence's.
@@ -175,7 +184,11 @@ impl Layer {
         let q = reference::l2_norm(&third(0), width, 1e-6, (width as f64).powf(-0.5));
         let k = reference::l2_norm(&third(1), width, 1e-6, 1.0);
         let decay = &self.decay.values[first * channels..][..n * channels];
-        let g = reference::kda_gate(decay, &self.a_log.values, &self.dt_bias.values);
+        let (a_log, dt_bias) = (&self.a_log.values, &self.dt_bias.values);
+        let g = match self.gate {
+            Gate::Softplus => reference::kda_gate(decay, a_log, dt_bias),
+            Gate::Bounded(low) => reference::kda_bounded_gate(decay, a_log, dt_bias, low.into()),
+        };
         let beta: Vec<f64> =
             self.beta.values[first * heads..][..n * heads].iter().map(|x| reference::sigmoid(*x)).collect();
         let shape = KdaShape { heads, key: width, value: width };
@@ -205,7 +218,7 @@ pub(super) fn delta_rule<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
             let places = slots(trial, lengths.len());
             let size = heads * width * width;
             let mut state = trial.normal::<f32>(&[lengths.len() + 1, heads, width, width], 0.3)?;
-            let at = batch(trial, lengths, &places)?;
+            let at = Batch::in_pieces(trial.ops::<T, f32>(), lengths, &places, 128)?;
             let got = layer.run::<T>(trial, 0, n, &mut state.tensor, &at)?;
 
             let (mut want, mut first) = (vec![], 0);
@@ -233,7 +246,7 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
             let mut state = trial.input::<f32>(&[1, heads, width, width], vec![0.0; heads * width * width])?;
             let (mut got, mut first) = (vec![], 0);
             for length in pieces {
-                let at = batch(trial, &[*length], &[0])?;
+                let at = Batch::new(trial.ops::<T, f32>(), &[*length], &[0])?;
                 got.extend(values(&layer.run::<T>(trial, first, *length, &mut state.tensor, &at)?)?);
                 first += length;
             }

@@ -40,7 +40,7 @@ pub(super) fn rms_norm<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
         for n in LENGTHS {
             let x = uneven_rows(trial, n, width);
             let x = trial.input::<f32>(&[n, width], x)?;
-            let got = trial.ops::<T, f32>().rms_norm::<T>(&x.tensor, &weight.tensor, 1e-5)?;
+            let got = trial.ops::<T, f32>().rms_norm::<f32, T, f32>(&x.tensor, &weight.tensor, 1e-5)?;
             let want = reference::rms_norm(&x.values, &weight.values, 1e-5);
             trial.compare(&format!("{n} rows of {width}"), &got, &want, width, bound(T::DTYPE))?;
         }

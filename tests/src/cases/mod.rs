@@ -1,4 +1,5 @@
-//! Differential cases: every operation of the model, on kernels, against its naive f64 reference.
+//! Differential cases: every operation of the model, on kernels, against its naive f64 reference; and what devices
+//! answer to requests that they cannot meet.
 //!
 //! A [`Case`] makes random and hostile inputs, runs the operation through `kimi::model::ops` (so with the very kernel
 //! instances that the model runs) and compares with `kimi::reference`. One list, [`cases`], serves the tests on the
@@ -15,6 +16,7 @@ mod attention;
 mod data;
 mod delta;
 mod dense;
+mod device;
 mod experts;
 mod sampling;
 
@@ -74,6 +76,8 @@ impl Case {
 /// All cases.
 pub fn cases() -> Vec<Case> {
     let mut all = vec![
+        Case { name: "device/absent", run: device::absent },
+        Case { name: "device/out_of_memory", run: device::out_of_memory },
         Case { name: "route/f32", run: experts::route },
         Case { name: "argmax/f32", run: sampling::argmax },
         Case { name: "sample/f32", run: sampling::sample },
@@ -157,6 +161,11 @@ impl Trial {
     /// A tensor to be written, full of NaN.
     fn poisoned<T: Element>(&self, shape: &[usize]) -> anyhow::Result<Tensor> {
         Ok(Tensor::full(shape, T::DTYPE, f64::NAN, self.device)?)
+    }
+
+    /// Notes something that must hold.
+    fn expect(&mut self, what: &str, holds: bool) {
+        self.report.add(what, if holds { 0.0 } else { f64::INFINITY }, 0.0);
     }
 
     /// Compares a result with what it should be, by the norm of each row of `width`: a wrong small row must not hide

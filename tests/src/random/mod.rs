@@ -13,7 +13,8 @@
 //! rng.rs       random numbers and elements      control.rs   … loops and branches
 //! compare.rs   rules and their tolerances       memory.rs    … parameters, loads, stores
 //! shrink.rs    smaller cases that still fail    inexact.rs   … what is stored under a tolerance
-//! cpu.rs       the CPU back end as a runner
+//! cpu.rs       the CPU back end as a runner      on_device.rs  a device of the runtime as a runner
+//! many.rs      many cases on several threads
 //! ```
 
 mod compare;
@@ -21,13 +22,17 @@ mod control;
 mod cpu;
 mod generate;
 mod inexact;
+mod many;
 mod memory;
+mod on_device;
 mod rng;
 mod shrink;
 
 pub use compare::Rule;
 pub use cpu::Cpu;
 pub use generate::{Limits, generate};
+pub use many::check_many;
+pub use on_device::OnDevice;
 pub use rng::Rng;
 pub use shrink::shrink;
 
@@ -101,6 +106,11 @@ pub trait Runner {
     fn slack(&self) -> f64 {
         1.0
     }
+
+    /// Whether nothing can be run any more because of a case that was: its failure cannot be looked into.
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 /// The interpreter, before or after the passes.
@@ -155,14 +165,16 @@ pub struct Failure {
     pub seed: u64,
     pub runner: String,
     pub what: String,
-    /// The smallest kernel found that still fails.
+    /// The smallest kernel found that still fails; as generated if the runner was lost to it.
     pub kernel: Kernel,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {} on {}: {}", self.seed, self.runner, self.what)?;
-        write!(f, "run it alone with KILN_SEED={}; the kernel, made smaller:\n{}", self.seed, self.kernel)
+        let seed = self.seed;
+        writeln!(f, "run it alone: `lab random --seed {seed} --cases 1`, or the test with KILN_SEED={seed}")?;
+        write!(f, "the kernel, made smaller where that was possible:\n{}", self.kernel)
     }
 }
 
@@ -199,6 +211,9 @@ pub fn check(seed: u64, limits: Limits, runners: &mut [Box<dyn Runner>]) -> Resu
     }
     for runner in runners {
         if let Err(what) = agrees(&case, &mut **runner) {
+            if runner.is_lost() {
+                return failure(runner.name(), what, case.kernel);
+            }
             let small = shrink(&case, &mut |smaller| agrees(smaller, &mut **runner).is_err());
             let what = agrees(&small, &mut **runner).err().unwrap_or(what);
             return failure(runner.name(), what, small.kernel);

@@ -57,6 +57,8 @@ pub struct Ptx {
     pub name: String,
     pub op: Op,
     pub args: Vec<Arg>,
+    /// Added to the address, in bytes.
+    pub offset: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub enum Op {
     Reciprocal,
     InverseRoot,
     Tf32,
+    /// Two f32 to 16 bits each; whether to f16.
+    Pair(bool),
     /// Shared or global; bytes of a word; words.
     Load(bool, usize, usize),
     Store(bool, usize, usize),
@@ -76,6 +80,7 @@ pub enum Op {
     CopyCommit,
     CopyWait,
     Barrier,
+    BarrierArrive,
     BarrierInit,
     Arrive,
     ArriveExpect,
@@ -110,6 +115,7 @@ impl Op {
             ("rcp", _) => Op::Reciprocal,
             ("rsqrt", _) => Op::InverseRoot,
             ("cvt", _) if name.contains("tf32") => Op::Tf32,
+            ("cvt", _) if name.contains("x2") => Op::Pair(name.contains("f16x2") && !name.contains("bf16x2")),
             ("ld", _) => Op::Load(shared, size, count),
             ("st", _) => Op::Store(shared, size, count),
             ("atom", _) => Op::Atomic(size),
@@ -118,6 +124,7 @@ impl Op {
             ("cp", _) if name.contains("wait_group") => Op::CopyWait,
             ("cp", _) => Op::CopyAsync,
             ("bar", "sync") => Op::Barrier,
+            ("bar", "arrive") => Op::BarrierArrive,
             ("mbarrier", "init") => Op::BarrierInit,
             ("mbarrier", "arrive") if name.contains("expect_tx") => Op::ArriveExpect,
             ("mbarrier", "arrive") => Op::Arrive,
@@ -183,6 +190,11 @@ impl Asm {
                 text = rest;
             }
             let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
+            // An address may have a constant added to it.
+            let (rest, offset) = match rest.rsplit_once('+').and_then(|(r, n)| Some((r, n.strip_suffix(']')?))) {
+                Some((address, n)) => (address, n.parse().unwrap_or_else(|_| panic!("offset {n}"))),
+                None => (rest, 0),
+            };
             let op = Op::of(name);
             if op == Op::Again {
                 // A try may fail for no reason; what follows it must be a jump back.
@@ -196,7 +208,7 @@ impl Asm {
             }
             let args = rest.split([',', '{', '}', '[', ']', ' ']).filter(|s| !s.is_empty());
             let args = if op == Op::Again { vec![] } else { args.map(arg).collect() };
-            code.push(Ptx { guard, name: name.to_owned(), op, args });
+            code.push(Ptx { guard, name: name.to_owned(), op, args, offset });
         }
         assert!(code.last().is_none_or(|c| c.op != Op::TryWait), "a failed try must be repeated: {ptx}");
         let rank = |s: &Scope| [Scope::Thread, Scope::Warp, Scope::Group].iter().position(|x| x == s);
@@ -319,6 +331,19 @@ impl Simulator {
                 let read = if p.args.len() > 3 { value(3, env) as usize } else { size };
                 let copy = (value(0, env), value(1, env), size, read);
                 t.copies.last_mut().expect("a group is open").push(copy);
+            }
+            Op::Pair(half) => {
+                let narrow = |x: u64| {
+                    let x = f32::from_bits(x as u32);
+                    u64::from(if half { half::f16::from_f32(x).to_bits() } else { half::bf16::from_f32(x).to_bits() })
+                };
+                env[0] = narrow(value(1, env)) << 16 | narrow(value(2, env));
+            }
+            Op::BarrierArrive => {
+                let (id, count) = (value(0, env), value(1, env) as usize);
+                let arrived = self.arrived.entry(id).or_default();
+                *arrived += 1;
+                assert!(*arrived <= count, "more threads arrive at barrier {id} than it is for");
             }
             Op::Barrier => return Some(Wait::Barrier(value(0, env), value(1, env) as usize)),
             Op::BarrierInit => self.shared.init_barrier(value(0, env), value(1, env) as i64, t.id),

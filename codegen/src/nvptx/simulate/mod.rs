@@ -152,6 +152,8 @@ pub struct Simulator {
     maps: Vec<EncodedMap>,
     under_way: VecDeque<Copy>,
     flights: Vec<Flight>,
+    /// How many threads have arrived at each named barrier and gone on.
+    arrived: BTreeMap<u64, usize>,
     backwards: bool,
     early: bool,
     place: [u32; 3],
@@ -177,6 +179,7 @@ impl Simulator {
             maps: vec![],
             under_way: VecDeque::new(),
             flights: vec![],
+            arrived: BTreeMap::new(),
             backwards: false,
             early: false,
             place: [0; 3],
@@ -189,6 +192,7 @@ impl Simulator {
     pub fn run(&mut self, params: &[u64], place: [u32; 3], grid: [u32; 3], order: Order) {
         let program = self.program.clone();
         self.shared = Shared::new(self.shared_bytes);
+        self.arrived.clear();
         self.maps = self.maps_wanted.iter().map(|m| EncodedMap::new(m, params)).collect();
         (self.backwards, self.early, self.place, self.grid) = (order.backwards, order.early, place, grid);
         let mut values = vec![UNDEFINED; program.count];
@@ -283,10 +287,12 @@ impl Simulator {
             let first = &threads[members[0]];
             let (pc, wait) = (first.pc, first.wait);
             let Wait::Barrier(id, count) = wait else { unreachable!("just looked at") };
-            if members.len() < count {
+            let arrived = self.arrived.get(&id).copied().unwrap_or(0);
+            if members.len() + arrived < count {
                 continue;
             }
-            assert_eq!(members.len(), count, "too many threads at barrier {id}");
+            assert_eq!(members.len() + arrived, count, "too many threads at barrier {id}");
+            self.arrived.remove(&id);
             for m in members {
                 let t = &mut threads[m];
                 assert!(t.pc == pc && t.wait == wait, "threads meet at different barriers");

@@ -37,7 +37,7 @@ impl Simulator {
 
     fn ldmatrix(&mut self, asm: &Asm, warp: &mut [Thread]) {
         let trans = asm.code[0].name.contains(".trans");
-        let addresses: Vec<u64> = warp.iter().map(|t| t.get(&asm.args[0])).collect();
+        let addresses: Vec<u64> = warp.iter().map(|t| t.get(&asm.args[0]) + asm.code[0].offset).collect();
         for (lane, t) in warp.iter_mut().enumerate() {
             for j in 0..asm.outs {
                 let mut word = 0u64;

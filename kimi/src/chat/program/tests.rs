@@ -3,6 +3,7 @@
 use clap::Parser;
 
 use super::*;
+use crate::chat::talker::Stats;
 use crate::engine::Device;
 
 /// Runs a program with this command line; gives what it wrote to (standard output, standard error).
@@ -27,6 +28,16 @@ fn remembers_what_was_said() {
     let stats: Vec<&str> = notes.lines().collect();
     assert!(stats.len() == 2 && !stats[0].contains("reused") && stats[1].contains("reused"), "{notes}");
     assert!(notes.contains("load ") && notes.contains("prefill ") && notes.contains("decode "), "{notes}");
+}
+
+/// The first reply compiles kernels: that is told apart from the rates.
+#[test]
+fn rates_are_without_compiling() {
+    let second = std::time::Duration::from_secs(1);
+    let mut stats = Stats { prompt: 300, prefill: second, reply: 61, decode: second, ..Stats::default() };
+    assert_eq!(stats.to_string(), "load 0.00 s; prefill 300 tokens, 300.0 tok/s; decode 61 tokens, 60.0 tok/s");
+    stats.compile = second / 4;
+    assert!(stats.to_string().ends_with("; besides, 0.25 s for compiling kernels"), "{stats}");
 }
 
 #[test]

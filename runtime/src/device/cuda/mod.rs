@@ -37,7 +37,7 @@ pub(crate) struct Context {
     name: String,
     /// Compute capability, major and minor.
     pub(crate) capability: (u32, u32),
-    multiprocessors: u32,
+    pub(crate) multiprocessors: u32,
     pub(crate) l2_bytes: usize,
     /// A few zeros in device memory, for tensor maps of views without elements.
     zeros: sys::CUdeviceptr,

@@ -1,0 +1,59 @@
+//! Second kernel of a prompt: the state from chunk to chunk, and the outputs.
+
+use kiln::prelude::*;
+
+/// Per chunk, with S the state before it and k_in, q_in, k_out, p, keep as [`super::kda_chunk`] leaves them:
+/// ```text
+/// r = v − k_in S      o = q_in S + p r      S ← Diag(keep) S + k_outᵀ r
+/// ```
+/// computed transposed: each result is then the first operand of a product that follows, where the tensor cores take
+/// it from registers, and all second operands come from memory as they lie there.
+///
+/// qkv `[n, 3·heads·D]`; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
+/// replaced → o `[n, heads, D]`. Program: (block of `V` value columns, head, sequence).
+#[kernel]
+pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
+    qkv: &View<T, 2>,
+    k_in: &View<T, 3>,
+    q_in: &View<T, 3>,
+    k_out: &View<T, 3>,
+    p: &View<T, 3>,
+    keep: &View<f32, 3>,
+    sequences: &View<i32, 2>,
+    state: &mut View<f32, 4>,
+    o: &mut View<T, 3>,
+) where
+    T: Float + DotElement<Acc = f32>,
+{
+    let (column, head, sequence) = (program_id(0) * V, program_id(1), program_id(2));
+    let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
+    let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
+    let values = (o.dim(1) * 2 + head) * D + column;
+    let v = qkv.narrow(0, first, end - first);
+    let (k_in, q_in, k_out) = (k_in.select(0, head), q_in.select(0, head), k_out.select(0, head));
+    let (p, keep) = (p.select(0, head), keep.select(0, head));
+
+    let stored: Tile<f32, 1, 1, D, V> = state.load((slot, head, 0, column));
+    let mut s: Tile<f32, V, D> = stored.reshape::<D2<D, V>>().t();
+    for t in (0..end - first).step_by(C) {
+        let row = chunk * C + t;
+        // First what is not multiplied, so that it arrives during the first product.
+        let v: Tile<T, C, V> = v.load((t, values));
+        let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
+        let (k_in, q_in): (Tile<T, C, D>, Tile<T, C, D>) = (k_in.load((row, 0)), q_in.load((row, 0)));
+        let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
+
+        let before = s.cast::<T>();
+        let known = dot(before, k_in.t(), zeros());
+        let r = (v.t().cast::<f32>() - known).cast::<T>();
+        let out = dot(r, p.t(), dot(before, q_in.t(), zeros()));
+        // Rows past the end lie outside the narrowed view and are not written.
+        let mut mine = o.narrow(0, 0, end);
+        // SAFETY: a program writes the columns of its own sequence, head and block.
+        unsafe { mine.store((first + t, head, column), out.cast::<T>().t().reshape::<D3<C, 1, V>>()) };
+        let keep: Tile<f32, D> = keep.reshape();
+        s = dot(r, k_out, s * keep.row());
+    }
+    // SAFETY: as above; a slot belongs to one sequence.
+    unsafe { state.store((slot, head, 0, column), s.t().reshape::<D4<1, 1, D, V>>()) };
+}

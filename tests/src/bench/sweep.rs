@@ -1,0 +1,492 @@
+//! The memory-bound kernels in each tile size, number of warps and number of splits: what the choices in
+//! `kimi::model::ops` rest on.
+//!
+//! A [`Sweep`] is one piece of work and all ways to do it. Each way's result is compared with the f64 reference before
+//! it is timed.
+
+use super::{attention, kernels, poisoned, random};
+use crate::cases::{Numbers, bound, values};
+use kiln::{Bench, DType, Device, Element, Tensor, bf16};
+use kimi::kernels::{attention as mla, experts, linear, norm, short_conv};
+use kimi::reference::{self, relative_error};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// One piece of work in several ways.
+pub struct Sweep {
+    pub name: String,
+    /// Bytes that must move.
+    pub bytes: f64,
+    pub ways: Ways,
+    /// Computes the reference and gives the comparison.
+    check: Box<dyn FnOnce() -> anyhow::Result<Compare>>,
+}
+
+/// Launches that all write the same result from the same inputs.
+pub struct Ways {
+    inputs: Rc<[Tensor]>,
+    result: Rc<RefCell<Tensor>>,
+    pub list: Vec<(String, Box<dyn Fn() -> kiln::Result<()>>)>,
+}
+
+impl Ways {
+    fn new<T: Element>(device: Device, inputs: &[&Tensor], result: &[usize]) -> anyhow::Result<Ways> {
+        let result = Rc::new(RefCell::new(poisoned::<T>(device, result)?));
+        Ok(Ways { inputs: inputs.iter().map(|&t| t.clone()).collect(), result, list: vec![] })
+    }
+
+    fn add(&mut self, name: impl Into<String>, launch: impl Fn(&[Tensor], &mut Tensor) -> kiln::Result<()> + 'static) {
+        let (inputs, result) = (self.inputs.clone(), self.result.clone());
+        self.list.push((name.into(), Box::new(move || launch(&inputs, &mut result.borrow_mut()))));
+    }
+}
+
+/// The relative error of a result.
+type Compare = Box<dyn Fn(&Tensor) -> anyhow::Result<f64>>;
+
+/// Works by name, not yet prepared, and the bytes of their tensors.
+pub struct Work {
+    pub name: String,
+    pub bytes: usize,
+    pub prepare: Box<dyn Fn(Device) -> anyhow::Result<Sweep>>,
+}
+
+/// Every piece of work.
+pub fn all() -> Vec<Work> {
+    let mut all = vec![];
+    let mut add = |name: String, bytes: usize, prepare: Box<dyn Fn(Device) -> anyhow::Result<Sweep>>| {
+        all.push(Work { name, bytes, prepare });
+    };
+    for (rows, columns) in [(4096, 1024), (4096, 8192), (512, 163840)] {
+        add(
+            format!("softmax/r{rows}_c{columns}"),
+            4 * rows * columns,
+            Box::new(move |device| softmax(device, rows, columns)),
+        );
+    }
+    for tokens in [8, 8192, 32768] {
+        add(format!("rms_norm/t{tokens}"), 4 * tokens * HIDDEN, Box::new(move |device| rms_norm(device, tokens)));
+    }
+    for tokens in [1024, 8192] {
+        add(
+            format!("short_conv/t{tokens}"),
+            4 * tokens * CHANNELS,
+            Box::new(move |device| convolution(device, tokens)),
+        );
+    }
+    for (sequences, context) in [(1, 4096), (1, 131072), (16, 4096), (16, 32768), (128, 4096)] {
+        add(
+            format!("mla_decode/b{sequences}_ctx{context}"),
+            2 * sequences * context * (LATENT + ROPE),
+            Box::new(move |device| decode(device, sequences, context)),
+        );
+    }
+    for m in [1, 8, 64] {
+        for (n, k) in [(12288, 2304), (2304, 4096), (18432, 2304), (163840, 2304)] {
+            add(format!("gemm/m{m}_n{n}_k{k}"), 2 * n * k, Box::new(move |device| gemm(device, m, n, k)));
+        }
+    }
+    for tokens in [1, 16, 64] {
+        for (n, k, what) in [(WIDTH, HIDDEN, "gate_up"), (HIDDEN, WIDTH, "down")] {
+            let matrices = if what == "down" { 2 } else { 4 };
+            add(
+                format!("experts/t{tokens}_{what}"),
+                matrices * EXPERTS * n * k,
+                Box::new(move |device| if what == "down" { down(device, tokens) } else { gate_up(device, tokens) }),
+            );
+        }
+    }
+    all
+}
+
+const HIDDEN: usize = 2304;
+const CHANNELS: usize = 12288;
+const LATENT: usize = 512;
+const ROPE: usize = 64;
+const HEADS: usize = 32;
+const EXPERTS: usize = 256;
+const CHOSEN: usize = 8;
+const WIDTH: usize = 1024;
+
+/// Runs the works whose name contains the filter, and prints a line for each way; whether all were right.
+///
+/// # Errors
+/// If inputs cannot be made or the device fails.
+pub fn run(device: Device, filter: Option<&str>, samples: usize) -> anyhow::Result<bool> {
+    let mut good = true;
+    for work in all().into_iter().filter(|w| filter.is_none_or(|f| w.name.contains(f))) {
+        let Sweep { name, bytes, ways, check } = (work.prepare)(device)?;
+        let compare = check()?;
+        for (way, run) in ways.list {
+            ways.result.borrow_mut().fill(f64::NAN)?;
+            if let Err(error) = run().and_then(|()| device.synchronize()) {
+                println!("{name:26} {way:30} FAILED: {error}");
+                good = false;
+                continue;
+            }
+            let error = compare(&ways.result.borrow())?;
+            if error.is_nan() || error > bound(DType::BF16) {
+                println!("{name:26} {way:30} WRONG: off by {error:.1e}");
+                good = false;
+                continue;
+            }
+            let us = Bench::new(device).samples(samples).run(&run)?.median().as_secs_f64() * 1e6;
+            println!("{name:26} {way:30} {us:9.1} us {:7.0} GB/s", bytes / us / 1e3);
+        }
+    }
+    Ok(good)
+}
+
+/// The first, the last and some rows between.
+fn some(n: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..5).map(|i| (n - 1) * i / 4).collect();
+    all.dedup();
+    all
+}
+
+/// Compares rows of a result with rows of the reference: (row, values).
+fn by_rows(want: Vec<(usize, Vec<f64>)>) -> Compare {
+    Box::new(move |result| {
+        let mut worst = 0f64;
+        for (row, want) in &want {
+            worst = worst.max(relative_error(&values(&result.select(0, *row)?)?, want));
+        }
+        Ok(worst)
+    })
+}
+
+fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep> {
+    let x = random::<bf16>(device, &[rows, columns], 1.0, 1)?;
+    let mut ways = Ways::new::<bf16>(device, &[&x], &[rows, columns])?;
+    macro_rules! whole {
+        ($n:literal: $($p:literal)*) => {{$(
+            ways.add(concat!($p, " warps"), |i, out| kernels::softmax::<bf16, $n, $p>(&i[0], out).run());
+        )*}};
+    }
+    macro_rules! long {
+        ($($kept:literal x $b:literal by $p:literal)*) => {{$(
+            ways.add(concat!("kept ", $kept, " x ", $b, ", ", $p, " warps"), move |i, out| {
+                kernels::softmax_long::<bf16, $kept, $b, $p>(&i[0], out).grid([rows]).run()
+            });
+        )*}};
+    }
+    match columns {
+        ..=1024 => whole!(1024: 1 2 4),
+        ..=8192 => whole!(8192: 4 8 16),
+        _ => long!(8 x 4096 by 16 12 x 4096 by 16 16 x 4096 by 16 20 x 4096 by 16 12 x 2048 by 8),
+    }
+    let check = Box::new(move || {
+        let mut want = vec![];
+        for i in some(rows) {
+            let row = values(&x.select(0, i)?)?;
+            want.push((i, reference::log_softmax(&row).iter().map(|x| x.exp()).collect()));
+        }
+        Ok(by_rows(want))
+    });
+    Ok(Sweep { name: format!("softmax/r{rows}_c{columns}"), bytes: 4.0 * (rows * columns) as f64, ways, check })
+}
+
+fn rms_norm(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
+    let x = random::<bf16>(device, &[tokens, HIDDEN], 1.0, 1)?;
+    let w = random::<bf16>(device, &[HIDDEN], 1.0, 2)?;
+    let mut ways = Ways::new::<bf16>(device, &[&x, &w], &[tokens, HIDDEN])?;
+    ways.add("9 x 256", move |i, out| {
+        norm::rms_norm::<bf16, bf16, bf16, 9, 256>(&i[0], &i[1], 1e-5, out).grid([tokens]).run()
+    });
+    ways.add("5 x 512", move |i, out| {
+        norm::rms_norm::<bf16, bf16, bf16, 5, 512>(&i[0], &i[1], 1e-5, out).grid([tokens]).run()
+    });
+    let check = Box::new(move || {
+        let w = values(&w)?;
+        let row = |i| -> anyhow::Result<_> { Ok((i, reference::rms_norm(&values(&x.select(0, i)?)?, &w, 1e-5))) };
+        Ok(by_rows(some(tokens).into_iter().map(row).collect::<anyhow::Result<_>>()?))
+    });
+    Ok(Sweep { name: format!("rms_norm/t{tokens}"), bytes: 4.0 * (tokens * HIDDEN) as f64, ways, check })
+}
+
+fn convolution(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
+    let x = random::<bf16>(device, &[tokens, CHANNELS], 1.0, 1)?;
+    let weight = random::<f32>(device, &[4, CHANNELS], 1.0, 2)?;
+    let state = Tensor::zeros(&[1, 3, CHANNELS], bf16::DTYPE, device)?;
+    let zeros = Tensor::zeros(&[tokens], i32::DTYPE, device)?;
+    let mut ways = Ways::new::<bf16>(device, &[&x, &weight, &state, &zeros], &[tokens, CHANNELS])?;
+    macro_rules! tiles {
+        ($($m:literal x $b:literal by $p:literal)*) => {{$(
+            ways.add(concat!($m, " x ", $b, ", ", $p, " warps"), move |i, out| {
+                short_conv::short_conv::<bf16, f32, 4, $m, $b, $p>(&i[0], &i[1], &i[2], &i[3], &i[3], out)
+                    .grid([tokens.div_ceil($m), CHANNELS / $b])
+                    .run()
+            });
+        )*}};
+    }
+    tiles!(8 x 256 by 1 16 x 256 by 1 32 x 256 by 1 8 x 512 by 2 16 x 512 by 2 16 x 1024 by 4 32 x 1024 by 4 16 x 512 by 4);
+    let check = Box::new(move || {
+        let weight = values(&weight.transpose(0, 1)?.contiguous()?)?;
+        let mut want = vec![];
+        for i in some(tokens) {
+            let first = i.saturating_sub(3);
+            let rows = values(&x.narrow(0, first, i + 1 - first)?)?;
+            let y = reference::short_convolution(&rows, &weight, CHANNELS, &mut vec![0.0; CHANNELS * 3]);
+            want.push((i, y[(i - first) * CHANNELS..].to_vec()));
+        }
+        Ok(by_rows(want))
+    });
+    Ok(Sweep { name: format!("short_conv/t{tokens}"), bytes: 4.0 * (tokens * CHANNELS) as f64, ways, check })
+}
+
+fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sweep> {
+    let absorbed = random::<bf16>(device, &[sequences, HEADS, LATENT], 1.0, 1)?;
+    let q = random::<bf16>(device, &[sequences, HEADS, 192], 1.0, 2)?;
+    let latent = random::<bf16>(device, &[sequences, context, LATENT], 1.0, 3)?;
+    let shared = random::<bf16>(device, &[sequences, context, ROPE], 1.0, 4)?;
+    let at = Tensor::from_slice(&vec![context as i32 - 1; sequences], &[sequences], device)?;
+    let inputs = [&absorbed, &q, &latent, &shared, &at];
+    let mut ways = Ways::new::<f32>(device, &inputs, &[sequences, HEADS, LATENT])?;
+    let scale = 192f32.powf(-0.5);
+    macro_rules! tiles {
+        ($splits:expr, $s:literal: $($h:literal heads $b:literal keys by $p:literal)*) => {{$({
+            let splits: usize = $splits;
+            let partial = shared_tensor::<f32>(device, &[sequences, splits, HEADS, LATENT])?;
+            let highest = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
+            let total = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
+            let name = format!("{splits} splits, {} heads {} keys {} warps", $h, $b, $p);
+            ways.add(name, move |i, out| {
+                let (partial, highest) = (&mut *partial.borrow_mut(), &mut *highest.borrow_mut());
+                let total = &mut *total.borrow_mut();
+                mla::mla_decode::<bf16, 512, 64, $h, $b, $p>(
+                    &i[0], &i[1], &i[2], &i[3], &i[4], scale, partial, highest, total,
+                )
+                .grid([splits, HEADS / $h, sequences])
+                .run()?;
+                mla::mla_combine::<f32, $s, 64>(partial, highest, total, out).run()
+            });
+        })*}};
+    }
+    match (sequences, context) {
+        (1, 4096) => {
+            tiles!(16, 16: 32 heads 32 keys by 8);
+            tiles!(32, 32: 32 heads 32 keys by 8 16 heads 32 keys by 4);
+            tiles!(64, 64: 32 heads 32 keys by 8);
+            tiles!(128, 128: 32 heads 32 keys by 8);
+        }
+        (1, _) => {
+            tiles!(66, 128: 32 heads 32 keys by 8);
+            tiles!(128, 128: 32 heads 32 keys by 8 32 heads 64 keys by 8 16 heads 32 keys by 4);
+        }
+        (16, _) => {
+            tiles!(8, 8: 32 heads 32 keys by 8 32 heads 64 keys by 8 16 heads 32 keys by 4);
+            tiles!(16, 16: 32 heads 32 keys by 8 16 heads 16 keys by 4);
+            tiles!(33, 64: 32 heads 32 keys by 8);
+        }
+        _ => {
+            tiles!(1, 1: 32 heads 32 keys by 8 32 heads 64 keys by 8 16 heads 32 keys by 4);
+            tiles!(2, 2: 32 heads 32 keys by 8);
+            tiles!(4, 4: 32 heads 32 keys by 8);
+        }
+    }
+    let check = Box::new(move || {
+        let mut want = vec![];
+        for (s, head) in [(0, 0), (sequences - 1, HEADS - 1)] {
+            let y = attention::attend_latents(
+                &values(&absorbed.select(0, s)?.select(0, head)?)?,
+                &values(&q.select(0, s)?.select(0, head)?.narrow(0, 128, ROPE)?)?,
+                &values(&latent.select(0, s)?)?,
+                &values(&shared.select(0, s)?)?,
+            );
+            want.push((s, head, y));
+        }
+        let compare: Compare = Box::new(move |result| {
+            let mut worst = 0f64;
+            for (s, head, want) in &want {
+                let got = values(&result.select(0, *s)?.select(0, *head)?)?;
+                worst = worst.max(relative_error(&got, want));
+            }
+            Ok(worst)
+        });
+        Ok(compare)
+    });
+    let bytes = 2.0 * (sequences * context * (LATENT + ROPE)) as f64;
+    Ok(Sweep { name: format!("mla_decode/b{sequences}_ctx{context}"), bytes, ways, check })
+}
+
+fn shared_tensor<T: Element>(device: Device, shape: &[usize]) -> anyhow::Result<Rc<RefCell<Tensor>>> {
+    Ok(Rc::new(RefCell::new(poisoned::<T>(device, shape)?)))
+}
+
+fn gemm(device: Device, m: usize, n: usize, k: usize) -> anyhow::Result<Sweep> {
+    let x = random::<bf16>(device, &[m, k], 1.0, 1)?;
+    let w = random::<bf16>(device, &[n, k], 1.0, 2)?;
+    let mut ways = Ways::new::<bf16>(device, &[&x, &w], &[m, n])?;
+    macro_rules! rows {
+        ($($n:literal x $c:literal)*) => {{$(
+            ways.add(concat!($n, " rows, ", $c, " x 256"), |i, out| {
+                linear::linear_row::<bf16, bf16, bf16, false, $n, $c, 256, 1>(&i[0], &i[1], out).run()
+            });
+        )*}};
+    }
+    macro_rules! tiles {
+        ($($m:literal x $n:literal x $k:literal)*) => {{$(
+            ways.add(concat!($m, "x", $n, "x", $k), |i, out| {
+                linear::linear::<bf16, bf16, bf16, bf16, false, $m, $n, $k>(&i[0], &i[1], out).run()
+            });
+        )*}};
+    }
+    macro_rules! parts {
+        ($parts:literal: $($m:literal x $n:literal x $k:literal)*) => {{$(
+            let partial = shared_tensor::<f32>(device, &[$parts, m, n])?;
+            ways.add(concat!($m, "x", $n, "x", $k, ", ", $parts, " parts"), move |i, out| {
+                let partial = &mut *partial.borrow_mut();
+                linear::linear_part::<bf16, bf16, $m, $n, $k>(&i[0], &i[1], partial).run()?;
+                linear::sum_parts::<bf16, false, $parts, 128>(partial, out).run()
+            });
+        )*}};
+    }
+    match m {
+        1 => {
+            rows!(1 x 3 2 x 3 1 x 9 2 x 9 1 x 4 2 x 4 1 x 8 1 x 16);
+        }
+        8 => {
+            tiles!(16 x 32 x 128 16 x 32 x 256 16 x 64 x 128 16 x 64 x 256);
+            parts!(2: 16 x 64 x 128);
+            parts!(4: 16 x 64 x 128 16 x 32 x 128);
+            parts!(8: 16 x 64 x 128);
+        }
+        _ => {
+            tiles!(64 x 32 x 128 64 x 64 x 64 64 x 64 x 128 64 x 128 x 64);
+            parts!(2: 64 x 64 x 64 64 x 128 x 64);
+            parts!(4: 64 x 64 x 64 64 x 128 x 64);
+            parts!(8: 64 x 64 x 64);
+        }
+    }
+    let check = Box::new(move || {
+        let columns = n.min(256);
+        let weights = values(&w.narrow(0, n - columns, columns)?)?;
+        let mut want = vec![];
+        for i in some(m) {
+            want.push((i, reference::linear(&values(&x.select(0, i)?)?, &weights, k)));
+        }
+        let compare: Compare = Box::new(move |result| {
+            let mut worst = 0f64;
+            for (row, want) in &want {
+                let got = values(&result.select(0, *row)?.narrow(0, n - want.len(), want.len())?)?;
+                worst = worst.max(relative_error(&got, want));
+            }
+            Ok(worst)
+        });
+        Ok(compare)
+    });
+    Ok(Sweep { name: format!("gemm/m{m}_n{n}_k{k}"), bytes: 2.0 * (n * k + m * k + m * n) as f64, ways, check })
+}
+
+/// Choices of `tokens`, their assignments in order of expert, and how many experts are hit.
+struct Grouped {
+    /// By place: the assignment.
+    order: Vec<usize>,
+    /// By assignment: the expert.
+    experts: Vec<i32>,
+    bounds: Tensor,
+    hit: usize,
+}
+
+fn grouped(device: Device, tokens: usize) -> anyhow::Result<Grouped> {
+    let mut numbers = Numbers::new(1);
+    let experts: Vec<i32> =
+        (0..tokens).flat_map(|_| numbers.distinct(CHOSEN, EXPERTS)).map(|expert| expert as i32).collect();
+    let mut order: Vec<usize> = (0..experts.len()).collect();
+    order.sort_by_key(|&a| experts[a]);
+    let mut bounds = vec![];
+    for e in 0..EXPERTS as i32 {
+        let before = experts.iter().filter(|&&x| x < e).count();
+        bounds.extend([before as i32, experts.iter().filter(|&&x| x == e).count() as i32]);
+    }
+    let hit = bounds.chunks_exact(2).filter(|b| b[1] > 0).count();
+    Ok(Grouped { order, experts, bounds: Tensor::from_slice(&bounds, &[EXPERTS, 2], device)?, hit })
+}
+
+fn gate_up(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
+    let g = grouped(device, tokens)?;
+    let rows = tokens * CHOSEN;
+    let few = tokens == 1;
+    let x = random::<bf16>(device, &[if few { tokens } else { rows }, HIDDEN], 1.0, 1)?;
+    let gate = random::<bf16>(device, &[EXPERTS, WIDTH, HIDDEN], 0.02, 2)?;
+    let up = random::<bf16>(device, &[EXPERTS, WIDTH, HIDDEN], 0.02, 3)?;
+    let chosen = Tensor::from_slice(&g.experts, &[rows], device)?;
+    let mut ways = Ways::new::<bf16>(device, &[&x, &gate, &up, &chosen, &g.bounds], &[rows, WIDTH])?;
+    macro_rules! tiles {
+        ($($n:literal x $k:literal)*) => {{$(
+            ways.add(concat!("16x", $n, "x", $k), move |i, out| {
+                experts::experts_gate_up::<bf16, bf16, 16, $n, $k>(&i[0], &i[1], &i[2], &i[4], out)
+                    .grid([tokens.div_ceil(16), WIDTH / $n, EXPERTS])
+                    .run()
+            });
+        )*}};
+    }
+    macro_rules! rows {
+        ($($n:literal x $c:literal)*) => {{$(
+            ways.add(concat!($n, " rows, ", $c, " x 256"), |i, out| {
+                experts::experts_gate_up_row::<bf16, bf16, $n, $c, 256>(&i[0], &i[1], &i[2], &i[3], 8, out).run()
+            });
+        )*}};
+    }
+    if few {
+        rows!(1 x 3 1 x 4 1 x 5 1 x 9 2 x 3);
+    } else {
+        tiles!(32 x 64 32 x 128 64 x 64 64 x 128 128 x 64);
+    }
+    let check = Box::new(move || {
+        let mut want = vec![];
+        for place in some(rows) {
+            let assignment = if few { place } else { g.order[place] };
+            let expert = g.experts[assignment] as usize;
+            let x = values(&x.select(0, if few { 0 } else { place })?)?;
+            let gated = reference::linear(&x, &values(&gate.select(0, expert)?)?, HIDDEN);
+            let upped = reference::linear(&x, &values(&up.select(0, expert)?)?, HIDDEN);
+            want.push((place, gated.iter().zip(&upped).map(|(g, u)| g * reference::sigmoid(*g) * u).collect()));
+        }
+        Ok(by_rows(want))
+    });
+    let bytes = 4.0 * (g.hit * WIDTH * HIDDEN) as f64;
+    Ok(Sweep { name: format!("experts/t{tokens}_gate_up"), bytes, ways, check })
+}
+
+fn down(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
+    let g = grouped(device, tokens)?;
+    let rows = tokens * CHOSEN;
+    let few = tokens == 1;
+    let h = random::<bf16>(device, &[rows, WIDTH], 1.0, 1)?;
+    let matrix = random::<bf16>(device, &[EXPERTS, HIDDEN, WIDTH], 0.02, 2)?;
+    let chosen = Tensor::from_slice(&g.experts, &[rows], device)?;
+    let mut ways = Ways::new::<bf16>(device, &[&h, &matrix, &chosen, &g.bounds], &[rows, HIDDEN])?;
+    macro_rules! tiles {
+        ($($n:literal x $k:literal)*) => {{$(
+            ways.add(concat!("16x", $n, "x", $k), move |i, out| {
+                experts::experts_down::<bf16, bf16, 16, $n, $k>(&i[0], &i[1], &i[3], out)
+                    .grid([tokens.div_ceil(16), HIDDEN / $n, EXPERTS])
+                    .run()
+            });
+        )*}};
+    }
+    macro_rules! rows {
+        ($($n:literal x $c:literal)*) => {{$(
+            ways.add(concat!($n, " rows, ", $c, " x 256"), |i, out| {
+                experts::experts_down_row::<bf16, bf16, $n, $c, 256>(&i[0], &i[1], &i[2], out).run()
+            });
+        )*}};
+    }
+    if few {
+        rows!(1 x 4 2 x 4 4 x 4 2 x 2);
+    } else {
+        tiles!(32 x 64 32 x 128 64 x 64 64 x 128 128 x 64);
+    }
+    let check = Box::new(move || {
+        let mut want = vec![];
+        for place in some(rows) {
+            let assignment = if few { place } else { g.order[place] };
+            let matrix = values(&matrix.select(0, g.experts[assignment] as usize)?)?;
+            want.push((place, reference::linear(&values(&h.select(0, place)?)?, &matrix, WIDTH)));
+        }
+        Ok(by_rows(want))
+    });
+    let bytes = 2.0 * (g.hit * WIDTH * HIDDEN) as f64;
+    Ok(Sweep { name: format!("experts/t{tokens}_down"), bytes, ways, check })
+}
