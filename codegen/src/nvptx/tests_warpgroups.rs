@@ -161,6 +161,17 @@ fn gemm_of_every_depth() {
     compare_runs(&[(&k, 90, &ORDERS)], [1; 3], &[&[64, 0], &[0, 16], &[64, 16]], 0.0);
 }
 
+/// Operands of 8 bits, of which K runs along the rows.
+#[test]
+fn gemm_of_bytes() {
+    for dtype in [DType::F8E4M3, DType::F8E5M2] {
+        check_gemm([64, 16, 32], 4, dtype, [false, true], [64, 16, 96]);
+        check_gemm([128, 64, 64], 8, dtype, [false, true], [128, 48, 144]);
+        check_gemm([64, 128, 128], 8, dtype, [false, true], [64, 128, 256]);
+        check_gemm([128, 256, 128], 8, dtype, [false, true], [128, 256, 128]);
+    }
+}
+
 /// Rings that are walked several times, each time differently far.
 #[test]
 fn rings_in_outer_loops() {
@@ -251,9 +262,14 @@ fn ring_of_some_programs() {
 
 #[test]
 fn attention_with_chained_products() {
-    for ([m, n, d], warps, keys) in
-        [([64, 32, 32], 4, 96), ([64, 64, 64], 4, 64), ([128, 64, 64], 8, 192), ([128, 64, 128], 8, 64)]
-    {
+    for ([m, n, d], warps, keys) in [
+        ([64, 32, 32], 4, 96),
+        ([64, 64, 64], 4, 64),
+        ([128, 64, 64], 8, 192),
+        ([128, 64, 128], 8, 64),
+        // Two warpgroups in turns.
+        ([128, 128, 128], 8, 384),
+    ] {
         let rows = i64::from(m);
         let (long, wide) = (keys as i64, i64::from(d));
         let shapes: &[&[i64]] = &[&[rows, wide], &[long, wide], &[long, wide], &[rows, wide]];
@@ -261,6 +277,7 @@ fn attention_with_chained_products() {
         let special = specialised(&k, shapes);
         let text = llvm_text(&special, Target { sm: 90 }).unwrap().text;
         assert!(text.contains("wgmma.mma_async") && text.contains("cp.async.bulk.tensor"));
+        assert_eq!(text.contains("bar.arrive"), n == 128);
         compare_runs(&[(&special, 90, &ORDERS), (&general(&k), 90, &ORDERS[..2])], [1; 3], shapes, 5e-2);
     }
 }

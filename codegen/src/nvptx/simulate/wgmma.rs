@@ -1,7 +1,7 @@
 //! Products by warpgroups, after the PTX manual ("Asynchronous warpgroup level matrix instructions"): descriptors,
 //! canonical layouts, fragments, and when results are there.
 //!
-//! In units of elements, with T = 8 elements to 16 bytes and S = 2, 4 or 8 of those to a swizzle of 32, 64 or 128
+//! In units of elements, with T elements to 16 bytes and S = 2, 4 or 8 times 16 bytes to a swizzle of 32, 64 or 128
 //! bytes, the manual's canonical layouts are `((8,m),(T,2)) : ((S·T,SBO),(1,T))` for K-major operands and
 //! `((T,S,m),(8,k)) : ((1,T,LBO),(S·T,SBO))` for MN-major ones: strides of the coordinate along M or N and of that
 //! along K. The swizzle applies to the addresses that come out.
@@ -11,6 +11,7 @@ use super::compute::{b, f};
 use super::memory::swizzled;
 use super::parse::Operand;
 use super::{Simulator, Thread, flying, real};
+use crate::ir::{Bits, DType};
 
 /// A product that is not finished: what it reads of shared memory.
 pub struct Flight {
@@ -48,20 +49,26 @@ impl Descriptor {
         d
     }
 
-    /// Where 16 bytes of the matrix are: those that start at `other` along M or N and `k` along K.
+    /// Where 16 bytes of the matrix are: those that start at `other` along M or N and at byte `k` along K; or, MN-major,
+    /// at element `k` along K (elements of 16 bits).
     fn place(&self, transposed: bool, other: u64, k: u64) -> u64 {
         let columns = self.swizzle / 2;
         let offset = if transposed {
             2 * (other % columns) + other / columns * self.leading + k % 8 * self.swizzle + k / 8 * self.stride
         } else {
-            other % 8 * self.swizzle + other / 8 * self.stride + 2 * k
+            other % 8 * self.swizzle + other / 8 * self.stride + k
         };
         swizzled(self.start + offset, self.swizzle)
     }
 }
 
-fn float(bf16: bool, bits: u16) -> f32 {
-    if bf16 { half::bf16::from_bits(bits).to_f32() } else { half::f16::from_bits(bits).to_f32() }
+/// A row of an operand: its elements along K, 32 bytes of them.
+type Row = [f32; 32];
+
+fn float(dtype: DType, bytes: &[u8]) -> f32 {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    Bits(u64::from_le_bytes(word)).to_f64(dtype) as f32
 }
 
 impl Simulator {
@@ -119,22 +126,27 @@ impl Simulator {
         let shape = p.name.split('.').find_map(|s| s.strip_prefix("m64n")).expect("a shape");
         let (n, depth) = shape.split_once('k').expect("a shape");
         let n: usize = n.parse().expect("N");
-        assert!(depth == "16" && n.is_multiple_of(8) && (8..=256).contains(&n), "{}", p.name);
+        assert!(n.is_multiple_of(8) && (8..=256).contains(&n), "{}", p.name);
         assert!(p.name.starts_with("wgmma.mma_async.sync.aligned."), "{}", p.name);
-        let bf16 = match p.name.split_once(".f32.").expect("sums in f32").1 {
-            "bf16.bf16" => true,
-            "f16.f16" => false,
+        let dtype = match p.name.split_once(".f32.").expect("sums in f32").1 {
+            "bf16.bf16" => DType::BF16,
+            "f16.f16" => DType::F16,
+            "e4m3.e4m3" => DType::F8E4M3,
+            "e5m2.e5m2" => DType::F8E5M2,
             other => panic!("{other}"),
         };
+        assert_eq!(depth.parse(), Ok(32 / dtype.size()), "{}", p.name);
         let sums = &p.args[..n / 2];
         let rest = &p.args[n / 2..];
         // From a descriptor: a, b, add, two signs, two transpositions. From registers: four of them, no transposition.
-        let from_registers = rest.len() == 9;
-        assert!(from_registers || rest.len() == 7, "{} has {} operands", p.name, p.args.len());
+        // Operands of 8 bits have no transpositions.
+        let turns = if dtype.size() == 2 { 2 } else { 0 };
+        let from_registers = rest.len() == 8 + turns / 2;
+        assert!(from_registers || rest.len() == 5 + turns, "{} has {} operands", p.name, p.args.len());
         let (a, rest) = rest.split_at(if from_registers { 4 } else { 1 });
         let one = &env[..width];
         assert!(rest[2..4].iter().all(|s| s.value(one) == 1), "signs");
-        let transposed: Vec<bool> = rest[4..].iter().map(|t| t.value(one) == 1).collect();
+        let transposed = |i: usize| rest.get(4 + i).is_some_and(|t| t.value(one) == 1);
         let add = rest[1].value(one) == 1;
         let uniform = |arg: super::asm::Arg| {
             let x = arg.value(&env[..width]);
@@ -143,22 +155,23 @@ impl Simulator {
             Descriptor::new(x)
         };
         let mut chunks = vec![];
-        let matrix_b = self.matrix(&uniform(rest[0]), transposed[transposed.len() - 1], n, bf16, &mut chunks);
+        let matrix_b = self.matrix(&uniform(rest[0]), transposed(usize::from(!from_registers)), n, dtype, &mut chunks);
         let matrix_a = if from_registers {
-            let mut m = vec![[0.0; 16]; 64];
+            let (size, per_word) = (dtype.size(), 4 / dtype.size());
+            let mut m: Vec<Row> = vec![[0.0; 32]; 64];
             for (t, e) in env.chunks(width).enumerate() {
                 for (r, arg) in a.iter().enumerate() {
-                    let word = arg.value(e);
-                    for i in 0..2 {
+                    let word = (arg.value(e) as u32).to_le_bytes();
+                    for (i, x) in word.chunks(size).enumerate() {
                         let row = 16 * (t / 32) + t % 32 / 4 + 8 * (r & 1);
-                        let column = 2 * (t % 4) + i + 8 * (r >> 1);
-                        m[row][column] = float(bf16, (word >> (16 * i)) as u16);
+                        let column = per_word * (t % 4) + i + 4 * per_word * (r >> 1);
+                        m[row][column] = float(dtype, x);
                     }
                 }
             }
             m
         } else {
-            self.matrix(&uniform(a[0]), transposed[0], 64, bf16, &mut chunks)
+            self.matrix(&uniform(a[0]), transposed(0), 64, dtype, &mut chunks)
         };
         for (t, e) in env.chunks_mut(width).enumerate() {
             for (i, sum) in sums.iter().enumerate() {
@@ -178,21 +191,22 @@ impl Simulator {
         if from_registers { a.iter().map(|r| r.register()).collect() } else { vec![] }
     }
 
-    /// An operand: per row along M or N its 16 elements along K.
-    fn matrix(&self, d: &Descriptor, trans: bool, rows: usize, bf16: bool, chunks: &mut Vec<u64>) -> Vec<[f32; 16]> {
-        let mut out = vec![[0.0; 16]; rows];
+    /// An operand: its rows along M or N.
+    fn matrix(&self, d: &Descriptor, trans: bool, rows: usize, dtype: DType, chunks: &mut Vec<u64>) -> Vec<Row> {
+        let mut out = vec![[0.0; 32]; rows];
+        let size = dtype.size();
         let (others, along_k) = if trans { (rows / 8, 16) } else { (rows, 2) };
         for i in 0..others {
             for j in 0..along_k {
-                let (row, k) = if trans { (8 * i, j) } else { (i, 8 * j) };
+                let (row, k) = if trans { (8 * i, j) } else { (i, 16 * j) };
                 let place = d.place(trans, row as u64, k as u64);
                 chunks.push(place);
-                for (e, pair) in self.shared.load_proxy(place).chunks(2).enumerate() {
-                    let x = float(bf16, u16::from_le_bytes([pair[0], pair[1]]));
+                for (e, x) in self.shared.load_proxy(place).chunks(size).enumerate() {
+                    let x = float(dtype, x);
                     if trans {
                         out[row + e][k] = x;
                     } else {
-                        out[row][k + e] = x;
+                        out[row][k / size + e] = x;
                     }
                 }
             }
