@@ -258,6 +258,8 @@ impl<'k> Lower<'k> {
     // -- order of effects --------------------------------------------------------------------------------------------
 
     pub fn barrier(&mut self) {
+        // The other warpgroup may have to take its turn before it comes here.
+        self.pass_turn();
         if self.rings.is_empty() {
             self.w.call("void", "llvm.nvvm.barrier0", &[]);
         } else {

@@ -453,3 +453,37 @@ fn branches_do_not_hide_what_is_in_flight() {
         check(&with(k, 4, 0), [2, 1, 1], &[&[128, 32], &[32, 32], &[128, 32]]);
     }
 }
+
+/// Two warpgroups issue products in turns; the one whose turn it is comes to a barrier of both while its product is in
+/// flight.
+#[test]
+fn barriers_between_turns() {
+    let k = on_matrices("turns", DType::BF16, |b, [x, y, out]| {
+        let (zero, length) = (b.i32(0), b.dim(y, 0));
+        let bias = view(b, "bias", DType::F32, 2, Access::Read);
+        let query = tile(b, x, [128, 128], [zero, zero], false);
+        let acc = zeros(b, [128, 128]);
+        let sum = for_loop(b, length, 128, &[acc], |b, i, c| {
+            let keys = tile(b, y, [128, 128], [i, zero], false);
+            let turned = b.transpose(keys, &[1, 0]);
+            let none = zeros(b, [128, 128]);
+            let scores = dot(b, query, turned, none);
+            // A sum over the rows of all warps.
+            let column = b.load(bias, &[zero, i], Shape::new(&[128, 128]), None);
+            let column = b.reduce(column, 0, Combine::Sum);
+            let column = b.reshape(column, Shape::new(&[1, 128]));
+            let column = b.broadcast(column, Shape::new(&[128, 128]));
+            let scores = b.binary(BinaryOp::Add, scores, column);
+            let scores = b.cast(scores, DType::BF16);
+            vec![dot(b, scores, keys, c[0])]
+        });
+        b.store(out, sum[0], &[zero, zero]);
+    });
+    let shapes: &[&[i64]] = &[&[128, 128], &[256, 128], &[128, 128], &[128, 256]];
+    for stages in [0, 2] {
+        let special = with(specialised(&k, shapes), 8, stages);
+        let text = llvm_text(&special, Target { sm: 90 }).unwrap().text;
+        assert!(text.contains("bar.arrive"), "{text}");
+        compare_runs(&[(&special, 90, &ORDERS[..2])], [1; 3], shapes, 3e-2);
+    }
+}
