@@ -57,25 +57,49 @@ pub fn gather_tokens<T: Float, const B: usize>(
     out.store(row.reshape());
 }
 
+/// Cuts every expert's rows into tiles of `M`. bounds from [`group_by_expert`] → tiles `[most, 3]`: expert, first row and
+/// end of each tile, `most` at least as many as there are; the others are empty. Program: expert; `E` ≥ experts is a power
+/// of two.
+#[kernel]
+pub fn tile_experts<const M: usize, const E: usize>(bounds: &View<i32, 2>, tiles: &mut View<i32, 2>) {
+    let expert = program_id(0);
+    let counts: Tile<i32, E, 1> = bounds.load((0, 1));
+    let each = (counts.reshape::<D1<E>>() + (M - 1)) / M;
+    let before = select(iota::<E>() < expert, each, 0).sum::<0>();
+    let (first, count) = (bounds.get((expert, 0)), bounds.get((expert, 1)));
+    let mine = (count + (M - 1)) / M;
+    // The last expert also writes the tiles that nobody has.
+    let end = select(expert == num_programs(0) - 1, tiles.dim(0), before + mine);
+    for tile in before..end {
+        let row = first + (tile - before) * M;
+        // SAFETY: an expert's tiles are its own.
+        unsafe {
+            tiles.set((tile, 0), expert);
+            tiles.set((tile, 1), row);
+            tiles.set((tile, 2), first + count);
+        }
+    }
+}
+
 /// gate and up products with SwiGLU: `out[j, :] = silu(x[j, :]·gateᵀ) · (x[j, :]·upᵀ)` of j's expert.
 ///
-/// x `[n·k, in]` and out `[n·k, width]` in the order of assignments, gate, up `[experts, width, in]`, bounds from
-/// [`group_by_expert`]. Program: (row tile, channel tile, expert); `M` assignments by `N` channels.
+/// x `[n·k, in]` and out `[n·k, width]` in the order of assignments, gate, up `[experts, width, in]`, tiles from
+/// [`tile_experts`]. Program: (channel tile, row tile); `M` assignments by `N` channels. Rows of a tile beyond its end
+/// are the next expert's; they are computed and not stored.
 #[kernel]
 pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     gate: &View<W, 3>,
     up: &View<W, 3>,
-    bounds: &View<i32, 2>,
+    tiles: &View<i32, 2>,
     out: &mut View<T, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
     W: Float,
 {
-    let (row, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
-    let (first, count) = (bounds.get((expert, 0)), bounds.get((expert, 1)));
-    if row < count {
-        let x = x.narrow(0, first, count);
+    let (channel, tile) = (program_id(0) * N, program_id(1));
+    let (expert, row, end) = (tiles.get((tile, 0)), tiles.get((tile, 1)), tiles.get((tile, 2)));
+    if row < end {
         let (gate, up) = (gate.select(0, expert), up.select(0, expert));
         let mut gated: Tile<f32, M, N> = zeros();
         let mut upped: Tile<f32, M, N> = zeros();
@@ -86,8 +110,8 @@ pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
             gated = dot(x, g.cast::<T>().t(), gated);
             upped = dot(x, u.cast::<T>().t(), upped);
         }
-        let mut out = out.narrow(0, first, count);
-        // SAFETY: an expert's rows are its own, and this program has its tile of them.
+        let mut out = out.narrow(0, 0, end);
+        // SAFETY: a tile is one program's.
         unsafe { out.store((row, channel), (gated.silu() * upped).cast::<T>()) };
     }
 }
@@ -98,16 +122,15 @@ pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
 pub fn experts_down<T, W, const M: usize, const N: usize, const K: usize>(
     h: &View<T, 2>,
     down: &View<W, 3>,
-    bounds: &View<i32, 2>,
+    tiles: &View<i32, 2>,
     out: &mut View<T, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
     W: Float,
 {
-    let (row, channel, expert) = (program_id(0) * M, program_id(1) * N, program_id(2));
-    let (first, count) = (bounds.get((expert, 0)), bounds.get((expert, 1)));
-    if row < count {
-        let h = h.narrow(0, first, count);
+    let (channel, tile) = (program_id(0) * N, program_id(1));
+    let (expert, row, end) = (tiles.get((tile, 0)), tiles.get((tile, 1)), tiles.get((tile, 2)));
+    if row < end {
         let down = down.select(0, expert);
         let mut acc: Tile<f32, M, N> = zeros();
         for k in (0..h.dim(1)).step_by(K) {
@@ -115,8 +138,8 @@ pub fn experts_down<T, W, const M: usize, const N: usize, const K: usize>(
             let d: Tile<W, N, K> = down.load((channel, k));
             acc = dot(h, d.cast::<T>().t(), acc);
         }
-        let mut out = out.narrow(0, first, count);
-        // SAFETY: as in `experts_gate_up`.
+        let mut out = out.narrow(0, 0, end);
+        // SAFETY: a tile is one program's.
         unsafe { out.store((row, channel), acc.cast::<T>()) };
     }
 }

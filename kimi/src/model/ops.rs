@@ -578,12 +578,43 @@ impl<T: Activation, W: Float> Ops<T, W> {
             experts::group_by_expert::<1024>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
             let mut rows = self.empty::<T>(&[n * k, hidden])?;
             experts::gather_tokens::<T, WARP>(x, &order, choices, &mut rows).run()?;
-            // An expert is chosen at most once by a token.
-            const M: usize = 16;
-            const N: usize = 64;
-            let grid = |channels: usize| [n.div_ceil(M), channels.div_ceil(N), count];
-            experts::experts_gate_up::<T, W, M, N, 64>(&rows, gate, up, &bounds, &mut h).grid(grid(width)).run()?;
-            experts::experts_down::<T, W, M, N, 64>(&h, down, &bounds, &mut y).grid(grid(hidden)).run()?;
+            // Rows of an expert, on average, decide on the height of the tiles.
+            let large = self.gpu && T::DTYPE.size() == 2;
+            let height = match large {
+                true if n * k > 64 * count => 128,
+                true => 64,
+                false => 16,
+            };
+            let most = (n * k / height + count).min(n * k);
+            let mut tiles = self.empty::<i32>(&[most, 3])?;
+            with_const!(
+                E = count.next_power_of_two().max(16),
+                of [16, 32, 64, 128, 256, 512, 1024],
+                "num_experts",
+                match height {
+                    128 => experts::tile_experts::<128, E>(&bounds, &mut tiles).grid([count]).run()?,
+                    64 => experts::tile_experts::<64, E>(&bounds, &mut tiles).grid([count]).run()?,
+                    _ => experts::tile_experts::<16, E>(&bounds, &mut tiles).grid([count]).run()?,
+                }
+            );
+            let grid = |wide: usize, channels: usize| [channels.div_ceil(wide), most];
+            let (up_grid, down_grid) = (|wide| grid(wide, width), |wide| grid(wide, hidden));
+            if height == 128 {
+                experts::experts_gate_up::<T, W, 128, 128, 64>(&rows, gate, up, &tiles, &mut h)
+                    .grid(up_grid(128))
+                    .run()?;
+                experts::experts_down::<T, W, 128, 256, 64>(&h, down, &tiles, &mut y).grid(down_grid(256)).run()?;
+            } else if large {
+                experts::experts_gate_up::<T, W, 64, 64, 64>(&rows, gate, up, &tiles, &mut h)
+                    .grid(up_grid(64))
+                    .run()?;
+                experts::experts_down::<T, W, 64, 128, 64>(&h, down, &tiles, &mut y).grid(down_grid(128)).run()?;
+            } else {
+                experts::experts_gate_up::<T, W, 16, 64, 64>(&rows, gate, up, &tiles, &mut h)
+                    .grid(up_grid(64))
+                    .run()?;
+                experts::experts_down::<T, W, 16, 64, 64>(&h, down, &tiles, &mut y).grid(down_grid(64)).run()?;
+            }
         }
         with_const!(
             S = k.next_power_of_two(),

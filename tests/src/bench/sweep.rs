@@ -105,6 +105,8 @@ const LATENT: usize = 512;
 const ROPE: usize = 64;
 const HEADS: usize = 32;
 const EXPERTS: usize = 256;
+/// Rows of a tile of sorted assignments.
+const HEIGHT: usize = 64;
 const CHOSEN: usize = 8;
 const WIDTH: usize = 1024;
 
@@ -384,7 +386,7 @@ struct Grouped {
     order: Vec<usize>,
     /// By assignment: the expert.
     experts: Vec<i32>,
-    bounds: Tensor,
+    tiles: Tensor,
     hit: usize,
 }
 
@@ -394,13 +396,15 @@ fn grouped(device: Device, tokens: usize) -> anyhow::Result<Grouped> {
         (0..tokens).flat_map(|_| numbers.distinct(CHOSEN, EXPERTS)).map(|expert| expert as i32).collect();
     let mut order: Vec<usize> = (0..experts.len()).collect();
     order.sort_by_key(|&a| experts[a]);
-    let mut bounds = vec![];
+    let (mut tiles, mut hit, mut row) = (vec![], 0, 0);
     for e in 0..EXPERTS as i32 {
-        let before = experts.iter().filter(|&&x| x < e).count();
-        bounds.extend([before as i32, experts.iter().filter(|&&x| x == e).count() as i32]);
+        let end = row + experts.iter().filter(|&&x| x == e).count();
+        hit += usize::from(row < end);
+        tiles.extend((row..end).step_by(HEIGHT).flat_map(|first| [e, first as i32, end as i32]));
+        row = end;
     }
-    let hit = bounds.chunks_exact(2).filter(|b| b[1] > 0).count();
-    Ok(Grouped { order, experts, bounds: Tensor::from_slice(&bounds, &[EXPERTS, 2], device)?, hit })
+    let tiles = Tensor::from_slice(&tiles, &[tiles.len() / 3, 3], device)?;
+    Ok(Grouped { order, experts, tiles, hit })
 }
 
 fn gate_up(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
@@ -411,12 +415,13 @@ fn gate_up(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let gate = random::<bf16>(device, &[EXPERTS, WIDTH, HIDDEN], 0.02, 2)?;
     let up = random::<bf16>(device, &[EXPERTS, WIDTH, HIDDEN], 0.02, 3)?;
     let chosen = Tensor::from_slice(&g.experts, &[rows], device)?;
-    let mut ways = Ways::new::<bf16>(device, &[&x, &gate, &up, &chosen, &g.bounds], &[rows, WIDTH])?;
+    let mut ways = Ways::new::<bf16>(device, &[&x, &gate, &up, &chosen, &g.tiles], &[rows, WIDTH])?;
     macro_rules! tiles {
         ($($n:literal x $k:literal)*) => {{$(
-            ways.add(concat!("16x", $n, "x", $k), move |i, out| {
-                experts::experts_gate_up::<bf16, bf16, 16, $n, $k>(&i[0], &i[1], &i[2], &i[4], out)
-                    .grid([tokens.div_ceil(16), WIDTH / $n, EXPERTS])
+            ways.add(concat!("64x", $n, "x", $k), |i, out| {
+                let tiles = i[4].shape()[0];
+                experts::experts_gate_up::<bf16, bf16, HEIGHT, $n, $k>(&i[0], &i[1], &i[2], &i[4], out)
+                    .grid([WIDTH / $n, tiles])
                     .run()
             });
         )*}};
@@ -456,12 +461,13 @@ fn down(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let h = random::<bf16>(device, &[rows, WIDTH], 1.0, 1)?;
     let matrix = random::<bf16>(device, &[EXPERTS, HIDDEN, WIDTH], 0.02, 2)?;
     let chosen = Tensor::from_slice(&g.experts, &[rows], device)?;
-    let mut ways = Ways::new::<bf16>(device, &[&h, &matrix, &chosen, &g.bounds], &[rows, HIDDEN])?;
+    let mut ways = Ways::new::<bf16>(device, &[&h, &matrix, &chosen, &g.tiles], &[rows, HIDDEN])?;
     macro_rules! tiles {
         ($($n:literal x $k:literal)*) => {{$(
-            ways.add(concat!("16x", $n, "x", $k), move |i, out| {
-                experts::experts_down::<bf16, bf16, 16, $n, $k>(&i[0], &i[1], &i[3], out)
-                    .grid([tokens.div_ceil(16), HIDDEN / $n, EXPERTS])
+            ways.add(concat!("64x", $n, "x", $k), |i, out| {
+                let tiles = i[3].shape()[0];
+                experts::experts_down::<bf16, bf16, HEIGHT, $n, $k>(&i[0], &i[1], &i[3], out)
+                    .grid([HIDDEN / $n, tiles])
                     .run()
             });
         )*}};
