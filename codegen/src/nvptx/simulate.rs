@@ -444,6 +444,8 @@ impl Simulator {
             "ex2" => env[0] = b(f(env[1]).exp2()),
             "rcp" => env[0] = b(1.0 / f(env[1])),
             "rsqrt" => env[0] = b(1.0 / f(env[1]).sqrt()),
+            "cvt" if op.contains("bf16x2") => env[0] = half::bf16::from_f32(f(env[1])).to_bits() as u64,
+            "cvt" if op.contains("f16x2") => env[0] = half::f16::from_f32(f(env[1])).to_bits() as u64,
             "cvt" if op.contains("tf32") => env[0] = (env[1] as u32).wrapping_add(0x1000) as u64 & 0xffff_e000,
             "ld" => {
                 let address = value(&args[1], env);
