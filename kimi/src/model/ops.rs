@@ -259,13 +259,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let blocks = x.shape()[1].div_ceil(WARP);
         with_const!(J = weight.shape()[0], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             let few = x.shape()[0] < FEW_ROWS;
-            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(16) }, blocks];
+            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(32) }, blocks];
             if few {
-                short_conv::short_conv::<T, V, J, 1, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                short_conv::short_conv::<T, V, J, 1, 1, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
                     .grid(grid)
                     .run()?
             } else {
-                short_conv::short_conv::<T, V, J, 16, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                short_conv::short_conv::<T, V, J, 32, 8, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
                     .grid(grid)
                     .run()?
             }
@@ -499,17 +499,20 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let mut highest = self.empty::<f32>(&[n, splits, heads])?;
         let mut total = self.empty::<f32>(&[n, splits, heads])?;
         let mut attended = self.empty::<f32>(&[n, heads, r])?;
-        with_const!(R = r, of [64, 128, 256, 512], "kv_lora_rank", {
+        if !r.is_multiple_of(64) {
+            return unsupported("kv_lora_rank", r, "64, 128, 256, 512");
+        }
+        with_const!(C = r / 64, of [1, 2, 4, 8], "kv_lora_rank", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
                 let grid = [splits, tiles, n];
                 if self.gpu && heads > 16 {
-                    attention::mla_decode::<T, R, P, 32, 32, 8>(
+                    attention::mla_decode::<T, C, 64, P, 32, 32, 8>(
                         absorbed, &q, latent, shared, position, scale, &mut partial, &mut highest, &mut total,
                     )
                     .grid(grid)
                     .run()?
                 } else {
-                    attention::mla_decode::<T, R, P, 16, 32, 4>(
+                    attention::mla_decode::<T, C, 64, P, 16, 32, 4>(
                         absorbed, &q, latent, shared, position, scale, &mut partial, &mut highest, &mut total,
                     )
                     .grid(grid)
