@@ -288,16 +288,23 @@ impl<T: Activation, W: Float> Ops<T, W> {
             return Err(EngineError::Device("a step takes sequences of few tokens only".into()));
         }
         let Some(sequences) = &at.short else { return Ok(out) };
-        let (eps, grid) = (eps as f32, [state.shape()[1], sequences.shape()[0]]);
-        with_const!(J = conv.shape()[1], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
-            with_const!(D = state.shape()[2], of [64, 128], "linear_attn_config.head_dim", {
+        let (channels, taps) = (conv.shape()[0] / 3, conv.shape()[1]);
+        let x = &x.reshape(&[x.shape()[0], 3, channels])?;
+        let conv = &conv.reshape(&[3, channels, taps])?;
+        let inputs = &mut inputs.reshape(&[inputs.shape()[0], taps - 1, 3, channels])?;
+        let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
+        let state = &mut state.reshape(&[slots, heads, width * width])?;
+        let (eps, grid) = (eps as f32, [heads, sequences.shape()[0]]);
+        with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
+            with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
+                const DD: usize = D * D;
                 match kind {
-                    Gate::Softplus => kda::kda_step::<T, D, J, false>(
+                    Gate::Softplus => kda::kda_step::<T, D, DD, J, false>(
                         x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, inputs, state, &mut out,
                     )
                     .grid(grid)
                     .run()?,
-                    Gate::Bounded(low) => kda::kda_step::<T, D, J, true>(
+                    Gate::Bounded(low) => kda::kda_step::<T, D, DD, J, true>(
                         x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, inputs, state, &mut out,
                     )
                     .grid(grid)
@@ -519,7 +526,7 @@ struct DeltaInput<'a> {
 
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 const SHORT: usize = 16;
-/// Tokens of a batch whose chunks are in memory at once: 18 KiB each with 32 heads of 128 in bf16.
+/// Tokens of a batch whose chunks are in memory at once: 28 KiB each with 32 heads of 128 in bf16.
 const TOKENS_AT_ONCE: usize = 16384;
 
 /// Tokens in a chunk of the delta rule.

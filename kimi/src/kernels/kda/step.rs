@@ -5,17 +5,17 @@ use kiln::prelude::*;
 
 /// Short convolution with its state, SiLU, normalisation of q and k, gate, β, the recurrence, and the gated RMSNorm.
 ///
-/// - x `[n, 3·heads·D]`, the projections of q, k and v; weight `[3·heads·D, J]`; inputs `[slots, J-1, 3·heads·D]`, the
-///   convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound, sequences
-///   and state as of [`super::kda_recurrent`].
+/// - x `[n, 3, heads·D]`, the projections of q, k and v; weight `[3, heads·D, J]`; inputs `[slots, J-1, 3, heads·D]`,
+///   the convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound
+///   and sequences as of [`super::kda_recurrent`]; state `[slots, heads, DD]` f32, replaced, DD = D².
 /// - gate `[n, heads, D]`, norm `[D]` → out `[n, heads, D]` = RMSNorm(o)·norm·sigmoid(gate).
 ///
-/// A sequence has few tokens: they are taken one after another. Program: (head, sequence), with the whole state of
-/// them in registers, so that it is read and written once, by 16 bytes a thread.
+/// A sequence has few tokens: they are taken one after another. `J` is 2, 3 or 4. Program: (head, sequence), with its
+/// whole state in registers, so that this is read and written once, by 16 bytes a thread.
 #[kernel(warps = 8)]
-pub fn kda_step<T: Float, const D: usize, const J: usize, const BOUNDED: bool>(
-    x: &View<T, 2>,
-    weight: &View<f32, 2>,
+pub fn kda_step<T: Float, const D: usize, const DD: usize, const J: usize, const BOUNDED: bool>(
+    x: &View<T, 3>,
+    weight: &View<f32, 3>,
     decay_input: &View<T, 2>,
     beta_input: &View<T, 2>,
     a_log: &View<f32, 1>,
@@ -25,30 +25,45 @@ pub fn kda_step<T: Float, const D: usize, const J: usize, const BOUNDED: bool>(
     norm: &View<f32, 1>,
     eps: f32,
     sequences: &View<i32, 2>,
-    inputs: &mut View<T, 3>,
-    state: &mut View<f32, 4>,
+    inputs: &mut View<T, 4>,
+    state: &mut View<f32, 3>,
     out: &mut View<T, 3>,
 ) {
-    let (head, sequence, heads) = (program_id(0), program_id(1), out.dim(1));
+    let (head, sequence) = (program_id(0), program_id(1));
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
-    let (q_at, k_at, v_at) = (head * D, (heads + head) * D, (heads * 2 + head) * D);
+    let channels = head * D;
     let mut state = state.select(0, slot).select(0, head);
     let mut inputs = inputs.select(0, slot);
     let rate = a_log.get(head).exp();
-    let bias: Tile<f32, D> = dt_bias.load(head * D);
-    let norm: Tile<f32, D> = norm.load(0);
 
-    let mut s: Tile<f32, D, D> = state.load((0, 0));
+    // In one row, so that all its addresses are one and an offset.
+    let stored: Tile<f32, DD> = state.load(0);
+    let mut s: Tile<f32, D, D> = stored.reshape();
+    // Inputs of q, k, v (and a row of zeros) one, two and three tokens back; beyond J-1 tokens they lie outside.
+    let mut back_1: Tile<T, 1, 4, D> = inputs.load((J as i32 - 2, 0, channels));
+    let mut back_2: Tile<T, 1, 4, D> = inputs.load((J as i32 - 3, 0, channels));
+    let mut back_3: Tile<T, 1, 4, D> = inputs.load((J as i32 - 4, 0, channels));
     for t in first..end {
-        let q = convolved::<T, D, J>(x, weight, &inputs, first, t, q_at);
-        let k = convolved::<T, D, J>(x, weight, &inputs, first, t, k_at);
-        let v = convolved::<T, D, J>(x, weight, &inputs, first, t, v_at);
-        let a: Tile<f32, D> = decay_input.select(0, t).load(head * D).cast();
+        let now: Tile<T, 1, 4, D> = x.load((t, 0, channels));
+        // The last of four taps meets the current token; taps that there are not are zero.
+        let taps: Tile<f32, 4, D, 4> = weight.load((0, channels, J as i32 - 4));
+        let mut sum = tap::<T, D>(now, taps.slice([0, 0, 3]));
+        sum += tap::<T, D>(back_1, taps.slice([0, 0, 2]));
+        sum += tap::<T, D>(back_2, taps.slice([0, 0, 1]));
+        sum += tap::<T, D>(back_3, taps.slice([0, 0, 0]));
+        (back_3, back_2, back_1) = (back_2, back_1, now);
+        let qkv = sum.silu();
+        let q: Tile<f32, D> = qkv.slice::<D2<1, D>, 2>([0, 0]).reshape();
+        let k: Tile<f32, D> = qkv.slice::<D2<1, D>, 2>([1, 0]).reshape();
+        let v: Tile<f32, D> = qkv.slice::<D2<1, D>, 2>([2, 0]).reshape();
+
+        let bias: Tile<f32, D> = dt_bias.load(channels);
+        let a: Tile<f32, D> = decay_input.select(0, t).load(channels).cast();
         let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>((a + bias).reshape(), rate, lower_bound).reshape();
         let beta = beta_input.get((t, head)).cast::<f32>().sigmoid();
 
-        // Each vector is made where it is needed: spread over the rows it takes as many registers as a row block.
+        // Each vector is made where it is needed: beside the state it takes a register for each row.
         s = s * g.exp2().col();
         let k = k * unit(k);
         let u = (v - (s * k.col()).sum::<0>()) * beta;
@@ -57,54 +72,24 @@ pub fn kda_step<T: Float, const D: usize, const J: usize, const BOUNDED: bool>(
         let o = (s * q.col()).sum::<0>();
 
         let open: Tile<f32, D> = gate.select(0, t).select(0, head).load(0).cast();
+        let norm: Tile<f32, D> = norm.load(0);
         let scale = ((o * o).sum::<0>() / (D as f32) + eps).rsqrt();
         let y = (o * scale * norm * open.sigmoid()).cast::<T>();
         // SAFETY: a program writes its own sequence's tokens, and of them its head.
         unsafe { out.store((t, head, 0), y.reshape::<D3<1, 1, D>>()) };
     }
     // SAFETY: a slot belongs to one sequence, and this program to its head.
-    unsafe { state.store((0, 0), s) };
-
-    // Oldest first: a place takes an input that stands at it or later, so it is read before it is overwritten.
-    for j in unroll(0..J - 1) {
-        for part in unroll(0..3) {
-            let at = (heads * part + head) * D;
-            let last = input::<T, D, J>(x, &inputs, first, end - (J - 1 - j), at);
-            // SAFETY: as above.
-            unsafe { inputs.store((j, at), last.reshape::<D2<1, D>>()) };
-        }
+    unsafe {
+        state.store(0, s.reshape::<D1<DD>>());
+        inputs.store((J as i32 - 2, 0, channels), back_1);
+        inputs.store((J as i32 - 3, 0, channels), back_2);
+        inputs.store((J as i32 - 4, 0, channels), back_3);
     }
 }
 
-/// The input of token `t`, which may lie up to J-1 tokens before the `first` of this batch: channels `at ..`.
+/// Inputs times the weights of one tap.
 #[device]
-fn input<T: Float, const D: usize, const J: usize>(
-    x: &View<T, 2>,
-    inputs: &View<T, 2>,
-    first: Tile<i32>,
-    t: Tile<i32>,
-    at: Tile<i32>,
-) -> Tile<T, D> {
-    // One of the two lies outside and is zero.
-    let here: Tile<T, 1, D> = x.load((select(t >= first, t, -1), at));
-    let old: Tile<T, 1, D> = inputs.load((select(t < first, t - first + (J - 1), -1), at));
-    (here + old).reshape()
-}
-
-/// SiLU of the convolution at token `t`, channels `at ..`.
-#[device]
-fn convolved<T: Float, const D: usize, const J: usize>(
-    x: &View<T, 2>,
-    weight: &View<f32, 2>,
-    inputs: &View<T, 2>,
-    first: Tile<i32>,
-    t: Tile<i32>,
-    at: Tile<i32>,
-) -> Tile<f32, D> {
-    let mut sum: Tile<f32, D> = zeros();
-    for j in unroll(0..J) {
-        let weight: Tile<f32, D, 1> = weight.load((at, j));
-        sum += input::<T, D, J>(x, inputs, first, t - (J - 1 - j), at).cast::<f32>() * weight.reshape::<D1<D>>();
-    }
-    sum.silu()
+fn tap<T: Float, const D: usize>(x: Tile<T, 1, 4, D>, weight: Tile<f32, 4, D, 1>) -> Tile<f32, 4, D> {
+    let (x, weight): (Tile<f32, 4, D>, Tile<f32, 4, D>) = (x.cast::<f32>().reshape(), weight.reshape());
+    x * weight
 }
