@@ -58,7 +58,8 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let h = ops.rms_norm::<f32, bf16, f32>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
     let qkv = ops.linear::<bf16>(&h, &tensor::<bf16>(&[3 * channels, hidden])?)?;
     let mut conv = tensor::<bf16>(&[1, 3, 3 * channels])?;
-    let qkv = ops.short_conv::<f32>(&qkv, &tensor::<f32>(&[4, 3 * channels])?, &mut conv, &at)?;
+    let (projected, conv_weight) = (qkv, tensor::<f32>(&[4, 3 * channels])?);
+    let qkv = ops.short_conv::<f32>(&projected, &conv_weight, &mut conv, &at)?;
     let low_rank = ops.linear::<bf16>(&h, &tensor::<bf16>(&[2 * m.head + m.heads, hidden])?)?;
     let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<bf16>(&[channels, m.head])?)?;
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;
@@ -67,7 +68,14 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Bounded(-5.0), &mut state, &at)?;
     let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Softplus, &mut state, &at)?;
     let gate = tensor::<bf16>(&[n, m.heads, m.head])?;
-    let o = ops.gated_rms_norm(&o, &gate, &tensor::<f32>(&[m.head])?, 1e-5)?;
+    let norm = tensor::<f32>(&[m.head])?;
+    if at.is_short() {
+        let (x, w) = (&projected, &conv_weight);
+        for kind in [Gate::Softplus, Gate::Bounded(-5.0)] {
+            ops.kda_step(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
+        }
+    }
+    let o = ops.gated_rms_norm(&o, &gate, &norm, 1e-5)?;
     ops.linear_add(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?, &mut x)?;
 
     let MlaShape { heads, nope, rope, value } = m.mla;
