@@ -166,8 +166,9 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
     // Rows first: a warpgroup's rows stay together, and each reads all of B.
     let along_m = (warps / 4).min(m / 64);
     let groups = [along_m, warps / 4 / along_m];
-    // Where warpgroups share the rows, each takes whole panels of B, whichever way B lies.
-    if groups[1] > 1 && n / groups[1] < 64 {
+    // Where warpgroups share the rows and N runs along B's rows in memory, each takes whole panels of them.
+    let least = if transposed(1) { 16 } else { 64 };
+    if groups[1] > 1 && n / groups[1] < least {
         return Err("M and N are too small for its warpgroups");
     }
     let instruction = (n / groups[1]).min(256);
