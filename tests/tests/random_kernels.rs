@@ -45,6 +45,32 @@ fn devices_of_the_runtime_compute_what_the_interpreter_does() {
     assert_eq!((cpu.lost_to(), cpu.running()), (None, None));
 }
 
+/// What failed on a device that is lost to it is told as it was generated: nothing smaller could be tried.
+#[test]
+fn a_lost_runner_is_not_asked_again() {
+    struct Lost(usize);
+    impl Runner for Lost {
+        fn name(&self) -> &str {
+            "a lost device"
+        }
+
+        fn run(&mut self, _: &Case) -> Result<Vec<Vec<u8>>, String> {
+            self.0 += 1;
+            assert_eq!(self.0, 1, "asked again");
+            Err("trapped".into())
+        }
+
+        fn is_lost(&self) -> bool {
+            self.0 > 0
+        }
+    }
+    let limits = Limits::default();
+    let failure = random::check(7, limits, &mut [Box::new(Lost(0))]).unwrap_err();
+    assert_eq!(failure.kernel.to_string(), random::generate(7, limits).kernel.to_string());
+    let text = failure.to_string();
+    assert!(text.contains("seed 7 on a lost device: trapped") && text.contains("--seed 7"), "{text}");
+}
+
 /// The check itself: a back end that mistakes one function for another, or scans from the wrong end, is caught.
 #[test]
 fn planted_mistakes_are_caught() {

@@ -67,6 +67,8 @@ struct Assigner<'k> {
     k: &'k Kernel,
     out: Assignment,
     ranks: Vec<Rank>,
+    /// Per shape (without extents of 1) and axis, the longest vector among the kernel's loads.
+    longest: HashMap<(Vec<usize>, usize), usize>,
 }
 
 /// The warps a kernel runs with: the author's number, else 8 where a matrix product is large, else 4.
@@ -98,7 +100,8 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
         placed: BTreeMap::new(),
         notes: vec![],
     };
-    let mut a = Assigner { k, out, ranks: vec![Rank::Default; k.values.len()] };
+    let mut a = Assigner { k, out, ranks: vec![Rank::Default; k.values.len()], longest: HashMap::new() };
+    a.find_longest();
     a.plan_dots(chip);
     a.out.ahead = pipeline::plan(k, &a.out.dots, warps, chip, &mut a.out.notes);
     a.walk(k.body);
@@ -162,6 +165,13 @@ fn coalesced_within_warps(own: &LinearLayout, access: facts::Access) -> Option<L
     lane.resize(5, 0);
     let register = vector.into_iter().chain(left).collect();
     LinearLayout::new(shape, register, lane, warp.to_vec(), vec![]).ok()
+}
+
+/// The extents other than 1, and which of them `axis` is.
+fn without_ones(shape: Shape, axis: usize) -> (Vec<usize>, usize) {
+    let extents: Vec<usize> = (0..shape.rank()).map(|a| shape.dim(a)).collect();
+    let before = extents[..axis].iter().filter(|&&n| n > 1).count();
+    (extents.into_iter().filter(|&n| n > 1).collect(), before)
 }
 
 /// A layout in which the hardware bits along `axis` are in order: registers innermost, then lanes, then warps.
@@ -256,6 +266,18 @@ impl Assigner<'_> {
         best
     }
 
+    fn find_longest(&mut self) {
+        let k = self.k;
+        for op in k.ops.iter().filter(|o| matches!(o.kind, OpKind::Load { .. })) {
+            let shape = k.ty(op.results[0]).shape();
+            if shape.rank() > 0 {
+                let access = facts::access(k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
+                let longest = self.longest.entry(without_ones(shape, access.axis)).or_insert(1);
+                *longest = access.vector.max(*longest);
+            }
+        }
+    }
+
     fn plan_dots(&mut self, chip: Chip) {
         let k = self.k;
         for (i, op) in k.ops.iter().enumerate() {
@@ -346,7 +368,13 @@ impl Assigner<'_> {
             OpKind::Load { .. } if !scalar_result => {
                 let shape = k.ty(op.results[0]).shape();
                 let coords = &op.operands[1..1 + shape.rank()];
-                let access = facts::access(k, op.operands[0], shape, coords);
+                let mut access = facts::access(k, op.operands[0], shape, coords);
+                // Wide elements that meet narrow ones take several accesses of 16 bytes side by side, so that
+                // both lie in the same threads.
+                if access.vector * k.ty(op.results[0]).dtype().size() == 16 {
+                    let longest = self.longest.get(&without_ones(shape, access.axis)).copied();
+                    access.vector = longest.unwrap_or(1).max(access.vector);
+                }
                 self.set(op.results[0], Some(self.memory_layout(shape, access)), Rank::Memory);
             }
             OpKind::Gather { .. } if !scalar_result => {

@@ -81,6 +81,53 @@ fn divisor_within(k: &Kernel, v: ValueId, depth: u32) -> u32 {
     }
 }
 
+/// A sum of scalars (each a value and its factor) and a constant; all arithmetic wraps at 32 bits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    terms: Vec<(ValueId, u32)>,
+    constant: u32,
+}
+
+impl Sum {
+    fn add(&mut self, k: &Kernel, v: ValueId, factor: u32, depth: u32) {
+        if let Some(bits) = k.constant(v) {
+            self.constant = self.constant.wrapping_add((bits.0 as u32).wrapping_mul(factor));
+            return;
+        }
+        if let (Def::Result(op, _), true) = (k.def(v), depth > 0) {
+            let op = k.op(op);
+            match op.kind {
+                OpKind::Binary(BinaryOp::Add) => {
+                    self.add(k, op.operands[0], factor, depth - 1);
+                    return self.add(k, op.operands[1], factor, depth - 1);
+                }
+                OpKind::Binary(BinaryOp::Sub) => {
+                    self.add(k, op.operands[0], factor, depth - 1);
+                    return self.add(k, op.operands[1], factor.wrapping_neg(), depth - 1);
+                }
+                _ => {}
+            }
+        }
+        match self.terms.iter_mut().find(|t| t.0 == v) {
+            Some(t) => t.1 = t.1.wrapping_add(factor),
+            None => self.terms.push((v, factor)),
+        }
+    }
+}
+
+/// Whether two boxes of one shape, at these coordinates of one view, are known to have no element in common: along some
+/// axis they are a constant apart that is no less than the extent.
+pub fn disjoint(k: &Kernel, shape: Shape, a: &[ValueId], b: &[ValueId]) -> bool {
+    (0..shape.rank()).any(|axis| {
+        let mut difference = Sum::default();
+        difference.add(k, a[axis], 1, 8);
+        difference.add(k, b[axis], 1u32.wrapping_neg(), 8);
+        let extent = shape.dim(axis) as u32;
+        let apart = difference.constant >= extent && difference.constant.wrapping_neg() >= extent;
+        apart && difference.terms.iter().all(|t| t.1 == 0)
+    })
+}
+
 /// What is known of a view; nothing for a view that control flow chose (there is none in valid kernels).
 pub fn view_facts(k: &Kernel, view: ValueId) -> Option<ViewFacts> {
     let Type::View(dtype, rank) = k.ty(view) else { return None };

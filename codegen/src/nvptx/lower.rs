@@ -14,6 +14,7 @@ use super::text::{V, Writer, constant, int, llvm_type};
 use super::wgmma::Flying;
 use super::{Error, TensorMap, math};
 use crate::gpu::assign::{Assignment, operand_layout};
+use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
@@ -278,7 +279,15 @@ impl<'k> Lower<'k> {
             return;
         }
         let key = coords.map(|c| (view, c.to_vec(), layout.clone()));
-        let conflict = |p: &Pending| p.param == param && (p.writes || writes) && (p.key.is_none() || p.key != key);
+        // Boxes of one view that are apart have nothing to wait for.
+        let apart = |p: &Pending| match (&p.key, &key) {
+            (Some((v, a, l)), Some((w, b, m))) => {
+                v == w && l.shape() == m.shape() && facts::disjoint(self.k, *l.shape(), a, b)
+            }
+            _ => false,
+        };
+        let conflict =
+            |p: &Pending| p.param == param && (p.writes || writes) && (p.key.is_none() || p.key != key) && !apart(p);
         if self.pending.iter().any(conflict) {
             self.barrier();
         }

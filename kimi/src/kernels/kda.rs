@@ -5,15 +5,18 @@
 //! S ← Diag(exp g_t) S;   u = β_t (v_t − Sᵀ k_t);   S ← S + k_t uᵀ;   o_t = Sᵀ q_t
 //! ```
 //! Prompts go through it in chunks: [`kda_chunk`], all chunks at once, prepares what does not need the state;
-//! [`kda_state`] walks the chunks. Single tokens take [`kda_recurrent`]. `docs/kda.md` derives them.
+//! [`kda_state`] walks the chunks. Few tokens take [`kda_recurrent`], or [`kda_step`] for all that a layer does between
+//! its projections. `docs/kda.md` derives them.
 
 mod chunk;
 mod recurrent;
 mod state;
+mod step;
 
 pub use chunk::kda_chunk;
 pub use recurrent::kda_recurrent;
 pub use state::kda_state;
+pub use step::kda_step;
 
 use kiln::prelude::*;
 

@@ -14,9 +14,9 @@ pub fn rms_norm<X: Float, W: Float, T: Float, const C: usize, const B: usize>(
     out: &mut View<T, 2>,
 ) {
     let row = program_id(0);
-    let row_of_x = x.select(0, row);
-    let chunks = load_chunks::<X, C, B>(&row_of_x);
-    store_normalised(chunks, x.dim(1), weight, eps, row, out);
+    let weight = load_chunks::<W, C, B>(weight);
+    let chunks = load_chunks::<X, C, B>(&x.select(0, row));
+    store_normalised(widened(chunks), x.dim(1), widened(weight), eps, row, out);
 }
 
 /// The residual stream takes in what a layer adds, and is normalised: `x += Σ_s delta[s]`, `out = rms_norm(x)`.
@@ -32,46 +32,49 @@ pub fn add_rms_norm<D: Float, W: Float, T: Float, const C: usize, const B: usize
     out: &mut View<T, 2>,
 ) {
     let row = program_id(0);
-    let row_of_x = x.select(0, row);
-    let mut chunks = load_chunks::<f32, C, B>(&row_of_x);
+    let weight = load_chunks::<W, C, B>(weight);
+    let mut chunks: [Tile<f32, 1, B>; C] = std::array::from_fn(|c| x.load((row, c * B)));
     for part in 0..delta.dim(0) {
-        let delta = delta.select(0, part).select(0, row);
-        let more = load_chunks::<D, C, B>(&delta);
+        let more = widened(load_chunks::<D, C, B>(&delta.select(0, part).select(0, row)));
         for c in unroll(0..C) {
-            chunks[c] = chunks[c] + more[c];
+            chunks[c] = chunks[c] + more[c].reshape::<D2<1, B>>();
         }
     }
     for c in unroll(0..C) {
         // SAFETY: a row has one program.
-        unsafe { x.store((row, c * B), chunks[c].reshape::<D2<1, B>>()) };
+        unsafe { x.store((row, c * B), chunks[c]) };
     }
-    store_normalised(chunks, x.dim(1), weight, eps, row, out);
+    store_normalised(chunks.map(|chunk| chunk.reshape()), x.dim(1), widened(weight), eps, row, out);
 }
 
 /// A row in chunks, zeros beyond its end. All loads come first, so that all are in flight together.
 #[device]
-fn load_chunks<X: Float, const C: usize, const B: usize>(row: &View<X, 1>) -> [Tile<f32, B>; C] {
-    let raw: [Tile<X, B>; C] = std::array::from_fn(|c| row.load(c * B));
-    raw.map(|chunk| chunk.cast())
+fn load_chunks<X: Float, const C: usize, const B: usize>(row: &View<X, 1>) -> [Tile<X, B>; C] {
+    std::array::from_fn(|c| row.load(c * B))
 }
 
 #[device]
-fn store_normalised<W: Float, T: Float, const C: usize, const B: usize>(
-    chunks: [Tile<f32, B>; C],
+fn widened<X: Float, const C: usize, const B: usize>(chunks: [Tile<X, B>; C]) -> [Tile<f32, B>; C] {
+    chunks.map(|chunk| chunk.cast())
+}
+
+/// `out[row, :] = x / sqrt(mean(x²) + eps) · weight`.
+#[device]
+fn store_normalised<T: Float, const C: usize, const B: usize>(
+    x: [Tile<f32, B>; C],
     width: Tile<i32>,
-    weight: &View<W, 1>,
+    weight: [Tile<f32, B>; C],
     eps: Tile<f32>,
     row: Tile<i32>,
     out: &mut View<T, 2>,
 ) {
-    let weight = load_chunks::<W, C, B>(weight);
     let mut squares: Tile<f32, B> = zeros();
-    for chunk in chunks {
+    for chunk in x {
         squares += chunk * chunk;
     }
     let scale = (squares.sum::<0>() / width.cast::<f32>() + eps).rsqrt();
     for c in unroll(0..C) {
-        let y = chunks[c] * scale * weight[c];
+        let y = x[c] * scale * weight[c];
         // SAFETY: a row has one program.
         unsafe { out.store((row, c * B), y.cast::<T>().reshape::<D2<1, B>>()) };
     }

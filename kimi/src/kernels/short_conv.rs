@@ -7,11 +7,12 @@
 use kiln::prelude::*;
 
 /// x `[n, channels]`, weight `[J, channels]`, state `[slots, J-1, channels]`, start, slot `[n]` → y `[n, channels]`.
-/// Program: (`M` tokens, `B` channels), of `P` warps.
+/// Program: (`N` tokens, `B` channels), of `P` warps.
 ///
-/// A thread keeps its channels of `M` + J-1 successive inputs in registers, so that each is read once per program.
+/// A thread slides along the tokens of its channels, `M` at a time, with the J-1 inputs before them in registers, so that
+/// an input is read once. The next `M` are on their way meanwhile.
 #[kernel(warps = P)]
-pub fn short_conv<T: Float, W: Float, const J: usize, const M: usize, const B: usize, const P: u8>(
+pub fn short_conv<T: Float, W: Float, const J: usize, const N: usize, const M: usize, const B: usize, const P: u8>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     state: &View<T, 3>,
@@ -19,41 +20,47 @@ pub fn short_conv<T: Float, W: Float, const J: usize, const M: usize, const B: u
     slot: &View<i32, 1>,
     y: &mut View<T, 2>,
 ) {
-    let (first, channels) = (program_id(0) * M, program_id(1) * B);
-    let taps: [Tile<f32, B>; J] = std::array::from_fn(|j| {
-        let tap: Tile<W, B> = weight.select(0, j).load(channels);
-        tap.cast()
-    });
-    let token = iota::<M>() + first;
-    let starts: Tile<i32, M> = start.load(first);
-    // Few programs have the first tokens of a sequence: those look at where each input is.
-    let early = ((token - starts < J - 1) & (token < x.dim(0))).any::<0>();
-    if early {
-        for t in first..(first + M).min(x.dim(0)) {
-            let inside = t - start.get(t);
-            let slot = slot.get(t);
-            let mut sum: Tile<f32, B> = zeros();
-            for j in unroll(0..J) {
-                // How far back this tap looks. An index of -1 is outside, where loads give zeros.
-                let back = J - 1 - j;
-                let here: Tile<T, 1, B> = x.load((select(inside >= back, t - back, -1), channels));
-                let before: Tile<T, 1, 1, B> = state.load((slot, select(inside < back, inside + j, -1), channels));
-                let input = here.reshape::<D1<B>>() + before.reshape::<D1<B>>();
-                sum += input.cast::<f32>() * taps[j];
-            }
-            // SAFETY: a program writes its own tokens and channels.
-            unsafe { y.store((t, channels), sum.silu().cast::<T>().reshape::<D2<1, B>>()) };
-        }
-    } else {
-        let inputs: Vec<Tile<T, 1, B>> = (0..M + J - 1).map(|i| x.load((first + i - (J - 1), channels))).collect();
-        let inputs: Vec<Tile<f32, B>> = inputs.into_iter().map(|row| row.reshape::<D1<B>>().cast()).collect();
+    let (first, channels) = (program_id(0) * N, program_id(1) * B);
+    let end = (first + N).min(x.dim(0));
+    let inputs = |t: Tile<i32>| -> [Tile<T, 1, B>; M] { std::array::from_fn(|m| x.load((t + m, channels))) };
+    let mut next = inputs(first);
+    let mut past: [Tile<T, 1, B>; J] = std::array::from_fn(|j| x.load((first + j - J, channels)));
+    let taps: [Tile<W, B>; J] = std::array::from_fn(|j| weight.select(0, j).load(channels));
+    let taps: [Tile<f32, 1, B>; J] = taps.map(|tap| tap.cast::<f32>().reshape());
+    for t in (first..end).step_by(M) {
+        let window: Vec<Tile<T, 1, B>> = past.into_iter().chain(next).collect();
+        // What lies beyond the view is not loaded.
+        next = inputs(select(t + M < end, t + M, x.dim(0)));
         for m in unroll(0..M) {
-            let mut sum: Tile<f32, B> = inputs[m] * taps[0];
+            let mut sum = window[m + 1].cast::<f32>() * taps[0];
             for j in unroll(1..J) {
-                sum += inputs[m + j] * taps[j];
+                sum += window[m + 1 + j].cast::<f32>() * taps[j];
             }
-            // SAFETY: as above.
-            unsafe { y.store((first + m, channels), sum.silu().cast::<T>().reshape::<D2<1, B>>()) };
+            // SAFETY: a program writes its own channels of its own tokens (`N` is a multiple of `M`).
+            unsafe { y.store((t + m, channels), sum.silu().cast::<T>()) };
+        }
+        past = std::array::from_fn(|j| window[M + j]);
+    }
+    // Few programs have the first tokens of a sequence, which look back into the state: those are done again.
+    let token = iota::<N>() + first;
+    let starts: Tile<i32, N> = start.load(first);
+    if ((token - starts < J - 1) & (token < x.dim(0))).any::<0>() {
+        for t in first..end {
+            let inside = t - start.get(t);
+            if inside < J - 1 {
+                let slot = slot.get(t);
+                let mut sum: Tile<f32, 1, B> = zeros();
+                for j in unroll(0..J) {
+                    // How far back this tap looks. An index of -1 is outside, where loads give zeros.
+                    let back = J - 1 - j;
+                    let here: Tile<T, 1, B> = x.load((select(inside >= back, t - back, -1), channels));
+                    let place = select(inside < back, inside + j, -1);
+                    let before: Tile<T, 1, 1, B> = state.load((slot, place, channels));
+                    sum += (here + before.reshape::<D2<1, B>>()).cast::<f32>() * taps[j];
+                }
+                // SAFETY: as above.
+                unsafe { y.store((t, channels), sum.silu().cast::<T>()) };
+            }
         }
     }
 }

@@ -127,13 +127,18 @@ impl<T: Activation, W: Float> Model<T, W> {
         let (c, ops, n) = (&self.config, self.ops, at.count);
         let (heads, head) = (c.kda_heads, c.kda_head_dim);
         let qkv = ops.linear::<T>(h, &w.qkv)?;
-        let qkv = ops.short_conv::<f32>(&qkv, &w.conv, conv, &at.batch)?;
         let low_rank = ops.linear::<T>(h, &w.low_rank)?;
         let decay = ops.linear::<T>(&low_rank.narrow(1, 0, head)?, &w.decay)?;
-        let gate = ops.linear::<T>(&low_rank.narrow(1, head, head)?, &w.gate)?;
+        let gate = ops.linear::<T>(&low_rank.narrow(1, head, head)?, &w.gate)?.reshape(&[n, heads, head])?;
         let beta = low_rank.narrow(1, 2 * head, heads)?;
-        let o = ops.delta_rule(&qkv, &decay, &beta, &w.a_log, &w.dt_bias, Gate::Softplus, state, &at.batch)?;
-        let o = ops.gated_rms_norm(&o, &gate.reshape(&[n, heads, head])?, &w.norm, c.rms_norm_eps)?;
+        let (a_log, dt_bias, kind, eps, at) = (&w.a_log, &w.dt_bias, Gate::Softplus, c.rms_norm_eps, &at.batch);
+        let o = if at.is_short() {
+            ops.kda_step(&qkv, &w.conv, &decay, &beta, a_log, dt_bias, kind, &gate, &w.norm, eps, conv, state, at)?
+        } else {
+            let qkv = ops.short_conv::<f32>(&qkv, &w.conv, conv, at)?;
+            let o = ops.delta_rule(&qkv, &decay, &beta, a_log, dt_bias, kind, state, at)?;
+            ops.gated_rms_norm(&o, &gate, &w.norm, eps)?
+        };
         ops.linear_add(&o.reshape(&[n, heads * head])?, &w.out, x)
     }
 

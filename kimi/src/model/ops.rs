@@ -259,13 +259,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let blocks = x.shape()[1].div_ceil(WARP);
         with_const!(J = weight.shape()[0], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             let few = x.shape()[0] < FEW_ROWS;
-            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(16) }, blocks];
+            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(32) }, blocks];
             if few {
-                short_conv::short_conv::<T, V, J, 1, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                short_conv::short_conv::<T, V, J, 1, 1, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
                     .grid(grid)
                     .run()?
             } else {
-                short_conv::short_conv::<T, V, J, 16, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                short_conv::short_conv::<T, V, J, 32, 8, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
                     .grid(grid)
                     .run()?
             }
@@ -369,6 +369,58 @@ impl<T: Activation, W: Float> Ops<T, W> {
             .grid([D / V, heads, sequences.shape()[0]])
             .run()?;
         Ok(())
+    }
+
+    /// All of a layer between its projections, for a batch of [short](Batch::is_short) sequences: convolution, delta
+    /// rule and gated RMSNorm. x [n, 3·channels] before the convolution, inputs [slots, taps - 1, 3·channels] and
+    /// state [slots, heads, width, width] (replaced), gate [n, heads, width] → [n, heads, width].
+    #[allow(clippy::too_many_arguments)]
+    pub fn kda_step(
+        self,
+        x: &Tensor,
+        conv: &Tensor,
+        decay: &Tensor,
+        beta: &Tensor,
+        a_log: &Tensor,
+        dt_bias: &Tensor,
+        kind: Gate,
+        gate: &Tensor,
+        norm: &Tensor,
+        eps: f64,
+        inputs: &mut Tensor,
+        state: &mut Tensor,
+        at: &Batch,
+    ) -> Result<Tensor> {
+        let mut out = self.empty::<T>(gate.shape())?;
+        if !at.is_short() {
+            return Err(EngineError::Device("a step takes sequences of few tokens only".into()));
+        }
+        let Some(sequences) = &at.short else { return Ok(out) };
+        let (taps, channels) = (conv.shape()[0], conv.shape()[1] / 3);
+        let x = &x.reshape(&[x.shape()[0], 3, channels])?;
+        let conv = &conv.reshape(&[taps, 3, channels])?;
+        let inputs = &mut inputs.reshape(&[inputs.shape()[0], taps - 1, 3, channels])?;
+        let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
+        let state = &mut state.reshape(&[slots, heads, width * width])?;
+        let (eps, grid) = (eps as f32, [heads, sequences.shape()[0]]);
+        with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
+            with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
+                const DD: usize = D * D;
+                match kind {
+                    Gate::Softplus => kda::kda_step::<T, D, DD, J, false>(
+                        x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, inputs, state, &mut out,
+                    )
+                    .grid(grid)
+                    .run()?,
+                    Gate::Bounded(low) => kda::kda_step::<T, D, DD, J, true>(
+                        x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, inputs, state, &mut out,
+                    )
+                    .grid(grid)
+                    .run()?,
+                }
+            })
+        });
+        Ok(out)
     }
 
     /// Puts n tokens' latents and shared keys into the caches at `position`. projected [n, latent + rope].
@@ -499,17 +551,20 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let mut highest = self.empty::<f32>(&[n, splits, heads])?;
         let mut total = self.empty::<f32>(&[n, splits, heads])?;
         let mut attended = self.empty::<f32>(&[n, heads, r])?;
-        with_const!(R = r, of [64, 128, 256, 512], "kv_lora_rank", {
+        if !r.is_multiple_of(64) {
+            return unsupported("kv_lora_rank", r, "64, 128, 256, 512");
+        }
+        with_const!(C = r / 64, of [1, 2, 4, 8], "kv_lora_rank", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
                 let grid = [splits, tiles, n];
                 if self.gpu && heads > 16 {
-                    attention::mla_decode::<T, R, P, 32, 32, 8>(
+                    attention::mla_decode::<T, C, 64, P, 32, 32, 8>(
                         absorbed, &q, latent, shared, position, scale, &mut partial, &mut highest, &mut total,
                     )
                     .grid(grid)
                     .run()?
                 } else {
-                    attention::mla_decode::<T, R, P, 16, 32, 4>(
+                    attention::mla_decode::<T, C, 64, P, 16, 32, 4>(
                         absorbed, &q, latent, shared, position, scale, &mut partial, &mut highest, &mut total,
                     )
                     .grid(grid)
@@ -682,7 +737,7 @@ struct DeltaInput<'a> {
 
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 const SHORT: usize = 16;
-/// Tokens of a batch whose chunks are in memory at once: 18 KiB each with 32 heads of 128 in bf16.
+/// Tokens of a batch whose chunks are in memory at once: 28 KiB each with 32 heads of 128 in bf16.
 const TOKENS_AT_ONCE: usize = 16384;
 
 /// Tokens in a chunk of the delta rule.
@@ -769,6 +824,11 @@ impl Batch {
     /// One sequence of `n` tokens with its state in slot 0.
     pub fn single<T: Activation, W: Float>(ops: Ops<T, W>, n: usize) -> Result<Batch> {
         Batch::new(ops, &[n], &[0])
+    }
+
+    /// Whether every sequence is so short that its tokens are taken one after another.
+    pub fn is_short(&self) -> bool {
+        self.pieces.is_empty()
     }
 
     fn sequences(&self) -> usize {

@@ -25,9 +25,7 @@ pub(super) fn cases() -> Vec<Case> {
     }
     all.extend([1, 16, 128].map(|b| {
         let least = Least { flops: 0.0, bytes: (8 * b * HEADS * WIDTH * WIDTH) as f64 };
-        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| {
-            delta_rule(device, b, 1, Gate::Softplus, least)
-        })
+        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| step(device, b, least))
     }));
     all
 }
@@ -122,6 +120,79 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
                 let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
                 let want = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
                 error = error.max(relative_error(&values(&o.narrow(0, first, count)?)?, &want));
+            }
+            Ok((error, bound(bf16::DTYPE)))
+        }),
+        eager: false,
+    })
+}
+
+/// One token of each sequence, from projections to what the output projection takes; states are continued by later runs.
+fn step(device: Device, sequences: usize, least: Least) -> anyhow::Result<Work> {
+    const ALL: usize = 3 * CHANNELS;
+    const EPS: f64 = 1e-5;
+    let x = random::<bf16>(device, &[sequences, ALL], 1.0, 1)?;
+    let decay = random::<bf16>(device, &[sequences, CHANNELS], 1.0, 2)?;
+    let beta = random::<bf16>(device, &[sequences, HEADS], 1.0, 3)?;
+    let a_log: Vec<f32> = (0..HEADS).map(|h| (1.0 + 15.0 * h as f32 / HEADS as f32).ln()).collect();
+    let a_log = Tensor::from_slice(&a_log, &[HEADS], device)?;
+    let dt_bias = random::<f32>(device, &[CHANNELS], 1.0, 4)?;
+    let weight = random::<f32>(device, &[ALL, 4], 1.0, 5)?;
+    let taps_first = weight.transpose(0, 1)?.contiguous()?;
+    let gate = random::<bf16>(device, &[sequences, HEADS, WIDTH], 1.0, 6)?;
+    let norm = random::<f32>(device, &[WIDTH], 1.0, 7)?;
+    let mut inputs = Tensor::zeros(&[sequences, 3, ALL], bf16::DTYPE, device)?;
+    let mut state = Tensor::zeros(&[sequences, HEADS, WIDTH, WIDTH], f32::DTYPE, device)?;
+    let at = batch(device, sequences, 1)?;
+    let result = Rc::new(RefCell::new(None));
+    let kept = result.clone();
+    let read = (x.clone(), decay.clone(), beta.clone(), a_log.clone(), dt_bias.clone());
+    let more = (weight.clone(), gate.clone(), norm.clone());
+    Ok(Work {
+        least,
+        run: Box::new(move || {
+            let (kind, ops) = (Gate::Softplus, Ops::<bf16, bf16>::new(device));
+            let o = ops.kda_step(
+                &x,
+                &taps_first,
+                &decay,
+                &beta,
+                &a_log,
+                &dt_bias,
+                kind,
+                &gate,
+                &norm,
+                EPS,
+                &mut inputs,
+                &mut state,
+                &at,
+            )?;
+            kept.borrow_mut().get_or_insert(o);
+            Ok(())
+        }),
+        check: Box::new(move || {
+            let ((x, decay, beta, a_log, dt_bias), (weight, gate, norm)) = (read, more);
+            let o = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
+            let (a_log, dt_bias, weight, norm) = (values(&a_log)?, values(&dt_bias)?, values(&weight)?, values(&norm)?);
+            let mut error = 0f64;
+            for s in [0, sequences - 1] {
+                let one = |t: &Tensor| -> anyhow::Result<Vec<f64>> { Ok(values(&t.narrow(0, s, 1)?)?) };
+                let qkv = reference::short_convolution(&one(&x)?, &weight, ALL, &mut vec![0.0; ALL * 3]);
+                let q = reference::l2_norm(&qkv[..CHANNELS], WIDTH, 1e-6, (WIDTH as f64).powf(-0.5));
+                let k = reference::l2_norm(&qkv[CHANNELS..2 * CHANNELS], WIDTH, 1e-6, 1.0);
+                let g = reference::kda_gate(&one(&decay)?, &a_log, &dt_bias);
+                let beta: Vec<f64> = one(&beta)?.iter().map(|x| reference::sigmoid(*x)).collect();
+                let mut state = vec![0.0; HEADS * WIDTH * WIDTH];
+                let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
+                let y = reference::kda_recurrence(shape, &q, &k, &qkv[2 * CHANNELS..], &g, &beta, &mut state);
+                let gate = one(&gate)?;
+                let want: Vec<f64> = (y.chunks_exact(WIDTH).zip(gate.chunks_exact(WIDTH)))
+                    .flat_map(|(y, gate)| {
+                        let y = reference::rms_norm(y, &norm, EPS);
+                        y.into_iter().zip(gate).map(|(y, gate)| y * reference::sigmoid(*gate)).collect::<Vec<_>>()
+                    })
+                    .collect();
+                error = error.max(relative_error(&one(&o)?, &want));
             }
             Ok((error, bound(bf16::DTYPE)))
         }),

@@ -213,15 +213,18 @@ fn convolution(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let zeros = Tensor::zeros(&[tokens], i32::DTYPE, device)?;
     let mut ways = Ways::new::<bf16>(device, &[&x, &weight, &state, &zeros], &[tokens, CHANNELS])?;
     macro_rules! tiles {
-        ($($m:literal x $b:literal by $p:literal)*) => {{$(
-            ways.add(concat!($m, " x ", $b, ", ", $p, " warps"), move |i, out| {
-                short_conv::short_conv::<bf16, f32, 4, $m, $b, $p>(&i[0], &i[1], &i[2], &i[3], &i[3], out)
-                    .grid([tokens.div_ceil($m), CHANNELS / $b])
+        ($($n:literal in $m:literal x $b:literal by $p:literal)*) => {{$(
+            ways.add(concat!($n, " in ", $m, " x ", $b, ", ", $p, " warps"), move |i, out| {
+                short_conv::short_conv::<bf16, f32, 4, $n, $m, $b, $p>(&i[0], &i[1], &i[2], &i[3], &i[3], out)
+                    .grid([tokens.div_ceil($n), CHANNELS / $b])
                     .run()
             });
         )*}};
     }
-    tiles!(8 x 256 by 1 16 x 256 by 1 32 x 256 by 1 8 x 512 by 2 16 x 512 by 2 16 x 1024 by 4 32 x 1024 by 4 16 x 512 by 4);
+    tiles!(
+        16 in 4 x 256 by 1 32 in 4 x 256 by 1 64 in 4 x 256 by 1 128 in 4 x 256 by 1 16 in 8 x 256 by 1
+        32 in 8 x 256 by 1 64 in 8 x 256 by 1 128 in 8 x 256 by 1 32 in 8 x 512 by 2 32 in 8 x 1024 by 4
+    );
     let check = Box::new(move || {
         let weight = values(&weight.transpose(0, 1)?.contiguous()?)?;
         let mut want = vec![];
@@ -246,16 +249,16 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
     let mut ways = Ways::new::<f32>(device, &inputs, &[sequences, HEADS, LATENT])?;
     let scale = 192f32.powf(-0.5);
     macro_rules! tiles {
-        ($splits:expr, $s:literal: $($h:literal heads $b:literal keys by $p:literal)*) => {{$({
+        ($splits:expr, $s:literal: $($h:literal heads $b:literal keys $c:literal x $l:literal by $p:literal)*) => {{$({
             let splits: usize = $splits;
             let partial = shared_tensor::<f32>(device, &[sequences, splits, HEADS, LATENT])?;
             let highest = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
             let total = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
-            let name = format!("{splits} splits, {} heads {} keys {} warps", $h, $b, $p);
+            let name = format!("{splits} splits {} h {} k {} x {} {} w", $h, $b, $c, $l, $p);
             ways.add(name, move |i, out| {
                 let (partial, highest) = (&mut *partial.borrow_mut(), &mut *highest.borrow_mut());
                 let total = &mut *total.borrow_mut();
-                mla::mla_decode::<bf16, 512, 64, $h, $b, $p>(
+                mla::mla_decode::<bf16, $c, $l, 64, $h, $b, $p>(
                     &i[0], &i[1], &i[2], &i[3], &i[4], scale, partial, highest, total,
                 )
                 .grid([splits, HEADS / $h, sequences])
@@ -266,24 +269,23 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
     }
     match (sequences, context) {
         (1, 4096) => {
-            tiles!(16, 16: 32 heads 32 keys by 8);
-            tiles!(32, 32: 32 heads 32 keys by 8 16 heads 32 keys by 4);
-            tiles!(64, 64: 32 heads 32 keys by 8);
-            tiles!(128, 128: 32 heads 32 keys by 8);
+            tiles!(16, 16: 32 heads 32 keys 4 x 128 by 8);
+            tiles!(32, 32: 32 heads 32 keys 4 x 128 by 8);
+            tiles!(64, 64: 32 heads 32 keys 4 x 128 by 8);
+            tiles!(128, 128: 32 heads 32 keys 4 x 128 by 8);
         }
         (1, _) => {
-            tiles!(66, 128: 32 heads 32 keys by 8);
-            tiles!(128, 128: 32 heads 32 keys by 8 32 heads 64 keys by 8 16 heads 32 keys by 4);
+            tiles!(66, 128: 32 heads 32 keys 4 x 128 by 8);
+            tiles!(128, 128: 32 heads 32 keys 4 x 128 by 8 16 heads 32 keys 4 x 128 by 4);
         }
         (16, _) => {
-            tiles!(8, 8: 32 heads 32 keys by 8 32 heads 64 keys by 8 16 heads 32 keys by 4);
-            tiles!(16, 16: 32 heads 32 keys by 8 16 heads 16 keys by 4);
-            tiles!(33, 64: 32 heads 32 keys by 8);
+            tiles!(8, 8: 32 heads 32 keys 1 x 512 by 8 32 heads 32 keys 2 x 256 by 8 32 heads 32 keys 4 x 128 by 8
+                32 heads 32 keys 8 x 64 by 8 16 heads 32 keys 4 x 128 by 4);
+            tiles!(33, 64: 32 heads 32 keys 4 x 128 by 8);
         }
         _ => {
-            tiles!(1, 1: 32 heads 32 keys by 8 32 heads 64 keys by 8 16 heads 32 keys by 4);
-            tiles!(2, 2: 32 heads 32 keys by 8);
-            tiles!(4, 4: 32 heads 32 keys by 8);
+            tiles!(1, 1: 32 heads 32 keys 2 x 256 by 8 32 heads 32 keys 4 x 128 by 8 16 heads 32 keys 4 x 128 by 4);
+            tiles!(2, 2: 32 heads 32 keys 4 x 128 by 8);
         }
     }
     let check = Box::new(move || {

@@ -259,3 +259,73 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
     }
     Ok(())
 }
+
+/// A step of decoding is convolution, delta rule and gated norm; slots of others stay as they are.
+pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    const TAPS: usize = 4;
+    let (heads, eps) = (2, 1e-5);
+    for nature in NATURES {
+        for (lengths, width) in [(&[1][..], 128), (&[1, 1, 1], 64), (&[2, 0, 1, 8], 64), (&[5], 64)] {
+            let (n, channels): (usize, usize) = (lengths.iter().sum(), heads * width);
+            let mut layer = Layer::new::<T>(trial, n, heads, width, nature)?;
+            let x = layer.qkv;
+            let places = slots(trial, lengths.len());
+            let count = lengths.len() + 1;
+            let weight = trial.normal::<f32>(&[3 * channels, TAPS], 0.7)?;
+            let gate = trial.normal::<T>(&[n, heads, width], 1.0)?;
+            let norm = trial.normal::<f32>(&[width], 1.0)?;
+            let mut inputs = trial.normal::<T>(&[count, TAPS - 1, 3 * channels], 1.0)?;
+            let mut state = trial.normal::<f32>(&[count, heads, width, width], 0.3)?;
+            let at = Batch::new(trial.ops::<T, f32>(), lengths, &places)?;
+            let (decay, beta) = (&layer.decay.tensor, &layer.beta.tensor);
+            let taps_first = weight.tensor.transpose(0, 1)?.contiguous()?;
+            let got = trial.ops::<T, f32>().kda_step(
+                &x.tensor,
+                &taps_first,
+                decay,
+                beta,
+                &layer.a_log.tensor,
+                &layer.dt_bias.tensor,
+                layer.gate,
+                &gate.tensor,
+                &norm.tensor,
+                eps,
+                &mut inputs.tensor,
+                &mut state.tensor,
+                &at,
+            )?;
+
+            let (row, size) = (3 * channels, heads * width * width);
+            let (mut convolved, mut first) = (vec![], 0);
+            for (length, place) in lengths.iter().zip(&places) {
+                let stored = &mut inputs.values[place * (TAPS - 1) * row..][..(TAPS - 1) * row];
+                let mut past: Vec<f64> =
+                    (0..row * (TAPS - 1)).map(|i| stored[i % (TAPS - 1) * row + i / (TAPS - 1)]).collect();
+                let x = &x.values[first * row..][..length * row];
+                convolved.extend(reference::short_convolution(x, &weight.values, row, &mut past));
+                for (i, value) in past.iter().enumerate() {
+                    stored[i % (TAPS - 1) * row + i / (TAPS - 1)] = *value;
+                }
+                first += length;
+            }
+            layer.qkv = Input { tensor: x.tensor, values: convolved };
+            let (mut want, mut first) = (vec![], 0);
+            for (length, place) in lengths.iter().zip(&places) {
+                let o = layer.reference(first, *length, &mut state.values[place * size..][..size]);
+                for (i, o) in o.chunks_exact(width).enumerate() {
+                    let gate = &gate.values[first * channels + i * width..][..width];
+                    let y = reference::rms_norm(o, &norm.values, eps);
+                    want.extend(y.iter().zip(gate).map(|(y, gate)| y * reference::sigmoid(*gate)));
+                }
+                first += length;
+            }
+            let what = format!("{nature:?}, sequences of {lengths:?}, {heads} heads of {width}");
+            trial.compare(&what, &got, &want, n * channels, output_bound(T::DTYPE))?;
+            // Copied, not computed.
+            trial.compare(&format!("{what}: inputs"), &inputs.tensor, &inputs.values, row, 0.0)?;
+            let bound = state_bound(T::DTYPE);
+            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, size, bound)?;
+        }
+    }
+    Ok(())
+}

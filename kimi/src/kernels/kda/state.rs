@@ -30,30 +30,32 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let values = (o.dim(1) * 2 + head) * D + column;
     let v = qkv.narrow(0, first, end - first);
+    let mut o = o.select(1, head).narrow(0, first, end - first);
     let (k_in, q_in, k_out) = (k_in.select(0, head), q_in.select(0, head), k_out.select(0, head));
     let (p, keep) = (p.select(0, head), keep.select(0, head));
 
-    let stored: Tile<f32, 1, 1, D, V> = state.load((slot, head, 0, column));
-    let mut s: Tile<f32, V, D> = stored.reshape::<D2<D, V>>().t();
+    let mut state = state.select(0, slot).select(0, head);
+
+    let stored: Tile<f32, D, V> = state.load((0, column));
+    let mut s: Tile<f32, V, D> = stored.t();
     for t in (0..end - first).step_by(C) {
         let row = chunk * C + t;
-        // First what is not multiplied, so that it arrives during the first product.
+        // What is not multiplied is read before a product that does not need it.
         let v: Tile<T, C, V> = v.load((t, values));
-        let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
         let (k_in, q_in): (Tile<T, C, D>, Tile<T, C, D>) = (k_in.load((row, 0)), q_in.load((row, 0)));
         let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
 
         let before = s.cast::<T>();
         let known = dot(before, k_in.t(), zeros());
         let r = (v.t().cast::<f32>() - known).cast::<T>();
+        let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
         let out = dot(r, p.t(), dot(before, q_in.t(), zeros()));
-        // Rows past the end lie outside the narrowed view and are not written.
-        let mut mine = o.narrow(0, 0, end);
-        // SAFETY: a program writes the columns of its own sequence, head and block.
-        unsafe { mine.store((first + t, head, column), out.cast::<T>().t().reshape::<D3<C, 1, V>>()) };
+        // SAFETY: a program writes the columns of its own sequence, head and block; rows past the sequence's end lie
+        // outside the narrowed view.
+        unsafe { o.store((t, column), out.cast::<T>().t()) };
         let keep: Tile<f32, D> = keep.reshape();
         s = dot(r, k_out, s * keep.row());
     }
     // SAFETY: as above; a slot belongs to one sequence.
-    unsafe { state.store((slot, head, 0, column), s.t().reshape::<D4<1, 1, D, V>>()) };
+    unsafe { state.store((0, column), s.t()) };
 }
