@@ -138,7 +138,8 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Option<BulkLoad> {
     coords[last].1 = panels.columns() as u32;
     let f = facts::view_facts(k, k.params[param].value)?;
     let size = dtype.size();
-    let aligned = f.address >= 16 && f.unit[last] && f.strides[..last].iter().all(|&s| s as usize * size % 16 == 0);
+    let aligned =
+        f.address >= 16 && f.unit[last] && f.strides[..last].iter().all(|&s| (s as usize * size).is_multiple_of(16));
     let fits = matches!(size, 1 | 2 | 4) && coords.iter().all(|&(_, e)| e <= 256);
     if !aligned || !fits || !coords.iter().all(|&(c, _)| computable(k, c)) {
         return None;

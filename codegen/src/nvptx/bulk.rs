@@ -448,8 +448,7 @@ impl Producer {
         }
         let (address, inside) = lower.element(&whole, &index, dtype.size());
         let words = lower.load_words(&address, Words::of(dtype, 1), inside.as_ref());
-        let value = unpack(&mut lower.w, dtype, &words, 1)[0].clone();
-        value
+        unpack(&mut lower.w, dtype, &words, 1)[0].clone()
     }
 }
 

@@ -679,7 +679,7 @@ impl<'k> Lower<'k> {
             OpKind::Dim { dim } => vec![self.views[&op.operands[0]].extents[*dim as usize].clone()],
             // Two at once: one at a time, ptxas takes the unit that has a sixteenth of the throughput.
             OpKind::Cast
-                if count % 2 == 0
+                if count.is_multiple_of(2)
                     && k.ty(op.operands[0]).dtype() == DType::F32
                     && matches!(dtype, DType::BF16 | DType::F16) =>
             {

@@ -205,7 +205,7 @@ impl<'k> Lower<'k> {
             // What of the offset no thread's address can set is added to it, as an immediate: few addresses are
             // left to compute, or to keep in registers around the loop.
             let offset = 2 * instruction.offset;
-            let swizzled = operand.plan.thread.iter().fold(0, |all, &b| all | 2 * b);
+            let swizzled = operand.plan.thread.iter().fold(0, |all, &b| all | (2 * b));
             let place = self.w.bin("xor", "i32", &operand.address, &int(offset & swizzled));
             let place = self.w.bin("add", "i32", &operand.base, &place);
             let immediate = offset & !swizzled;

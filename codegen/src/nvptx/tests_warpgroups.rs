@@ -4,7 +4,9 @@ use super::differential::{compare_runs, general, specialised};
 use super::simulate::Order;
 use super::tests_kernels::{attention, built, for_loop, view};
 use super::{Target, llvm_text};
-use crate::ir::{Access, BinaryOp, Builder, CmpOp, Combine, DType, Kernel, OpKind, Precision, Shape, Type, ValueId};
+use crate::ir::{
+    Access, BinaryOp, Builder, CmpOp, Combine, DType, Kernel, OpKind, Precision, Shape, Type, UnaryOp, ValueId,
+};
 
 const ORDERS: [Order; 4] = [
     Order { backwards: false, early: false },
@@ -356,6 +358,30 @@ fn tiles_with_several_uses() {
     });
     check(&with(k.clone(), 4, 0), [1; 3], &[&[64, 192], &[192, 64], &[64, 64]]);
     check(&with(k, 4, 2), [1; 3], &[&[64, 320], &[320, 64], &[64, 64]]);
+}
+
+/// A tile that ordinary loads alone read, after the products of the iteration: all of a warp must have read it before
+/// its buffer is free.
+#[test]
+fn tile_after_the_products() {
+    let k = on_matrices("after", DType::BF16, |b, [x, y, out]| {
+        let (zero, depth) = (b.i32(0), b.dim(y, 0));
+        let acc = zeros(b, [64, 64]);
+        let sums = for_loop(b, depth, 64, &[acc, acc], |b, i, c| {
+            let p = tile(b, x, [64, 64], [zero, i], false);
+            let q = tile(b, y, [64, 64], [i, zero], false);
+            let none = zeros(b, [64, 64]);
+            let product = dot(b, p, q, none);
+            let product = b.unary(UnaryOp::Abs, product);
+            let next = b.i32(16);
+            let r = tile(b, y, [64, 64], [i, next], false);
+            let r = b.cast(r, DType::F32);
+            vec![b.binary(BinaryOp::Add, c[0], product), b.binary(BinaryOp::Add, c[1], r)]
+        });
+        let sum = b.binary(BinaryOp::Add, sums[0], sums[1]);
+        b.store(out, sum, &[zero, zero]);
+    });
+    check(&with(k, 4, 2), [1; 3], &[&[64, 320], &[320, 80], &[64, 64]]);
 }
 
 /// Products of which some stay in flight around the loop and some do not, and one accumulator for two of them.

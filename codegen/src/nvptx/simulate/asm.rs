@@ -350,6 +350,7 @@ impl Simulator {
             Op::Arrive => {
                 assert!(matches!(p.args[0], Arg::Sink), "{}", p.name);
                 self.shared.arrive(value(1, env), 0, t.id);
+                self.signalled = true;
             }
             Op::ArriveExpect => self.shared.arrive(value(1, env), value(2, env) as i64, t.id),
             Op::TryWait => {

@@ -2,8 +2,8 @@
 //! writes, thread by thread.
 //!
 //! Every thread runs alone until it needs others (a barrier, a shuffle, a tensor-core instruction); there they must
-//! have arrived at the same place, and a warp that can go on does so before the next one moves. Since threads do not
-//! take turns in between, in one of the two orders of threads a missing barrier shows as a wrong or unwritten value.
+//! have arrived at the same place, and a warp that can go on does so before the next one moves, unless one of its
+//! threads has arrived at an mbarrier. Since threads do not take turns in between, in one of the two orders of threads a missing barrier shows as a wrong or unwritten value.
 //! Asynchronous copies happen when they are waited for, no sooner (or, bulk copies, at once). Results of unfinished
 //! products are marked, and nobody may look at them. A program in which nobody can go on fails with a list of what
 //! everybody waits for.
@@ -152,6 +152,8 @@ pub struct Simulator {
     maps: Vec<EncodedMap>,
     under_way: VecDeque<Copy>,
     flights: Vec<Flight>,
+    /// Whether the thread that moves has just arrived at an mbarrier.
+    signalled: bool,
     /// How many threads have arrived at each named barrier and gone on.
     arrived: BTreeMap<u64, usize>,
     backwards: bool,
@@ -179,6 +181,7 @@ impl Simulator {
             maps: vec![],
             under_way: VecDeque::new(),
             flights: vec![],
+            signalled: false,
             arrived: BTreeMap::new(),
             backwards: false,
             early: false,
@@ -235,7 +238,7 @@ impl Simulator {
         let mut moved = false;
         for w in order(threads.len() / 32, self.backwards) {
             let warp = &mut threads[32 * w..][..32];
-            loop {
+            'warp: loop {
                 for lane in order(32, self.backwards) {
                     let t = &mut warp[lane];
                     if let Wait::Mbarrier(at, parity) = t.wait
@@ -246,6 +249,10 @@ impl Simulator {
                     if t.wait == Wait::Nothing {
                         self.advance(program, t);
                         moved = true;
+                    }
+                    // Whoever waits for that goes first.
+                    if std::mem::take(&mut self.signalled) {
+                        break 'warp;
                     }
                 }
                 let pc = warp[0].pc;
@@ -400,6 +407,10 @@ impl Simulator {
                     };
                     if let Some(wait) = wait {
                         t.wait = wait;
+                        return;
+                    }
+                    if self.signalled {
+                        t.pc += 1;
                         return;
                     }
                 }
