@@ -62,7 +62,8 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, &mut state, &at)?;
     let gate = tensor::<bf16>(&[n, m.heads, m.head])?;
     let o = ops.gated_rms_norm(&o, &gate, &tensor::<f32>(&[m.head])?, 1e-5)?;
-    ops.linear_add(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?, &mut x)?;
+    let mixed = ops.linear_parts(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?)?;
+    ops.add_rms_norm::<f32, bf16, f32>(&mut x, &mixed, &tensor::<f32>(&[hidden])?, 1e-5)?;
 
     let MlaShape { heads, nope, rope, value } = m.mla;
     let (mut latent, mut shared) = (tensor::<bf16>(&[512, m.latent])?, tensor::<bf16>(&[512, rope])?);
@@ -107,7 +108,7 @@ fn instances() -> BTreeMap<String, Kernel> {
     };
     let mut kernels = BTreeMap::new();
     for model in [&tiny, &LARGE] {
-        for n in [1, 64, 100] {
+        for n in [1, 8, 64, 100] {
             let recorded = kiln::record(|| pass(model, n)).expect("every operation has an instance");
             kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
         }
@@ -156,7 +157,7 @@ fn instances_of_the_sweep() {
     let mut seen = std::collections::BTreeSet::new();
     let filter = std::env::var("SWEEP").unwrap_or_default();
     for work in kiln_tests::bench::sweep::all() {
-        if work.bytes > 100 << 20 || !work.name.contains(&filter) {
+        if work.bytes > 400 << 20 || !work.name.contains(&filter) {
             continue;
         }
         let mut sweep = None;
