@@ -76,7 +76,8 @@ fn pass(m: &Model, n: usize) -> Result<()> {
         }
     }
     let o = ops.gated_rms_norm(&o, &gate, &norm, 1e-5)?;
-    ops.linear_add(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?, &mut x)?;
+    let mixed = ops.linear_parts(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?)?;
+    ops.add_rms_norm::<f32, bf16, f32>(&mut x, &mixed, &tensor::<f32>(&[hidden])?, 1e-5)?;
 
     let MlaShape { heads, nope, rope, value } = m.mla;
     let (mut latent, mut shared) = (tensor::<bf16>(&[512, m.latent])?, tensor::<bf16>(&[512, rope])?);
@@ -121,7 +122,7 @@ fn instances() -> BTreeMap<String, Kernel> {
     };
     let mut kernels = BTreeMap::new();
     for model in [&tiny, &LARGE] {
-        for n in [1, 64, 100] {
+        for n in [1, 8, 64, 100] {
             let recorded = kiln::record(|| pass(model, n)).expect("every operation has an instance");
             kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
         }

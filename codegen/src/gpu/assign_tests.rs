@@ -116,3 +116,25 @@ fn assigned_layouts_fit_and_convert() {
         }
     }
 }
+
+#[test]
+fn wide_and_narrow_loads_of_one_shape_lie_in_the_same_threads() {
+    let mut b = Builder::new("scaled", Loc::caller());
+    let mut view = |name: &str, d, access| b.kernel_mut().add_param(name, Type::View(d, 1), access, None);
+    let (x, scale) = (view("x", DType::BF16, Access::Read), view("scale", DType::F32, Access::Read));
+    let out = view("out", DType::BF16, Access::Write);
+    let zero = b.i32(0);
+    let shape = Shape::new(&[2048]);
+    let (p, q) = (b.load(x, &[zero], shape, None), b.load(scale, &[zero], shape, None));
+    let wide = b.cast(p, DType::F32);
+    let y = b.binary(crate::ir::BinaryOp::Mul, wide, q);
+    let y = b.cast(y, DType::BF16);
+    b.store(out, y, &[zero]);
+    let mut k = b.finish();
+    // Addresses and extents are multiples of 16, strides are 1.
+    k.facts = (0..9).map(|i| if i % 3 == 2 { crate::ir::Fact::One } else { crate::ir::Fact::Multiple16 }).collect();
+    let plan = assign(&k, 0);
+    assert_eq!(plan.home[p.index()], plan.home[q.index()]);
+    assert_eq!(plan.home[q.index()].as_ref().unwrap().vectorise(0, 8).width, 8);
+    assert!(plan.versions.iter().all(|v| v.len() <= 1), "nothing is converted");
+}

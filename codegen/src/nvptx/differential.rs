@@ -2,9 +2,10 @@
 
 use super::simulate::{Order, Simulator, address_of};
 use super::tests_kernels as kernels;
+use super::tests_kernels::{built, view};
 use super::{Target, llvm_text};
 use crate::interp::{Arg, Buffer, run};
-use crate::ir::{Access, DType, Kernel, Type};
+use crate::ir::{Access, BinaryOp, DType, Kernel, Shape, Type};
 use std::sync::Arc;
 
 /// Numbers that look random.
@@ -180,4 +181,26 @@ fn products() {
 #[test]
 fn attention() {
     compare(&kernels::attention(64, 32, 32), [1; 3], &[&[64, 32], &[64, 32], &[64, 32], &[64, 32]], 3e-2);
+}
+
+/// Two stores of 64 numbers, `apart` from each other, at a place that only the launch knows.
+fn two_stores(apart: i32) -> Kernel {
+    built("two_stores", |b| {
+        let out = view(b, "out", DType::F32, 1, Access::Write);
+        let at = b.program_id(0);
+        let more = b.i32(apart);
+        let later = b.binary(BinaryOp::Add, at, more);
+        for at in [at, later] {
+            let x = b.splat(DType::F32, Shape::new(&[64]), 1.0);
+            b.store(out, x, &[at]);
+        }
+    })
+}
+
+#[test]
+fn stores_wait_for_one_another_only_if_they_may_overlap() {
+    for (apart, barrier) in [(64, false), (-64, false), (1000, false), (63, true), (-1, true)] {
+        let text = llvm_text(&two_stores(apart), Target { sm: 90 }).unwrap().text;
+        assert_eq!(text.contains("call void @llvm.nvvm.barrier0"), barrier, "{apart} apart");
+    }
 }

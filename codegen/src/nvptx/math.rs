@@ -3,7 +3,7 @@
 //! Floats narrower than f32 are widened, computed in f32 and rounded once, as the IR demands. Division, square root and
 //! every sum and product are IEEE and never contracted; exponentials, logarithms and the functions built on them are
 //! hardware approximations with a correction, good to about 2^-21 of the value. Hand-written `.ftz` forms are avoided:
-//! they would turn small inputs into zeros that the interpreter does not have.
+//! they would turn small inputs into zeros that the interpreter does not have; `sigmoid` says why it may.
 
 use super::text::{V, Writer, float, int, llvm_type};
 use crate::ir::{BinaryOp, CmpOp, Combine, DType, UnaryOp};

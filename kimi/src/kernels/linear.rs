@@ -1,10 +1,10 @@
-//! Linear layers: `y = x·Wᵀ` with W `[out, in]` as checkpoints store it, optionally added to what `y` holds.
+//! Linear layers: `y = x·Wᵀ` with W `[out, in]` as checkpoints store it.
 
 use kiln::prelude::*;
 
-/// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`; `ADD`: y += x·Wᵀ. Products of `C`, sums in f32.
+/// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`. Products of `C`, sums in f32.
 #[kernel]
-pub fn linear<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const K: usize>(
+pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut Block<Y, M, N>,
@@ -19,9 +19,6 @@ pub fn linear<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const
         let x: Tile<T, M, K> = x.load((y.origin(0), k));
         let weight: Tile<W, N, K> = weight.load((y.origin(1), k));
         acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
-    }
-    if ADD {
-        acc += y.load().cast::<f32>();
     }
     y.store(acc.cast::<Y>());
 }
@@ -39,7 +36,7 @@ fn in_bands<const BAND: usize>(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i
 /// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
 /// by column, which keeps what neighbours read in the cache. Programs along axis 0.
 #[kernel]
-pub fn linear_tiles<T, W, C, Y, const ADD: bool, const M: usize, const N: usize, const K: usize, const BAND: usize>(
+pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, const BAND: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut View<Y, 2>,
@@ -59,10 +56,6 @@ pub fn linear_tiles<T, W, C, Y, const ADD: bool, const M: usize, const N: usize,
             let x: Tile<T, M, K> = x.load((row, k));
             let weight: Tile<W, N, K> = weight.load((column, k));
             acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
-        }
-        if ADD {
-            let before: Tile<Y, M, N> = y.load((row, column));
-            acc += before.cast::<f32>();
         }
         // SAFETY: a tile is one program's.
         unsafe { y.store((row, column), acc.cast::<Y>()) };
@@ -103,27 +96,14 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
 /// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
 /// whose loads are in flight together.
 #[kernel(warps = P)]
-pub fn linear_row<
-    T: Float,
-    W: Float,
-    Y: Float,
-    const ADD: bool,
-    const N: usize,
-    const C: usize,
-    const B: usize,
-    const P: u8,
->(
+pub fn linear_row<T: Float, W: Float, Y: Float, const N: usize, const C: usize, const B: usize, const P: u8>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut Block<Y, 1, N>,
 ) {
     let x = x.select(0, program_id(0));
     let acc = row_products::<T, W, N, C, B>(&x, weight, y.origin(1));
-    let mut sum: Tile<f32, 1, N> = acc.sum::<1>().reshape();
-    if ADD {
-        sum += y.load().cast::<f32>();
-    }
-    y.store(sum.cast::<Y>());
+    y.store(acc.sum::<1>().cast::<Y>().reshape());
 }
 
 /// Products of a row x `[in]` with rows `first ..` of a weight `[out, in]`, summed over columns that are a multiple of
@@ -167,20 +147,13 @@ pub fn linear_part<T, W, const M: usize, const N: usize, const K: usize>(
     partial.store(acc.reshape());
 }
 
-/// The parts of [`linear_part`] put together, in order: partial `[parts, n, out]` f32 → y `[n, out]`; `ADD`: y += .
-/// Program: (row, `B` columns). `S` ≥ parts is a power of two.
+/// The parts of [`linear_part`] put together, in order: partial `[parts, n, out]` f32 → y `[n, out]`. Program: (row, `B` columns). `S` ≥ parts is a power of two.
 #[kernel(warps = 1)]
-pub fn sum_parts<Y: Float, const ADD: bool, const S: usize, const B: usize>(
-    partial: &View<f32, 3>,
-    y: &mut Block<Y, 1, B>,
-) {
+pub fn sum_parts<Y: Float, const S: usize, const B: usize>(partial: &View<f32, 3>, y: &mut Block<Y, 1, B>) {
     let parts: Vec<Tile<f32, 1, 1, B>> = (0..S).map(|part| partial.load((part, program_id(0), y.origin(1)))).collect();
     let mut sum: Tile<f32, B> = zeros();
     for part in parts {
         sum += part.reshape::<D1<B>>();
-    }
-    if ADD {
-        sum += y.load().cast::<f32>().reshape::<D1<B>>();
     }
     y.store(sum.cast::<Y>().reshape());
 }

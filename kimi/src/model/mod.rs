@@ -87,43 +87,40 @@ impl<T: Activation, W: Float> Model<T, W> {
         if let Some(p) = &mut passed {
             p.hidden.push(x.deep_clone()?);
         }
-        for (index, (layer, memory)) in self.weights.layers.iter().zip(&mut session.memory).enumerate() {
-            let h = ops.rms_norm::<f32, T, f32>(&x, &layer.input_norm, c.rms_norm_eps)?;
-            match (&layer.mixer, memory) {
-                (MixerWeights::Kda(w), Memory::Kda { conv, state }) => self.kda(w, &h, conv, state, &at, &mut x)?,
-                (MixerWeights::Mla(w), Memory::Mla { latent, shared }) => {
-                    self.mla(w, &h, latent, shared, &at, &mut x)?
-                }
+        let layers = &self.weights.layers;
+        let eps = c.rms_norm_eps;
+        let first_norm = layers.first().map_or(&self.weights.norm, |layer| &layer.input_norm);
+        let mut h = ops.rms_norm::<f32, T, f32>(&x, first_norm, eps)?;
+        for (index, (layer, memory)) in layers.iter().zip(&mut session.memory).enumerate() {
+            let mixed = match (&layer.mixer, memory) {
+                (MixerWeights::Kda(w), Memory::Kda { conv, state }) => self.kda(w, &h, conv, state, &at)?,
+                (MixerWeights::Mla(w), Memory::Mla { latent, shared }) => self.mla(w, &h, latent, shared, &at)?,
                 _ => unreachable!("weights and memory are both built from config.mixers"),
-            }
-            let h = ops.rms_norm::<f32, T, f32>(&x, &layer.post_norm, c.rms_norm_eps)?;
-            match &layer.feed_forward {
-                FeedForward::Dense(w) => self.feed_forward(w, &h, &mut x)?,
+            };
+            h = ops.add_rms_norm::<f32, T, f32>(&mut x, &mixed, &layer.post_norm, eps)?;
+            let fed = match &layer.feed_forward {
+                FeedForward::Dense(w) => self.feed_forward(w, &h)?,
                 FeedForward::Moe(w) => {
-                    let (chosen, weights) = self.moe(w, &h, &mut x)?;
+                    let (fed, chosen, weights) = self.moe(w, &h)?;
                     if let Some(p) = &mut passed {
                         p.routing.push((index, chosen, weights));
                     }
+                    fed
                 }
-            }
+            };
+            // Of the next layer, or the last one of all.
+            let next_norm = layers.get(index + 1).map_or(&self.weights.norm, |layer| &layer.input_norm);
+            h = ops.add_rms_norm::<f32, T, f32>(&mut x, &fed, next_norm, eps)?;
             if let Some(p) = &mut passed {
                 p.hidden.push(x.deep_clone()?);
             }
         }
         session.tokens += at.count;
-        ops.rms_norm::<f32, T, f32>(&x, &self.weights.norm, c.rms_norm_eps)
+        Ok(h)
     }
 
-    /// h [n, hidden] normalised; adds to x [n, hidden].
-    fn kda(
-        &self,
-        w: &KdaWeights,
-        h: &Tensor,
-        conv: &mut Tensor,
-        state: &mut Tensor,
-        at: &Place,
-        x: &mut Tensor,
-    ) -> Result<()> {
+    /// h [n, hidden] normalised → what to add to the residual stream, in parts [parts, n, hidden] f32.
+    fn kda(&self, w: &KdaWeights, h: &Tensor, conv: &mut Tensor, state: &mut Tensor, at: &Place) -> Result<Tensor> {
         let (c, ops, n) = (&self.config, self.ops, at.count);
         let (heads, head) = (c.kda_heads, c.kda_head_dim);
         let qkv = ops.linear::<T>(h, &w.qkv)?;
@@ -139,18 +136,11 @@ impl<T: Activation, W: Float> Model<T, W> {
             let o = ops.delta_rule(&qkv, &decay, &beta, a_log, dt_bias, kind, state, at)?;
             ops.gated_rms_norm(&o, &gate, &w.norm, eps)?
         };
-        ops.linear_add(&o.reshape(&[n, heads * head])?, &w.out, x)
+        ops.linear_parts(&o.reshape(&[n, heads * head])?, &w.out)
     }
 
-    fn mla(
-        &self,
-        w: &MlaWeights,
-        h: &Tensor,
-        latent: &mut Tensor,
-        shared: &mut Tensor,
-        at: &Place,
-        x: &mut Tensor,
-    ) -> Result<()> {
+    /// As [`Model::kda`].
+    fn mla(&self, w: &MlaWeights, h: &Tensor, latent: &mut Tensor, shared: &mut Tensor, at: &Place) -> Result<Tensor> {
         let (c, ops) = (&self.config, self.ops);
         let shape =
             MlaShape { heads: c.mla_heads, nope: c.qk_nope_head_dim, rope: c.qk_rope_head_dim, value: c.v_head_dim };
@@ -167,24 +157,27 @@ impl<T: Activation, W: Float> Model<T, W> {
             let kv = ops.linear::<T>(&latent, &w.kv_b)?;
             ops.mla_prefill(&q, &kv, &shared, &at.position, shape)?
         };
-        ops.linear_add(&o, &w.out, x)
+        ops.linear_parts(&o, &w.out)
     }
 
-    fn feed_forward(&self, w: &FeedForwardWeights, h: &Tensor, x: &mut Tensor) -> Result<()> {
+    /// As [`Model::kda`].
+    fn feed_forward(&self, w: &FeedForwardWeights, h: &Tensor) -> Result<Tensor> {
         let gate_up = self.ops.linear::<T>(h, &w.gate_up)?;
-        self.ops.linear_add(&self.ops.swiglu(&gate_up)?, &w.down, x)
+        self.ops.linear_parts(&self.ops.swiglu(&gate_up)?, &w.down)
     }
 
-    fn moe(&self, w: &MoeWeights, h: &Tensor, x: &mut Tensor) -> Result<(Tensor, Tensor)> {
+    /// As [`Model::kda`], and the chosen experts and their weights.
+    fn moe(&self, w: &MoeWeights, h: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
         let (c, ops) = (&self.config, self.ops);
         let logits = ops.router_logits(h, &w.router)?;
         let (chosen, weights) =
             ops.route(&logits, &w.bias, c.experts_per_token, c.moe_renormalize, c.routed_scaling_factor)?;
-        if let Some(shared) = &w.shared {
-            self.feed_forward(shared, h, x)?;
-        }
-        ops.experts_add(h, &w.gate, &w.up, &w.down, &chosen, &weights, x)?;
-        Ok((chosen, weights))
+        let out = match &w.shared {
+            Some(shared) => self.feed_forward(shared, h)?,
+            None => Tensor::zeros(&[1, h.shape()[0], h.shape()[1]], f32::DTYPE, ops.device)?,
+        };
+        ops.experts_add(h, &w.gate, &w.up, &w.down, &chosen, &weights, &mut out.select(0, 0)?)?;
+        Ok((out, chosen, weights))
     }
 
     /// h [n, hidden] after the final norm → [n, vocabulary] f32.

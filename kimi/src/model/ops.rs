@@ -56,12 +56,6 @@ macro_rules! with_const {
     };
 }
 
-/// Into how many parts, at most 8, to cut the inner dimension of a product of so many tiles and steps: as many as give
-/// each multiprocessor two programs, if each keeps some steps.
-fn parts_of(tiles: usize, steps: usize, multiprocessors: usize) -> usize {
-    (2 * multiprocessors / tiles.max(1)).min(steps / 4).clamp(1, 8)
-}
-
 /// The tile with which `programs` finish a linear layer first, each doing one tile after the other.
 fn best_tiles(rows: usize, columns: usize, programs: usize) -> (usize, usize) {
     let time = |&(m, n, one): &(usize, usize, f64)| {
@@ -154,70 +148,87 @@ impl<T: Activation, W: Float> Ops<T, W> {
     /// x [n, in] of `T`, weight [out, in] of `W` → [n, out].
     pub fn linear<Y: Float>(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
-        self.matmul::<W, T, Y, false>(x, weight, &mut y)?;
+        self.matmul::<W, T, Y>(x, weight, &mut y)?;
         Ok(y)
     }
 
-    /// y += x·weightᵀ, y [n, out] f32.
-    pub fn linear_add(self, x: &Tensor, weight: &Tensor, y: &mut Tensor) -> Result<()> {
-        self.matmul::<W, T, f32, true>(x, weight, y)
+    /// x·weightᵀ in f32, perhaps in parts whose sum it is: [parts, n, out].
+    pub fn linear_parts(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let (rows, columns, inner) = (x.shape()[0], weight.shape()[0], weight.shape()[1]);
+        let parts = self.parts::<T>(rows, columns, inner);
+        let mut partial = self.empty::<f32>(&[parts, rows, columns])?;
+        if parts > 1 {
+            self.matmul_in_parts::<W>(x, weight, &mut partial)?;
+        } else {
+            self.matmul::<W, T, f32>(x, weight, &mut partial.reshape(&[rows, columns])?)?;
+        }
+        Ok(partial)
     }
 
     /// The router's logits, computed in f32: x [n, hidden], weight [experts, hidden] f32 → [n, experts] f32.
     pub fn router_logits(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let mut y = self.empty::<f32>(&[x.shape()[0], weight.shape()[0]])?;
-        self.matmul::<f32, f32, f32, false>(x, weight, &mut y)?;
+        self.matmul::<f32, f32, f32>(x, weight, &mut y)?;
         Ok(y)
     }
 
-    fn matmul<V: Float, C: Activation, Y: Float, const ADD: bool>(
-        self,
-        x: &Tensor,
-        weight: &Tensor,
-        y: &mut Tensor,
-    ) -> Result<()> {
+    /// Into how many parts, at most 8, the inner dimension of a product is cut: as many as give each multiprocessor three
+    /// programs, if each keeps some steps. Only for few rows, whose tiles alone would leave the memory idle.
+    fn parts<C: Activation>(self, rows: usize, columns: usize, inner: usize) -> usize {
+        if !self.gpu || C::DTYPE.size() != 2 || !(2..=64).contains(&rows) {
+            return 1;
+        }
+        let tiles = columns.div_ceil(64).max(1);
+        (3 * self.multiprocessors / tiles).min(inner.div_ceil(64) / 4).clamp(1, 8)
+    }
+
+    /// x·weightᵀ of 2 to 64 rows → partial [parts, n, out].
+    fn matmul_in_parts<V: Float>(self, x: &Tensor, weight: &Tensor, partial: &mut Tensor) -> Result<()> {
+        if x.shape()[0] <= 16 {
+            linear::linear_part::<T, V, 16, 64, 64>(x, weight, partial).run()?;
+        } else {
+            linear::linear_part::<T, V, 64, 64, 64>(x, weight, partial).run()?;
+        }
+        Ok(())
+    }
+
+    fn matmul<V: Float, C: Activation, Y: Float>(self, x: &Tensor, weight: &Tensor, y: &mut Tensor) -> Result<()> {
         let (rows, columns, inner) = (x.shape()[0], weight.shape()[0], weight.shape()[1]);
         if !self.gpu {
             if rows < FEW_ROWS {
-                linear::linear_row::<T, V, Y, ADD, 32, 1, 64, 4>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 32, 1, 64, 4>(x, weight, y).run()?;
             } else {
-                linear::linear::<T, V, C, Y, ADD, 32, 32, 64>(x, weight, y).run()?;
+                linear::linear::<T, V, C, Y, 32, 32, 64>(x, weight, y).run()?;
             }
             return Ok(());
         }
+        let parts = self.parts::<C>(rows, columns, inner);
         if rows == 1 || rows < FEW_ROWS && C::DTYPE.size() == 4 {
             // A power of two of chunks, or 9 for a width like 2304.
             if inner.is_multiple_of(9 * WARP) {
-                linear::linear_row::<T, V, Y, ADD, 1, 9, WARP, 1>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 1, 9, WARP, 1>(x, weight, y).run()?;
             } else {
-                linear::linear_row::<T, V, Y, ADD, 2, 4, WARP, 1>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 2, 4, WARP, 1>(x, weight, y).run()?;
             }
-        } else if C::DTYPE.size() == 4 {
-            linear::linear::<T, V, C, Y, ADD, 64, 128, 32>(x, weight, y).run()?;
-        } else if rows > 64 {
+        } else if parts > 1 {
+            let mut partial = self.empty::<f32>(&[parts, rows, columns])?;
+            self.matmul_in_parts::<V>(x, weight, &mut partial)?;
+            linear::sum_parts::<Y, 8, 128>(&partial, y).run()?;
+        } else if rows <= 16 && C::DTYPE.size() == 2 {
+            linear::linear::<T, V, C, Y, 16, 64, 64>(x, weight, y).run()?;
+        } else if rows <= 64 && C::DTYPE.size() == 2 {
+            linear::linear::<T, V, C, Y, 64, 64, 64>(x, weight, y).run()?;
+        } else if C::DTYPE.size() == 2 {
             let programs = self.multiprocessors;
             match best_tiles(rows, columns, programs) {
-                (128, 256) => linear::linear_tiles::<T, V, C, Y, ADD, 128, 256, 64, 16>(x, weight, y),
-                (128, _) => linear::linear_tiles::<T, V, C, Y, ADD, 128, 128, 64, 16>(x, weight, y),
-                _ => linear::linear_tiles::<T, V, C, Y, ADD, 64, 256, 64, 16>(x, weight, y),
+                (128, 256) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16>(x, weight, y),
+                (128, _) => linear::linear_tiles::<T, V, C, Y, 128, 128, 64, 16>(x, weight, y),
+                _ => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16>(x, weight, y),
             }
             .grid(programs)
             .run()?;
         } else {
-            let parts = parts_of(rows.div_ceil(64) * columns.div_ceil(64), inner.div_ceil(128), self.multiprocessors);
-            match (rows <= 16, parts > 1) {
-                (true, false) => linear::linear::<T, V, C, Y, ADD, 16, 64, 128>(x, weight, y).run()?,
-                (false, false) => linear::linear::<T, V, C, Y, ADD, 64, 64, 64>(x, weight, y).run()?,
-                (small, true) => {
-                    let mut partial = self.empty::<f32>(&[parts, rows, columns])?;
-                    if small {
-                        linear::linear_part::<T, V, 16, 64, 128>(x, weight, &mut partial).run()?;
-                    } else {
-                        linear::linear_part::<T, V, 64, 64, 64>(x, weight, &mut partial).run()?;
-                    }
-                    linear::sum_parts::<Y, ADD, 8, 128>(&partial, y).run()?;
-                }
-            }
+            linear::linear::<T, V, C, Y, 64, 128, 32>(x, weight, y).run()?;
         }
         Ok(())
     }

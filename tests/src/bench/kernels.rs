@@ -48,8 +48,8 @@ pub fn softmax<T: Float, const N: usize, const P: u8>(x: &View<T, 2>, out: &mut 
 
 /// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out. Program: row, of `P` warps.
 ///
-/// The first `KEPT` blocks of `B` columns are read once and stay in registers; the others are read twice, and the
-/// second time while the cache still has them. Highest and sum are kept per lane and put together once.
+/// The first `KEPT` blocks of `B` columns are read once and stay in registers; the others are read twice, the second time
+/// backwards, so that the cache still has what was read last. Highest and sum are kept per lane and put together once.
 #[kernel(warps = P)]
 pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8>(x: &View<T, 2>, out: &mut View<T, 2>) {
     let row = program_id(0);
@@ -58,23 +58,29 @@ pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8>(x:
     let kept: [Tile<T, B>; KEPT] = std::array::from_fn(|c| x.load_or(c * B, full(f64::NEG_INFINITY)));
     // Lower than any score and yet finite, so that lanes which see no column subtract no infinities.
     let mut highest: Tile<f32, B> = full(-1e30);
+    let mut total: Tile<f32, B> = zeros();
+    for start in (first..columns).step_by(4 * B) {
+        let values = four::<T, B>(&x, start);
+        let new = values.into_iter().fold(highest, |highest, value| highest.max(value));
+        total *= (highest - new).exp2();
+        for value in values {
+            total += (value - new).exp2();
+        }
+        highest = new;
+    }
+    let before = highest;
     for chunk in kept {
         highest = highest.max(chunk.cast::<f32>() * LOG2_E);
     }
-    let mut total: Tile<f32, B> = zeros();
-    for start in (first..columns).step_by(4 * B) {
-        for value in four::<T, B>(&x, start) {
-            let new = highest.max(value);
-            total = total * (highest - new).exp2() + (value - new).exp2();
-            highest = new;
-        }
-    }
+    total *= (before - highest).exp2();
     for chunk in kept {
         total += (chunk.cast::<f32>() * LOG2_E - highest).exp2();
     }
     let top = highest.amax::<0>();
     let scale = (total * (highest - top).exp2()).sum::<0>().recip();
-    for start in (first..columns).step_by(4 * B) {
+    let steps = (columns - first + (4 * B - 1)) / (4 * B);
+    for step in 0..steps {
+        let start = (steps - 1 - step) * (4 * B) + first;
         let values = four::<T, B>(&x, start);
         for i in unroll(0..4) {
             let p = (values[i] - top).exp2() * scale;

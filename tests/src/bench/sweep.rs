@@ -175,7 +175,7 @@ fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep>
     match columns {
         ..=1024 => whole!(1024: 1 2 4),
         ..=8192 => whole!(8192: 4 8 16),
-        _ => long!(8 x 4096 by 16 12 x 4096 by 16 16 x 4096 by 16 20 x 4096 by 16 12 x 2048 by 8),
+        _ => long!(0 x 1024 by 4 0 x 2048 by 8 0 x 4096 by 16 0 x 8192 by 32 4 x 4096 by 16 8 x 4096 by 16),
     }
     let check = Box::new(move || {
         let mut want = vec![];
@@ -324,14 +324,14 @@ fn gemm(device: Device, m: usize, n: usize, k: usize) -> anyhow::Result<Sweep> {
     macro_rules! rows {
         ($($n:literal x $c:literal)*) => {{$(
             ways.add(concat!($n, " rows, ", $c, " x 256"), |i, out| {
-                linear::linear_row::<bf16, bf16, bf16, false, $n, $c, 256, 1>(&i[0], &i[1], out).run()
+                linear::linear_row::<bf16, bf16, bf16, $n, $c, 256, 1>(&i[0], &i[1], out).run()
             });
         )*}};
     }
     macro_rules! tiles {
         ($($m:literal x $n:literal x $k:literal)*) => {{$(
             ways.add(concat!($m, "x", $n, "x", $k), |i, out| {
-                linear::linear::<bf16, bf16, bf16, bf16, false, $m, $n, $k>(&i[0], &i[1], out).run()
+                linear::linear::<bf16, bf16, bf16, bf16, $m, $n, $k>(&i[0], &i[1], out).run()
             });
         )*}};
     }
@@ -341,7 +341,7 @@ fn gemm(device: Device, m: usize, n: usize, k: usize) -> anyhow::Result<Sweep> {
             ways.add(concat!($m, "x", $n, "x", $k, ", ", $parts, " parts"), move |i, out| {
                 let partial = &mut *partial.borrow_mut();
                 linear::linear_part::<bf16, bf16, $m, $n, $k>(&i[0], &i[1], partial).run()?;
-                linear::sum_parts::<bf16, false, $parts, 128>(partial, out).run()
+                linear::sum_parts::<bf16, $parts, 128>(partial, out).run()
             });
         )*}};
     }
@@ -350,10 +350,10 @@ fn gemm(device: Device, m: usize, n: usize, k: usize) -> anyhow::Result<Sweep> {
             rows!(1 x 3 2 x 3 1 x 9 2 x 9 1 x 4 2 x 4 1 x 8 1 x 16);
         }
         8 => {
-            tiles!(16 x 32 x 128 16 x 32 x 256 16 x 64 x 128 16 x 64 x 256);
-            parts!(2: 16 x 64 x 128);
-            parts!(4: 16 x 64 x 128 16 x 32 x 128);
-            parts!(8: 16 x 64 x 128);
+            tiles!(16 x 32 x 64 16 x 32 x 128 16 x 64 x 64 16 x 64 x 128);
+            parts!(2: 16 x 32 x 64 16 x 64 x 64);
+            parts!(4: 16 x 32 x 128 16 x 64 x 64);
+            parts!(8: 16 x 32 x 64 16 x 64 x 64);
         }
         _ => {
             tiles!(64 x 32 x 128 64 x 64 x 64 64 x 64 x 128 64 x 128 x 64);

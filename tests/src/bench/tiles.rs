@@ -9,14 +9,14 @@ use kimi::reference::relative_error;
 type Run = fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>;
 
 fn tile<const M: usize, const N: usize, const K: usize>() -> (String, Run) {
-    let run: Run = |x, w, y| linear::<bf16, bf16, bf16, bf16, false, M, N, K>(x, w, y).run();
+    let run: Run = |x, w, y| linear::<bf16, bf16, bf16, bf16, M, N, K>(x, w, y).run();
     (format!("{M}x{N}x{K}"), run)
 }
 
 fn tiles<const M: usize, const N: usize, const K: usize, const BAND: usize>() -> (String, Run) {
     let run: Run = |x, w, y| {
         let grid = y.device().multiprocessors()?;
-        linear_tiles::<bf16, bf16, bf16, bf16, false, M, N, K, BAND>(x, w, y).grid(grid).run()
+        linear_tiles::<bf16, bf16, bf16, bf16, M, N, K, BAND>(x, w, y).grid(grid).run()
     };
     (format!("{M}x{N}x{K} in bands of {BAND}"), run)
 }

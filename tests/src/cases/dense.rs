@@ -1,6 +1,7 @@
 //! Embedding, norms, linear layers, SwiGLU.
 
 use super::{LENGTHS, Trial, bound};
+use crate::bench::kernels;
 use kiln::{Element, Float};
 use kimi::model::ops::Activation;
 use kimi::reference;
@@ -91,17 +92,46 @@ pub(super) fn linear<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Resu
     Ok(())
 }
 
-pub(super) fn linear_add<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
-    for (inputs, outputs) in MATRICES {
+/// A product in parts, added to the residual stream, which is normalised.
+pub(super) fn add_rms_norm<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
+    // The last is long enough to be cut into parts.
+    for (inputs, outputs) in MATRICES.into_iter().chain([(1030, 70)]) {
         let weight = trial.normal::<W>(&[outputs, inputs], 1.0)?;
-        for n in LENGTHS {
+        let norm = trial.normal::<f32>(&[outputs], 1.0)?;
+        for n in LENGTHS.into_iter().chain([2]) {
             let x = trial.normal::<T>(&[n, inputs], 1.0)?;
-            let mut y = trial.normal::<f32>(&[n, outputs], 1.0)?;
-            let product = reference::linear(&x.values, &weight.values, inputs);
-            let want = reference::add(&product, &y.values);
-            trial.ops::<T, W>().linear_add(&x.tensor, &weight.tensor, &mut y.tensor)?;
+            let mut stream = trial.normal::<f32>(&[n, outputs], 1.0)?;
+            let ops = trial.ops::<T, W>();
+            let parts = ops.linear_parts(&x.tensor, &weight.tensor)?;
+            let got = ops.add_rms_norm::<f32, T, f32>(&mut stream.tensor, &parts, &norm.tensor, 1e-5)?;
+
+            let sum = reference::add(&reference::linear(&x.values, &weight.values, inputs), &stream.values);
+            let what = format!("{n} rows, {inputs} to {outputs}");
             // Products of narrow numbers are summed in f32 and stay there.
-            trial.compare(&format!("{n} rows, {inputs} to {outputs}"), &y.tensor, &want, outputs, bound(f32::DTYPE))?;
+            trial.compare(&what, &stream.tensor, &sum, outputs, bound(f32::DTYPE))?;
+            let want = reference::rms_norm(&sum, &norm.values, 1e-5);
+            trial.compare(&format!("{what}, normalised"), &got, &want, outputs, bound(T::DTYPE))?;
+        }
+    }
+    Ok(())
+}
+
+/// The benchmark's softmax: rows that a program holds, and longer ones.
+pub(super) fn softmax<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    for columns in [1, 15, 64, 65, 300, 321, 600] {
+        // Spread so wide that the largest score takes nearly all, and narrow.
+        for (n, scale) in [(1, 1.0), (3, 30.0)] {
+            let x = trial.normal::<T>(&[n, columns], scale)?;
+            let want: Vec<f64> =
+                x.values.chunks_exact(columns).flat_map(reference::log_softmax).map(f64::exp).collect();
+            let mut out = trial.poisoned::<T>(&[n, columns])?;
+            if columns <= 512 {
+                kernels::softmax::<T, 512, 2>(&x.tensor, &mut out).run()?;
+                trial.compare(&format!("{n} rows of {columns}"), &out, &want, columns, bound(T::DTYPE))?;
+            }
+            out.fill(f64::NAN)?;
+            kernels::softmax_long::<T, 2, 64, 2>(&x.tensor, &mut out).grid([n]).run()?;
+            trial.compare(&format!("{n} long rows of {columns}"), &out, &want, columns, bound(T::DTYPE))?;
         }
     }
     Ok(())

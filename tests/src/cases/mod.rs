@@ -95,7 +95,7 @@ pub fn cases() -> Vec<Case> {
     of_each_type![
         dense::embedding,
         dense::linear,
-        dense::linear_add,
+        dense::add_rms_norm,
         dense::router_logits,
         attention::mla_decode,
         experts::experts,
@@ -111,6 +111,7 @@ pub fn cases() -> Vec<Case> {
     of_each_activation![
         dense::rms_norm,
         dense::gated_rms_norm,
+        dense::softmax,
         dense::swiglu,
         delta::short_conv,
         delta::delta_rule,
