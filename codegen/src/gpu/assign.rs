@@ -365,6 +365,10 @@ impl Assigner<'_> {
                 let rank = if self.out.dots[&id].is_mma() { Rank::Matrix } else { Rank::Default };
                 self.set(op.results[0], Some(layout), rank);
             }
+            // A tile in a ring is read in whatever layout it is needed.
+            OpKind::Load { .. } if self.out.ahead.bulk_load(id).is_some() => {
+                self.set(op.results[0], None, Rank::Default);
+            }
             OpKind::Load { .. } if !scalar_result => {
                 let shape = k.ty(op.results[0]).shape();
                 let coords = &op.operands[1..1 + shape.rank()];

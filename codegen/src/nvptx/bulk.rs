@@ -272,9 +272,19 @@ impl<'k> Lower<'k> {
         self.w.icmp("eq", "i32", &lane, &int(0))
     }
 
-    /// The registers of a tile that lies in a ring.
-    pub(super) fn read_staged(&mut self, load: OpId, layout: &LinearLayout) -> Option<Vec<V>> {
-        let staged = self.staged.get(&load)?.clone();
+    /// A tile that lies in a ring, in every layout in which somebody looks at it.
+    pub(super) fn load_staged(&mut self, load: OpId) -> Result<()> {
+        let tile = self.k.op(load).results[0];
+        for (version, layout) in self.plan.versions[tile.index()].iter().enumerate() {
+            let registers = self.read_staged(load, layout);
+            self.set_version(tile, version, registers);
+        }
+        self.put(tile);
+        Ok(())
+    }
+
+    fn read_staged(&mut self, load: OpId, layout: &LinearLayout) -> Vec<V> {
+        let staged = self.staged[&load].clone();
         let dtype = self.k.ty(self.k.op(load).results[0]).dtype();
         let (shared, size) = (&staged.panels.layout, dtype.size());
         let thread = self.thread_image(layout, |b| size as u32 * shared.offset(b));
@@ -288,7 +298,7 @@ impl<'k> Lower<'k> {
                 regs[r as usize] = x;
             }
         }
-        Some(regs)
+        regs
     }
 }
 

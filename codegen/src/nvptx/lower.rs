@@ -349,7 +349,11 @@ impl<'k> Lower<'k> {
     }
 
     pub fn set_registers(&mut self, v: ValueId, registers: Vec<V>) {
-        self.regs.insert((v, 0), registers);
+        self.set_version(v, 0, registers);
+    }
+
+    pub fn set_version(&mut self, v: ValueId, version: usize, registers: Vec<V>) {
+        self.regs.insert((v, version), registers);
     }
 
     // -- regions -----------------------------------------------------------------------------------------------------

@@ -254,10 +254,10 @@ impl Lower<'_> {
         let OpKind::Load { has_other } = op.kind else { unreachable!("only called for loads") };
         let r = op.results[0];
         let (dtype, shape) = (self.k.ty(r).dtype(), self.k.ty(r).shape());
-        let layout = self.plan.versions[r.index()][0].clone();
-        if let Some(regs) = self.read_staged(id, &layout) {
-            return self.define(r, regs);
+        if self.plan.ahead.bulk_load(id).is_some() {
+            return self.load_staged(id);
         }
+        let layout = self.plan.versions[r.index()][0].clone();
         let coords = &op.operands[1..1 + shape.rank()];
         let access = facts::access(self.k, op.operands[0], shape, coords);
         self.order(op.operands[0], Some(coords), &layout, false);

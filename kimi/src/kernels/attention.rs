@@ -150,12 +150,12 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
 /// q_latent `[n, heads, R]`, q `[n, heads, N + P]`, latent `[sequences, context, R]`, shared `[sequences, context, P]` →
 /// partial `[n, splits, heads, R]` f32 (not normalised), and per split the highest score and the sum, `[n, splits,
 /// heads]`, in units of log2. Each sequence has n / sequences tokens, and its i-th sees `position[sequence] + i + 1`
-/// keys. Program: (split, tile of `H` heads, token), of `P` warps; `B` keys at a time. `PB` ≥ P is a power of two.
+/// keys. scale > 0. Program: (split, tile of `H` heads, token); `B` keys at a time. `PB` ≥ P is a power of two.
 ///
-/// Latents come in `C` pieces of `L` = R / C channels, whose shares of the scores are sums that do not wait for one
-/// another.
-#[kernel(warps = P)]
-pub fn mla_decode<T, const C: usize, const L: usize, const PB: usize, const H: usize, const B: usize, const P: u8>(
+/// Scores and sums are transposed, keys and channels along the rows: there are more of those than of heads, and the
+/// tensor cores take rows by 64.
+#[kernel(warps = 4)]
+pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize>(
     q_latent: &View<T, 3>,
     q: &View<T, 3>,
     latent: &View<T, 3>,
@@ -171,9 +171,8 @@ pub fn mla_decode<T, const C: usize, const L: usize, const PB: usize, const H: u
     let (split, head, token) = (program_id(0), program_id(1) * H, program_id(2));
     let each = q.dim(0) / position.dim(0);
     let sequence = token / each;
-    let q_latent = q_latent.select(0, token);
-    let q_latent: [Tile<T, H, L>; C] = std::array::from_fn(|i| q_latent.load((head, i * L)));
     let rope = shared.dim(2);
+    let q_latent: Tile<T, H, R> = q_latent.select(0, token).load((head, 0));
     let q_rope: Tile<T, H, PB> = q.select(0, token).load((head, q.dim(2) - rope));
     let (latent, shared) = (latent.select(0, sequence), shared.select(0, sequence));
     let context = (position.get(sequence) + token % each + 1).min(latent.dim(0));
@@ -181,33 +180,28 @@ pub fn mla_decode<T, const C: usize, const L: usize, const PB: usize, const H: u
     let (first, last) = (share * split, (share * (split + 1)).min(context));
 
     let mut highest: Tile<f32, H> = full(f64::NEG_INFINITY);
-    let mut total: Tile<f32, H> = zeros();
-    let mut acc: [Tile<f32, H, L>; C] = [zeros(); C];
+    let mut weights: Tile<f32, B, H> = zeros();
+    let mut acc: Tile<f32, R, H> = zeros();
     let scale = scale * std::f32::consts::LOG2_E;
-    for start in (first..last).step_by(B).stages(4) {
-        let c: [Tile<T, B, L>; C] = std::array::from_fn(|i| latent.load((start, i * L)));
+    for start in (first..last).step_by(B) {
+        let c: Tile<T, B, R> = latent.load((start, 0));
         let k: Tile<T, B, PB> = shared.load((start, 0));
-        let mut s = dot(q_rope, k.t(), zeros());
-        for i in unroll(0..C) {
-            s += dot(q_latent[i], c[i].t(), zeros());
-        }
+        let s = dot(k, q_rope.t(), dot(c, q_latent.t(), zeros()));
         let visible = iota::<B>() + start < last;
-        let s = select(visible.row(), s * scale, f32::NEG_INFINITY);
+        let s = select(visible.col(), s, f32::NEG_INFINITY);
         // The first key of a block is always visible, so the highest is finite.
-        let new_highest = highest.max(s.amax::<1>());
-        let p = (s - new_highest.col()).exp2();
+        let new_highest = highest.max(s.amax::<0>() * scale);
+        let p = (s * scale - new_highest.row()).exp2();
         let correction = (highest - new_highest).exp2();
-        total = total * correction + p.sum::<1>();
-        for i in unroll(0..C) {
-            acc[i] = dot(p.cast::<T>(), c[i], acc[i] * correction.col());
-        }
+        // Added up over keys at the end only.
+        weights = weights * correction.row() + p;
+        acc = dot(c.t(), p.cast::<T>(), acc * correction.row());
         highest = new_highest;
     }
+    let total = weights.sum::<0>();
     // SAFETY: a program writes its own split, heads and token.
     unsafe {
-        for i in unroll(0..C) {
-            partial.store((token, split, head, i * L), acc[i].reshape::<D4<1, 1, H, L>>());
-        }
+        partial.store((token, split, head, 0), acc.t().reshape::<D4<1, 1, H, R>>());
         highest_out.store((token, split, head), highest.reshape::<D3<1, 1, H>>());
         total_out.store((token, split, head), total.reshape::<D3<1, 1, H>>());
     }

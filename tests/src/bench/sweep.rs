@@ -249,16 +249,16 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
     let mut ways = Ways::new::<f32>(device, &inputs, &[sequences, HEADS, LATENT])?;
     let scale = 192f32.powf(-0.5);
     macro_rules! tiles {
-        ($splits:expr, $s:literal: $($h:literal heads $b:literal keys $c:literal x $l:literal by $p:literal)*) => {{$({
+        ($splits:expr, $s:literal: $($h:literal heads $b:literal keys)*) => {{$({
             let splits: usize = $splits;
             let partial = shared_tensor::<f32>(device, &[sequences, splits, HEADS, LATENT])?;
             let highest = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
             let total = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
-            let name = format!("{splits} splits {} h {} k {} x {} {} w", $h, $b, $c, $l, $p);
+            let name = format!("{splits} splits {} heads {} keys", $h, $b);
             ways.add(name, move |i, out| {
                 let (partial, highest) = (&mut *partial.borrow_mut(), &mut *highest.borrow_mut());
                 let total = &mut *total.borrow_mut();
-                mla::mla_decode::<bf16, $c, $l, 64, $h, $b, $p>(
+                mla::mla_decode::<bf16, LATENT, 64, $h, $b>(
                     &i[0], &i[1], &i[2], &i[3], &i[4], scale, partial, highest, total,
                 )
                 .grid([splits, HEADS / $h, sequences])
@@ -269,23 +269,21 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
     }
     match (sequences, context) {
         (1, 4096) => {
-            tiles!(16, 16: 32 heads 32 keys 4 x 128 by 8);
-            tiles!(32, 32: 32 heads 32 keys 4 x 128 by 8);
-            tiles!(64, 64: 32 heads 32 keys 4 x 128 by 8);
-            tiles!(128, 128: 32 heads 32 keys 4 x 128 by 8);
+            tiles!(16, 16: 32 heads 64 keys);
+            tiles!(32, 32: 32 heads 64 keys);
+            tiles!(64, 64: 32 heads 64 keys 16 heads 64 keys);
         }
         (1, _) => {
-            tiles!(66, 128: 32 heads 32 keys 4 x 128 by 8);
-            tiles!(128, 128: 32 heads 32 keys 4 x 128 by 8 16 heads 32 keys 4 x 128 by 4);
+            tiles!(66, 128: 32 heads 64 keys);
+            tiles!(128, 128: 32 heads 64 keys 16 heads 64 keys);
         }
         (16, _) => {
-            tiles!(8, 8: 32 heads 32 keys 1 x 512 by 8 32 heads 32 keys 2 x 256 by 8 32 heads 32 keys 4 x 128 by 8
-                32 heads 32 keys 8 x 64 by 8 16 heads 32 keys 4 x 128 by 4);
-            tiles!(33, 64: 32 heads 32 keys 4 x 128 by 8);
+            tiles!(8, 8: 32 heads 64 keys 16 heads 64 keys);
+            tiles!(16, 16: 32 heads 64 keys);
         }
         _ => {
-            tiles!(1, 1: 32 heads 32 keys 2 x 256 by 8 32 heads 32 keys 4 x 128 by 8 16 heads 32 keys 4 x 128 by 4);
-            tiles!(2, 2: 32 heads 32 keys 4 x 128 by 8);
+            tiles!(1, 1: 32 heads 64 keys 16 heads 64 keys);
+            tiles!(2, 2: 32 heads 64 keys);
         }
     }
     let check = Box::new(move || {

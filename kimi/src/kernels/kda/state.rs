@@ -29,7 +29,6 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
     let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let values = (o.dim(1) * 2 + head) * D + column;
-    let v = qkv.narrow(0, first, end - first);
     let mut o = o.select(1, head).narrow(0, first, end - first);
     let (k_in, q_in, k_out) = (k_in.select(0, head), q_in.select(0, head), k_out.select(0, head));
     let (p, keep) = (p.select(0, head), keep.select(0, head));
@@ -40,8 +39,8 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
     let mut s: Tile<f32, V, D> = stored.t();
     for t in (0..end - first).step_by(C) {
         let row = chunk * C + t;
-        // What is not multiplied is read before a product that does not need it.
-        let v: Tile<T, C, V> = v.load((t, values));
+        // Beyond the sequence's end k_in, k_out and the rows of p that count are zero, whatever v is there.
+        let v: Tile<T, C, V> = qkv.load((first + t, values));
         let (k_in, q_in): (Tile<T, C, D>, Tile<T, C, D>) = (k_in.load((row, 0)), q_in.load((row, 0)));
         let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
 
@@ -50,11 +49,11 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
         let r = (v.t().cast::<f32>() - known).cast::<T>();
         let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
         let out = dot(r, p.t(), dot(before, q_in.t(), zeros()));
+        let keep: Tile<f32, D> = keep.reshape();
+        s = dot(r, k_out, s * keep.row());
         // SAFETY: a program writes the columns of its own sequence, head and block; rows past the sequence's end lie
         // outside the narrowed view.
         unsafe { o.store((t, column), out.cast::<T>().t()) };
-        let keep: Tile<f32, D> = keep.reshape();
-        s = dot(r, k_out, s * keep.row());
     }
     // SAFETY: as above; a slot belongs to one sequence.
     unsafe { state.store((0, column), s.t()) };
