@@ -178,6 +178,25 @@ fn products() {
     compare(&kernels::gemm(4, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], &[&[4, 48], &[48, 32], &[4, 32]], 2e-2);
 }
 
+/// One thread stores a scalar, all of them load it: found by `lab random`, seed 4194846.
+#[test]
+fn scalars_are_loaded_after_one_thread_has_stored_them() {
+    let text = "kernel twice(%s: view<i32,1>, %y: write view<i32,1>, %out: write view<i32,1>) {
+  %0: i32 = program_id 0
+  %1: view<i32,0> = view_select 0 %s, %0
+  %2: i32 = load %1[]
+  %3: view<i32,0> = view_select 0 %y, %0
+  store %3[], %2
+  %4: i32 = load %3[]
+  %5: i32<128> = broadcast %4
+  %6: i32 = const 128
+  %7: i32 = mul %0, %6
+  store %out[%7], %5
+  yield
+}";
+    compare(&crate::ir::parse(text).unwrap(), [2, 1, 1], &[&[2], &[2], &[256]], 0.0);
+}
+
 #[test]
 fn attention() {
     compare(&kernels::attention(64, 32, 32), [1; 3], &[&[64, 32], &[64, 32], &[64, 32], &[64, 32]], 3e-2);

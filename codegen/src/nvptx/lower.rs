@@ -286,8 +286,11 @@ impl<'k> Lower<'k> {
             }
             _ => false,
         };
-        let conflict =
-            |p: &Pending| p.param == param && (p.writes || writes) && (p.key.is_none() || p.key != key) && !apart(p);
+        // What several threads hold one of them stores; what it stores the others load.
+        let redundant = layout.redundant();
+        let alone = writes || redundant.lane | redundant.warp == 0;
+        let same = |p: &Pending| p.key.is_some() && p.key == key && (alone || !p.writes);
+        let conflict = |p: &Pending| p.param == param && (p.writes || writes) && !same(p) && !apart(p);
         if self.pending.iter().any(conflict) {
             self.barrier();
         }

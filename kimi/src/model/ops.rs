@@ -272,7 +272,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let blocks = x.shape()[1].div_ceil(WARP);
         with_const!(J = weight.shape()[0], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             let few = x.shape()[0] < FEW_ROWS;
-            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(32) }, blocks];
+            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(16) }, blocks];
             if few {
                 short_conv::short_conv::<T, V, J, 1, 1, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
                     .grid(grid)
