@@ -84,8 +84,9 @@ pub fn tile_experts<const M: usize, const E: usize>(bounds: &View<i32, 2>, tiles
 /// gate and up products with SwiGLU: `out[j, :] = silu(x[j, :]·gateᵀ) · (x[j, :]·upᵀ)` of j's expert.
 ///
 /// x `[n·k, in]` and out `[n·k, width]` in the order of assignments, gate, up `[experts, width, in]`, tiles from
-/// [`tile_experts`]. Program: (channel tile, row tile); `M` assignments by `N` channels. Rows of a tile beyond its end
-/// are the next expert's; they are computed and not stored.
+/// [`tile_experts`]. Programs along axis 0, each of one tile of `M` assignments by `N` channels after the other, all
+/// channels of a row tile next to each other. Rows of a tile beyond its end are the next expert's; they are computed and
+/// not stored.
 #[kernel]
 pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
@@ -97,22 +98,25 @@ pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
     T: Float + DotElement<Acc = f32>,
     W: Float,
 {
-    let (channel, tile) = (program_id(0) * N, program_id(1));
-    let (expert, row, end) = (tiles.get((tile, 0)), tiles.get((tile, 1)), tiles.get((tile, 2)));
-    if row < end {
-        let (gate, up) = (gate.select(0, expert), up.select(0, expert));
-        let mut gated: Tile<f32, M, N> = zeros();
-        let mut upped: Tile<f32, M, N> = zeros();
-        for k in (0..x.dim(1)).step_by(K) {
-            let x: Tile<T, M, K> = x.load((row, k));
-            let g: Tile<W, N, K> = gate.load((channel, k));
-            let u: Tile<W, N, K> = up.load((channel, k));
-            gated = dot(x, g.cast::<T>().t(), gated);
-            upped = dot(x, u.cast::<T>().t(), upped);
+    let across = (out.dim(1) + (N - 1)) / N;
+    for item in (program_id(0)..tiles.dim(0) * across).step_by(num_programs(0)) {
+        let (tile, channel) = (item / across, item % across * N);
+        let (expert, row, end) = (tiles.get((tile, 0)), tiles.get((tile, 1)), tiles.get((tile, 2)));
+        if row < end {
+            let (gate, up) = (gate.select(0, expert), up.select(0, expert));
+            let mut gated: Tile<f32, M, N> = zeros();
+            let mut upped: Tile<f32, M, N> = zeros();
+            for k in (0..x.dim(1)).step_by(K) {
+                let x: Tile<T, M, K> = x.load((row, k));
+                let g: Tile<W, N, K> = gate.load((channel, k));
+                let u: Tile<W, N, K> = up.load((channel, k));
+                gated = dot(x, g.cast::<T>().t(), gated);
+                upped = dot(x, u.cast::<T>().t(), upped);
+            }
+            let mut out = out.narrow(0, 0, end);
+            // SAFETY: a tile is one program's.
+            unsafe { out.store((row, channel), (gated.silu() * upped).cast::<T>()) };
         }
-        let mut out = out.narrow(0, 0, end);
-        // SAFETY: a tile is one program's.
-        unsafe { out.store((row, channel), (gated.silu() * upped).cast::<T>()) };
     }
 }
 
@@ -128,19 +132,22 @@ pub fn experts_down<T, W, const M: usize, const N: usize, const K: usize>(
     T: Float + DotElement<Acc = f32>,
     W: Float,
 {
-    let (channel, tile) = (program_id(0) * N, program_id(1));
-    let (expert, row, end) = (tiles.get((tile, 0)), tiles.get((tile, 1)), tiles.get((tile, 2)));
-    if row < end {
-        let down = down.select(0, expert);
-        let mut acc: Tile<f32, M, N> = zeros();
-        for k in (0..h.dim(1)).step_by(K) {
-            let h: Tile<T, M, K> = h.load((row, k));
-            let d: Tile<W, N, K> = down.load((channel, k));
-            acc = dot(h, d.cast::<T>().t(), acc);
+    let across = (out.dim(1) + (N - 1)) / N;
+    for item in (program_id(0)..tiles.dim(0) * across).step_by(num_programs(0)) {
+        let (tile, channel) = (item / across, item % across * N);
+        let (expert, row, end) = (tiles.get((tile, 0)), tiles.get((tile, 1)), tiles.get((tile, 2)));
+        if row < end {
+            let down = down.select(0, expert);
+            let mut acc: Tile<f32, M, N> = zeros();
+            for k in (0..h.dim(1)).step_by(K) {
+                let h: Tile<T, M, K> = h.load((row, k));
+                let d: Tile<W, N, K> = down.load((channel, k));
+                acc = dot(h, d.cast::<T>().t(), acc);
+            }
+            let mut out = out.narrow(0, 0, end);
+            // SAFETY: a tile is one program's.
+            unsafe { out.store((row, channel), acc.cast::<T>()) };
         }
-        let mut out = out.narrow(0, 0, end);
-        // SAFETY: a tile is one program's.
-        unsafe { out.store((row, channel), acc.cast::<T>()) };
     }
 }
 

@@ -649,7 +649,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
         } else {
             let mut order = self.empty::<i32>(&[n * k])?;
             let mut bounds = self.empty::<i32>(&[count, 2])?;
-            experts::group_by_expert::<1024>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
+            if n * k > 8192 {
+                experts::group_by_expert::<4096>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
+            } else {
+                experts::group_by_expert::<1024>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
+            }
             let mut rows = self.empty::<T>(&[n * k, hidden])?;
             experts::gather_tokens::<T, WARP>(x, &order, choices, &mut rows).run()?;
             // Rows of an expert, on average, decide on the height of the tiles.
@@ -671,23 +675,31 @@ impl<T: Activation, W: Float> Ops<T, W> {
                     _ => experts::tile_experts::<16, E>(&bounds, &mut tiles).grid([count]).run()?,
                 }
             );
-            let grid = |wide: usize, channels: usize| [channels.div_ceil(wide), most];
-            let (up_grid, down_grid) = (|wide| grid(wide, width), |wide| grid(wide, hidden));
+            // Large tiles fill a multiprocessor; of small ones it takes several.
+            let programs = |wide: usize, channels: usize, each: usize| {
+                (most * channels.div_ceil(wide)).min(each * self.multiprocessors)
+            };
             if height == 128 {
                 experts::experts_gate_up::<T, W, 128, 128, 64>(&rows, gate, up, &tiles, &mut h)
-                    .grid(up_grid(128))
+                    .grid(programs(128, width, 1))
                     .run()?;
-                experts::experts_down::<T, W, 128, 256, 64>(&h, down, &tiles, &mut y).grid(down_grid(256)).run()?;
+                experts::experts_down::<T, W, 128, 256, 64>(&h, down, &tiles, &mut y)
+                    .grid(programs(256, hidden, 1))
+                    .run()?;
             } else if large {
                 experts::experts_gate_up::<T, W, 64, 64, 64>(&rows, gate, up, &tiles, &mut h)
-                    .grid(up_grid(64))
+                    .grid(programs(64, width, 2))
                     .run()?;
-                experts::experts_down::<T, W, 64, 128, 64>(&h, down, &tiles, &mut y).grid(down_grid(128)).run()?;
+                experts::experts_down::<T, W, 64, 128, 64>(&h, down, &tiles, &mut y)
+                    .grid(programs(128, hidden, 2))
+                    .run()?;
             } else {
                 experts::experts_gate_up::<T, W, 16, 64, 64>(&rows, gate, up, &tiles, &mut h)
-                    .grid(up_grid(64))
+                    .grid(programs(64, width, 8))
                     .run()?;
-                experts::experts_down::<T, W, 16, 64, 64>(&h, down, &tiles, &mut y).grid(down_grid(64)).run()?;
+                experts::experts_down::<T, W, 16, 64, 64>(&h, down, &tiles, &mut y)
+                    .grid(programs(64, hidden, 8))
+                    .run()?;
             }
         }
         with_const!(

@@ -421,7 +421,7 @@ fn gate_up(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
             ways.add(concat!("64x", $n, "x", $k), |i, out| {
                 let tiles = i[4].shape()[0];
                 experts::experts_gate_up::<bf16, bf16, HEIGHT, $n, $k>(&i[0], &i[1], &i[2], &i[4], out)
-                    .grid([WIDTH / $n, tiles])
+                    .grid((WIDTH / $n * tiles).min(2 * 132))
                     .run()
             });
         )*}};
@@ -467,7 +467,7 @@ fn down(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
             ways.add(concat!("64x", $n, "x", $k), |i, out| {
                 let tiles = i[3].shape()[0];
                 experts::experts_down::<bf16, bf16, HEIGHT, $n, $k>(&i[0], &i[1], &i[3], out)
-                    .grid([HIDDEN / $n, tiles])
+                    .grid((HIDDEN / $n * tiles).min(2 * 132))
                     .run()
             });
         )*}};
