@@ -16,7 +16,7 @@ const WARP: usize = 256;
 /// Multiprocessors of an H100, for which tiles are chosen where there is none.
 const USUAL_MULTIPROCESSORS: usize = 132;
 /// Tiles of large linear layers, and the time that one takes relative to the first (measured on an H100).
-const TILES: [(usize, usize, f64); 3] = [(128, 256, 1.0), (128, 128, 0.57), (64, 256, 0.55)];
+const TILES: [(usize, usize, f64); 4] = [(128, 256, 1.0), (128, 128, 0.57), (64, 256, 0.55), (64, 128, 0.36)];
 /// Programs that share the context of one decoded token.
 const MAX_SPLITS: usize = 128;
 /// Keys that one program of a split looks at, at least.
@@ -56,13 +56,27 @@ macro_rules! with_const {
     };
 }
 
-/// The tile with which `programs` finish a linear layer first, each doing one tile after the other.
-fn best_tiles(rows: usize, columns: usize, programs: usize) -> (usize, usize) {
+/// The tile with which `programs` finish a linear layer first, each doing one tile after the other, and the time in
+/// tiles of the first kind.
+fn best_tiles(rows: usize, columns: usize, programs: usize) -> ((usize, usize), f64) {
     let time = |&(m, n, one): &(usize, usize, f64)| {
         (rows.div_ceil(m) * columns.div_ceil(n)).div_ceil(programs.max(1)) as f64 * one
     };
-    let best = TILES.iter().min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are some");
-    (best.0, best.1)
+    let all = TILES.iter().map(|tile| ((tile.0, tile.1), time(tile)));
+    all.min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are some")
+}
+
+/// How many columns of a linear layer to do first, in large tiles that fill whole rounds of `programs`, if that and the
+/// rest in the best tiles for it take less time than all in one kind.
+fn whole_rounds(rows: usize, columns: usize, programs: usize) -> Option<usize> {
+    // Time of a launch and of the programs that wait for the last one.
+    const ANOTHER_LAUNCH: f64 = 0.1;
+    let (m, n, one) = TILES[0];
+    let high = rows.div_ceil(m);
+    let rounds = high * columns.div_ceil(n) / programs.max(1);
+    let first = rounds * programs / high * n;
+    let time = rounds as f64 * one + best_tiles(rows, columns.saturating_sub(first), programs).1 + ANOTHER_LAUNCH;
+    (0 < first && first < columns && time < best_tiles(rows, columns, programs).1).then_some(first)
 }
 
 /// Chunks of [`WARP`] columns that hold a row of `width`, of the numbers that there are instances for.
@@ -222,10 +236,18 @@ impl<T: Activation, W: Float> Ops<T, W> {
             linear::linear::<T, V, C, Y, 64, 64, 64>(x, weight, y).run()?;
         } else if C::DTYPE.size() == 2 {
             let programs = self.multiprocessors;
-            match best_tiles(rows, columns, programs) {
+            if let Some(first) = whole_rounds(rows, columns, programs) {
+                for (start, len) in [(0, first), (first, columns - first)] {
+                    let weight = weight.narrow(0, start, len)?;
+                    self.matmul::<V, C, Y>(x, &weight, &mut y.narrow(1, start, len)?)?;
+                }
+                return Ok(());
+            }
+            match best_tiles(rows, columns, programs).0 {
                 (128, 256) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16>(x, weight, y),
                 (128, _) => linear::linear_tiles::<T, V, C, Y, 128, 128, 64, 16>(x, weight, y),
-                _ => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16>(x, weight, y),
+                (_, 256) => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16>(x, weight, y),
+                _ => linear::linear_tiles::<T, V, C, Y, 64, 128, 64, 16>(x, weight, y),
             }
             .grid(programs)
             .run()?;
@@ -870,4 +892,23 @@ impl Batch {
 /// The element type of activations on a device.
 pub fn activation_type(device: Device) -> DType {
     if matches!(device, Device::Cuda(_)) { DType::BF16 } else { DType::F32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{best_tiles, whole_rounds};
+
+    #[test]
+    fn tiles_are_chosen_by_rounds() {
+        // 512 large tiles are 3.9 rounds; of 192 the second round would be half empty.
+        assert_eq!(best_tiles(4096, 4096, 132).0, (128, 256));
+        assert_ne!(best_tiles(512, 12288, 132).0, (128, 256));
+        assert_eq!(whole_rounds(4096, 4096, 132), None);
+        // 288 tiles: two rounds of 132 are 66 columns of four, the rest is small.
+        assert_eq!(whole_rounds(512, 18432, 132), Some(66 * 256));
+        // What is left after the first part is not cut again.
+        assert_eq!(whole_rounds(512, 66 * 256, 132), None);
+        assert_eq!(whole_rounds(512, 18432 - 66 * 256, 132), None);
+        assert_eq!(whole_rounds(512, 2304, 132), None);
+    }
 }

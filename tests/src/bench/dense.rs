@@ -172,8 +172,8 @@ fn softmax(rows: usize, columns: usize) -> Case {
                 let mut out = out.borrow_mut();
                 match columns {
                     ..=1024 => kernels::softmax::<bf16, 1024, 1>(&x, &mut out).run()?,
-                    ..=8192 => kernels::softmax::<bf16, 8192, 4>(&x, &mut out).run()?,
-                    _ => kernels::softmax_long::<bf16, 0, 8192, 32>(&x, &mut out).grid([rows]).run()?,
+                    1025..=8192 => kernels::softmax::<bf16, 8192, 16>(&x, &mut out).run()?,
+                    _ => kernels::softmax_long::<bf16, 8, 4096, 16>(&x, &mut out).grid([rows]).run()?,
                 }
                 Ok(())
             }),

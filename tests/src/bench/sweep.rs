@@ -174,7 +174,7 @@ fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep>
     }
     match columns {
         ..=1024 => whole!(1024: 1 2 4),
-        ..=8192 => whole!(8192: 4 8 16),
+        1025..=8192 => whole!(8192: 4 8 16),
         _ => long!(0 x 1024 by 4 0 x 2048 by 8 0 x 4096 by 16 0 x 8192 by 32 4 x 4096 by 16 8 x 4096 by 16),
     }
     let check = Box::new(move || {
