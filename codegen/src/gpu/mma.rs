@@ -2,9 +2,9 @@
 //! (`mma.sync`), or by fused multiply-adds where the precision or the shape leaves no other way. Every fall back is
 //! noted, with its reason.
 
-use super::Chip;
 use super::assign::fragment;
 use super::layout::{LinearLayout, Operand};
+use super::{Chip, pipeline};
 use crate::ir::{DType, Def, Kernel, Loc, OpId, OpKind, Precision, ValueId};
 
 /// The instruction of a product.
@@ -134,6 +134,10 @@ fn reaches(k: &Kernel, v: ValueId, target: OpId, depth: u32) -> bool {
     }
 }
 
+/// Multiplications from which a product is worth laying its second operand out in shared memory: about as many as a
+/// multiprocessor does meanwhile.
+const WORTH_A_FENCE: usize = 1 << 19;
+
 /// `MxNxK` of a product.
 fn dot_shape(k: &Kernel, id: OpId) -> String {
     let op = k.op(id);
@@ -162,6 +166,10 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
     }
     if warps < 4 {
         return Err("which takes four warps");
+    }
+    // To lay a computed operand out in shared memory takes two barriers and a fence that waits for all memory traffic.
+    if pipeline::source(k, op.operands[1]).is_none() && m * n * depth < WORTH_A_FENCE {
+        return Err("which reads its second operand from shared memory: too small for laying it out there");
     }
     // Rows first: a warpgroup's rows stay together, and each reads all of B.
     let along_m = (warps / 4).min(m / 64);

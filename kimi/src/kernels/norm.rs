@@ -32,7 +32,6 @@ pub fn add_rms_norm<D: Float, W: Float, T: Float, const C: usize, const B: usize
     out: &mut View<T, 2>,
 ) {
     let row = program_id(0);
-    let weight = load_chunks::<W, C, B>(weight);
     let mut chunks: [Tile<f32, 1, B>; C] = std::array::from_fn(|c| x.load((row, c * B)));
     for part in 0..delta.dim(0) {
         let more = widened(load_chunks::<D, C, B>(&delta.select(0, part).select(0, row)));
@@ -44,6 +43,8 @@ pub fn add_rms_norm<D: Float, W: Float, T: Float, const C: usize, const B: usize
         // SAFETY: a row has one program.
         unsafe { x.store((row, c * B), chunks[c]) };
     }
+    // Not earlier: the row and a part of what it takes in fill the registers.
+    let weight = load_chunks::<W, C, B>(weight);
     store_normalised(chunks.map(|chunk| chunk.reshape()), x.dim(1), widened(weight), eps, row, out);
 }
 
