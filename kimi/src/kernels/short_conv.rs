@@ -79,15 +79,18 @@ pub fn short_conv_state<T: Float, const J: usize, const B: usize>(
     let sequence = program_id(0);
     let channels = program_id(1) * B;
     let (start, end) = (bounds.get(sequence), bounds.get(sequence + 1));
-    let slot = slot.get(start.min(end - 1));
-    // Oldest first: place j takes the input at `end - (J-1) + j`, which an old state still holds if the batch is short.
-    // Places are read before they are overwritten, because the input that place j needs stands at j or later.
-    for j in unroll(0..J - 1) {
-        let t = end + j - (J - 1);
-        let here: Tile<T, 1, B> = x.load((select(t >= start, t, -1), channels));
-        let old: Tile<T, 1, 1, B> = state.load((slot, select(t < start, t - start + (J - 1), -1), channels));
-        let value = here + old.reshape::<D2<1, B>>();
-        // SAFETY: the slot belongs to this sequence alone, and this program to its channels.
-        unsafe { state.store((slot, j, channels), value.reshape::<D3<1, 1, B>>()) };
+    // A sequence without tokens keeps what it has.
+    if start < end {
+        let slot = slot.get(start);
+        // Oldest first: place j takes the input at `end - (J-1) + j`, which an old state still holds if the batch is
+        // short. Places are read before they are overwritten, because the input that place j needs stands at j or later.
+        for j in unroll(0..J - 1) {
+            let t = end + j - (J - 1);
+            let here: Tile<T, 1, B> = x.load((select(t >= start, t, -1), channels));
+            let old: Tile<T, 1, 1, B> = state.load((slot, select(t < start, t - start + (J - 1), -1), channels));
+            let value = here + old.reshape::<D2<1, B>>();
+            // SAFETY: the slot belongs to this sequence alone, and this program to its channels.
+            unsafe { state.store((slot, j, channels), value.reshape::<D3<1, 1, B>>()) };
+        }
     }
 }

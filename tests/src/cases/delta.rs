@@ -6,7 +6,8 @@ use kimi::model::ops::{Activation, Batch, Gate};
 use kimi::reference::{self, KdaShape};
 
 /// Lengths of the sequences of a batch.
-const BATCHES: [&[usize]; 9] = [&[0], &[1], &[2, 1], &[15], &[16], &[17, 3], &[1, 1, 1], &[63, 1, 20], &[65]];
+const BATCHES: [&[usize]; 10] =
+    [&[0], &[1], &[2, 0, 1], &[2, 1], &[15], &[16], &[17, 3], &[1, 1, 1], &[63, 1, 20], &[65]];
 
 /// Slots for so many sequences, in no order, one left over.
 fn slots(trial: &mut Trial, sequences: usize) -> Vec<usize> {
