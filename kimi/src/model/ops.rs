@@ -21,6 +21,8 @@ const TILES: [(usize, usize, f64); 4] = [(128, 256, 1.0), (128, 128, 0.57), (64,
 const MAX_SPLITS: usize = 128;
 /// Keys that one program of a split looks at, at least.
 const KEYS_PER_SPLIT: usize = 128;
+/// From so many assignments to experts on their tiles come in many rounds.
+const MANY_ASSIGNMENTS: usize = 1 << 16;
 /// Up to so many assignments the experts are not sorted by expert.
 const FEW_ASSIGNMENTS: usize = 32;
 
@@ -429,13 +431,6 @@ impl<T: Activation, W: Float> Ops<T, W> {
         if !at.is_short() {
             return Err(EngineError::Device("a step takes sequences of few tokens only".into()));
         }
-        // One kernel has the shortest way for few sequences. With many, more and smaller programs keep more of the
-        // states' bytes under way (measured on an H100: 286 µs against 217 µs and a little for 128 sequences of 32 heads).
-        if at.sequences() * state.shape()[1] > 2 * self.multiprocessors {
-            let qkv = self.short_conv::<f32>(x, conv, inputs, at)?;
-            let o = self.delta_rule(&qkv, decay, beta, a_log, dt_bias, kind, state, at)?;
-            return self.gated_rms_norm(&o, gate, norm, eps);
-        }
         let mut out = self.empty::<T>(gate.shape())?;
         let Some(sequences) = &at.short else { return Ok(out) };
         let (taps, channels) = (conv.shape()[0], conv.shape()[1] / 3);
@@ -671,7 +666,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         } else {
             let mut order = self.empty::<i32>(&[n * k])?;
             let mut bounds = self.empty::<i32>(&[count, 2])?;
-            if n * k > 8192 {
+            if n * k > MANY_ASSIGNMENTS {
                 experts::group_by_expert::<4096>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
             } else {
                 experts::group_by_expert::<1024>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
@@ -697,31 +692,30 @@ impl<T: Activation, W: Float> Ops<T, W> {
                     _ => experts::tile_experts::<16, E>(&bounds, &mut tiles).grid([count]).run()?,
                 }
             );
-            // Large tiles fill a multiprocessor; of small ones it takes several.
-            let programs = |wide: usize, channels: usize, each: usize| {
-                (most * channels.div_ceil(wide)).min(each * self.multiprocessors)
+            // One program for each tile, or where there are very many as many as run side by side.
+            let programs = |wide: usize, channels: usize| {
+                let tiles = most * channels.div_ceil(wide);
+                if n * k > MANY_ASSIGNMENTS { tiles.min(self.multiprocessors) } else { tiles }
             };
             if height == 128 {
                 experts::experts_gate_up::<T, W, 128, 128, 64>(&rows, gate, up, &tiles, &mut h)
-                    .grid(programs(128, width, 1))
+                    .grid(programs(128, width))
                     .run()?;
                 experts::experts_down::<T, W, 128, 256, 64>(&h, down, &tiles, &mut y)
-                    .grid(programs(256, hidden, 1))
+                    .grid(programs(256, hidden))
                     .run()?;
             } else if large {
                 experts::experts_gate_up::<T, W, 64, 64, 64>(&rows, gate, up, &tiles, &mut h)
-                    .grid(programs(64, width, 2))
+                    .grid(programs(64, width))
                     .run()?;
                 experts::experts_down::<T, W, 64, 128, 64>(&h, down, &tiles, &mut y)
-                    .grid(programs(128, hidden, 2))
+                    .grid(programs(128, hidden))
                     .run()?;
             } else {
                 experts::experts_gate_up::<T, W, 16, 64, 64>(&rows, gate, up, &tiles, &mut h)
-                    .grid(programs(64, width, 8))
+                    .grid(programs(64, width))
                     .run()?;
-                experts::experts_down::<T, W, 16, 64, 64>(&h, down, &tiles, &mut y)
-                    .grid(programs(64, hidden, 8))
-                    .run()?;
+                experts::experts_down::<T, W, 16, 64, 64>(&h, down, &tiles, &mut y).grid(programs(64, hidden)).run()?;
             }
         }
         with_const!(
