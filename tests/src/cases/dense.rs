@@ -2,7 +2,7 @@
 
 use super::{LENGTHS, Trial, bound};
 use crate::bench::kernels;
-use kiln::{Element, Float};
+use kiln::{Element, Float, bf16, f8e4m3};
 use kimi::model::ops::Activation;
 use kimi::reference;
 
@@ -33,6 +33,30 @@ pub(super) fn embedding<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::R
 fn uneven_rows(trial: &mut Trial, n: usize, width: usize) -> Vec<f64> {
     let scales = [1.0, 1e-4, 1e4, 0.0];
     (0..n).flat_map(|row| trial.numbers.normals(width, scales[row % scales.len()])).collect()
+}
+
+/// Products of 8-bit floats with a scale per row of both operands.
+pub(super) fn linear_scaled(trial: &mut Trial) -> anyhow::Result<()> {
+    for (outputs, inputs) in [(130, 264), (16, 32), (300, 101)] {
+        let weight = trial.normal::<f8e4m3>(&[outputs, inputs], 1.0)?;
+        let weight_scale = trial.normal::<f32>(&[outputs], 1.0)?;
+        for n in [0, 1, 17, 65] {
+            let x = trial.normal::<f8e4m3>(&[n, inputs], 1.0)?;
+            let x_scale = trial.normal::<f32>(&[n], 1.0)?;
+            let got = trial.ops::<bf16, bf16>().linear_scaled::<bf16>(
+                &x.tensor,
+                &x_scale.tensor,
+                &weight.tensor,
+                &weight_scale.tensor,
+            )?;
+            let mut want = reference::linear(&x.values, &weight.values, inputs);
+            for (row, scale) in want.chunks_mut(outputs).zip(&x_scale.values) {
+                row.iter_mut().zip(&weight_scale.values).for_each(|(y, s)| *y *= s * scale);
+            }
+            trial.compare(&format!("{n} rows, {inputs} to {outputs}"), &got, &want, outputs, bound(bf16::DTYPE))?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn rms_norm<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
