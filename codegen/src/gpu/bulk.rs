@@ -125,14 +125,13 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Option<BulkLoad> {
     for &(dim, index) in way.iter().rev() {
         coords.insert(dim as usize, (index, 1));
     }
+    // The tile's last dimension must be the parameter's.
     let last = coords.len() - 1;
-    // The tile's last dimension is the parameter's.
-    if way
-        .iter()
-        .rev()
-        .scan(shape.rank(), |rank, &(dim, _)| Some((dim as usize, std::mem::replace(rank, *rank + 1))))
-        .any(|(dim, rank)| dim == rank)
-    {
+    let mut kept: Vec<usize> = (0..=last).collect();
+    for &(dim, _) in &way {
+        kept.remove(dim as usize);
+    }
+    if kept.last() != Some(&last) {
         return None;
     }
     coords[last].1 = panels.columns() as u32;

@@ -3,10 +3,12 @@
 //! Loads that feed tensor-core products are considered. On Hopper a loop's loads are *bulk copies* if all can be
 //! ([`bulk`](super::bulk)): a producer thread starts them, mbarriers say when a buffer is full and when it is free,
 //! and what else uses the tile reads it from the ring, too. So are loads outside of loops, if products alone use them.
-//! Otherwise a loop's load runs ahead by `cp.async` if all that becomes of it are operands of tensor-core products in the same loop (directly or transposed), which then read it
-//! from shared memory; if its box can be found for any iteration (coordinates computed from the loop's counter by pure
-//! scalar operations, a view from outside); if nobody writes to its parameter; and if 16-byte copies are possible. The
-//! loop then starts the copies of iteration i + stages - 1 while it computes iteration i.
+//!
+//! Otherwise a loop's load runs ahead by `cp.async` if all that becomes of it are operands of tensor-core products in
+//! the same loop (directly or transposed), which then read it from shared memory; if its box can be found for any
+//! iteration (coordinates computed from the loop's counter by pure scalar operations, a view from outside); if nobody
+//! writes to its parameter; and if 16-byte copies along its last axis are possible. The loop then starts the copies of
+//! iteration i + stages - 1 while it computes iteration i.
 
 use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
