@@ -224,6 +224,18 @@ fn every_shipped_kernel_assembles_without_spills() {
     assert!(found == known, "kernels changed (KILN_BLESS=1 accepts it):\n{difference}");
 }
 
+/// What has no Hopper in it runs on what came before: every kernel also assembles for Ampere.
+#[test]
+fn every_shipped_kernel_assembles_for_sm_80() {
+    let Some(assembler) = assembler() else { return };
+    let kernels: Vec<Kernel> = instances().into_values().collect();
+    let failures = failures(&kernels, |kernel| {
+        let assembled = assemble(kernel.clone(), Target { sm: 80 }, &assembler, None);
+        assembled.map(drop).map_err(|e| format!("{}: {e}", kernel.name))
+    });
+    assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
+}
+
 /// What `lab random` runs on a GPU can be compiled: the part of that check that needs none.
 #[test]
 fn random_kernels_assemble() {
