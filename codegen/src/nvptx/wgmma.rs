@@ -23,6 +23,7 @@ use crate::gpu::layout::Swizzle;
 use crate::gpu::mma::{DotPlan, WgmmaPlan};
 use crate::gpu::panels::Panels;
 use crate::ir::{Bits, DType, Def, OpId, OpKind, RegionId, ValueId};
+use std::fmt::Write;
 
 /// Bytes along K that one instruction takes of each row.
 const STEP: usize = 32;
@@ -35,6 +36,14 @@ pub(super) struct Flying {
     pub value: ValueId,
     /// Its number in the order of commits.
     pub group: usize,
+}
+
+/// The first operand of a tile of 64 rows.
+enum First<'a> {
+    /// In shared memory, from this descriptor on.
+    Shared(&'a Matrix, V),
+    /// Its 32-bit words, four for each step along K.
+    Registers(&'a [V]),
 }
 
 /// An operand in shared memory.
@@ -122,14 +131,14 @@ impl Lower<'_> {
         self.take_turn();
         let k = self.k;
         let op = k.op(id);
-        let (shape, depth) = (k.ty(op.results[0]).shape(), k.ty(op.operands[0]).shape().dim(1));
+        let shape = k.ty(op.results[0]).shape();
         let [along_m, along_n] = m.groups;
         let group = self.warpgroup();
         let group_m = if along_m == 1 { int(0) } else { self.w.op(format_args!("and i32 {group}, {}", along_m - 1)) };
         let group_n = self.w.bin("lshr", "i32", &group, &int(along_m.trailing_zeros()));
         let b = self.matrix(id, 1, 0).expect("the second operand is in shared memory");
         let a = self.matrix(id, 0, 1);
-        let a_words: Vec<V> = match &a {
+        let words: Vec<V> = match &a {
             Some(_) => vec![],
             None => {
                 self.get(op.operands[0], &m.a).chunks(2).flat_map(|pair| pack(&mut self.w, m.dtype, pair)).collect()
@@ -142,70 +151,21 @@ impl Lower<'_> {
         } else {
             self.settle(&op.operands[2..]);
         }
-        let mut acc = if zero { vec![] } else { self.get(op.operands[2], &m.acc) };
-        let name = match m.dtype {
-            DType::F16 => "f16",
-            DType::F8E4M3 => "e4m3",
-            DType::F8E5M2 => "e5m2",
-            _ => "bf16",
-        };
-        let size = m.dtype.size();
-        let instruction = format!("wgmma.mma_async.sync.aligned.m64n{}k{}.f32.{name}.{name}", m.n, STEP / size);
-        let (per, steps) = (m.n / 2, depth * size / STEP);
+        let acc = if zero { vec![] } else { self.get(op.operands[2], &m.acc) };
+        let mut acc = acc.chunks(m.n / 2);
+        let steps = k.ty(op.operands[0]).shape().dim(1) * m.dtype.size() / STEP;
         let (tiles_m, tiles_n) = (shape.dim(0) / (64 * along_m), shape.dim(1) / (m.n * along_n));
         let mut out = vec![];
         for i in 0..tiles_m {
             for j in 0..tiles_n {
-                let at = (i * tiles_n + j) * per;
-                let b_start = self.descriptor(&b, j * along_n * m.n, &group_n, m.n);
-                let a_start = a.as_ref().map(|a| self.descriptor(a, i * along_m * 64, &group_m, 64));
-                let list: Vec<String> = (0..per).map(|r| format!("${r}")).collect();
-                let list = list.join(",");
-                let (mut ptx, mut constraints) = (String::new(), vec![if zero { "=&f" } else { "=f" }.to_owned(); per]);
-                ptx.push_str("{ .reg .pred add, start; setp.eq.b32 add, 0, 0; setp.ne.b32 start, 0, 0; ");
-                ptx.push_str("wgmma.fence.sync.aligned; ");
-                let mut args: Vec<(&str, V)> = vec![];
-                let mut operand = |constraints: &mut Vec<String>, kind: &str, ty: &'static str, v: V| {
-                    args.push((ty, v));
-                    constraints.push(kind.to_owned());
-                    format!("${}", per + args.len() - 1)
+                let start = a.as_ref().map(|a| (a, self.descriptor(a, i * along_m * 64, &group_m, 64)));
+                let first = match start {
+                    Some((a, start)) => First::Shared(a, start),
+                    None => First::Registers(&words[i * steps * 4..][..steps * 4]),
                 };
-                for s in 0..steps {
-                    let first = match (&a, &a_start) {
-                        (Some(a), Some(start)) => {
-                            let d = self.w.bin("add", "i64", start, &int(a.offset(0, s) >> 4));
-                            operand(&mut constraints, "l", "i64", d)
-                        }
-                        _ => {
-                            let words = &a_words[(i * steps + s) * 4..][..4];
-                            let names: Vec<String> =
-                                words.iter().map(|w| operand(&mut constraints, "r", "i32", w.clone())).collect();
-                            format!("{{{}}}", names.join(","))
-                        }
-                    };
-                    let d = self.w.bin("add", "i64", &b_start, &int(b.offset(0, s) >> 4));
-                    let second = operand(&mut constraints, "l", "i64", d);
-                    let add = if zero && s == 0 { "start" } else { "add" };
-                    // Operands of 8 bits are K-major and have no say in it.
-                    let trans_a = a.as_ref().filter(|_| size == 2);
-                    let trans_a = trans_a.map_or(String::new(), |a| format!(", {}", u8::from(!a.k_major)));
-                    let trans_b = if size == 2 { format!(", {}", u8::from(!b.k_major)) } else { String::new() };
-                    ptx.push_str(&format!(
-                        "{instruction} {{{list}}}, {first}, {second}, {add}, 1, 1{trans_a}{trans_b}; "
-                    ));
-                }
-                if (i, j) == (tiles_m - 1, tiles_n - 1) {
-                    ptx.push_str("wgmma.commit_group.sync.aligned;");
-                }
-                ptx.push_str(" }");
-                if !zero {
-                    constraints.extend((0..per).map(|r| r.to_string()));
-                    args.extend(acc.drain(..per).map(|v| ("float", v)));
-                }
-                debug_assert_eq!(at, out.len());
-                let refs: Vec<(&str, &V)> = args.iter().map(|(t, v)| (*t, v)).collect();
-                let result = self.w.asm_effect(&struct_type("float", per), &ptx, &constraints.join(","), &refs);
-                out.extend(self.w.fields("float", per, &result));
+                let second = (&b, self.descriptor(&b, j * along_n * m.n, &group_n, m.n));
+                let last = (i, j) == (tiles_m - 1, tiles_n - 1);
+                out.extend(self.tile(m, steps, first, second, acc.next(), last));
             }
         }
         let result = op.results[0];
@@ -219,6 +179,71 @@ impl Lower<'_> {
             return self.define(result, regs);
         }
         Ok(())
+    }
+
+    /// A warpgroup's 64×N results: one instruction per step along K, in one piece of PTX, so that nothing comes between
+    /// them. Without `acc` the first step does not add. The `last` tile of a product closes its group.
+    fn tile(
+        &mut self,
+        m: &WgmmaPlan,
+        steps: usize,
+        first: First,
+        (b, b_start): (&Matrix, V),
+        acc: Option<&[V]>,
+        last: bool,
+    ) -> Vec<V> {
+        let (size, per) = (m.dtype.size(), m.n / 2);
+        let name = match m.dtype {
+            DType::F16 => "f16",
+            DType::F8E4M3 => "e4m3",
+            DType::F8E5M2 => "e5m2",
+            _ => "bf16",
+        };
+        let sums: Vec<String> = (0..per).map(|r| format!("${r}")).collect();
+        let sums = sums.join(",");
+        let out = if acc.is_some() { "=f" } else { "=&f" };
+        let mut constraints = vec![out.to_owned(); per];
+        let mut args: Vec<(&str, V)> = vec![];
+        let mut ptx = String::from("{ .reg .pred add, start; setp.eq.b32 add, 0, 0; setp.ne.b32 start, 0, 0; ");
+        ptx.push_str("wgmma.fence.sync.aligned; ");
+        for s in 0..steps {
+            let mut operand = |kind: &str, ty: &'static str, v: V| {
+                args.push((ty, v));
+                constraints.push(kind.to_owned());
+                format!("${}", per + args.len() - 1)
+            };
+            // Operands of 8 bits are K-major and have no say in it.
+            let transposed = |m: &Matrix| if size == 2 { format!(", {}", u8::from(!m.k_major)) } else { String::new() };
+            let (left, left_transposed) = match &first {
+                First::Shared(a, start) => {
+                    let d = self.w.bin("add", "i64", start, &int(a.offset(0, s) >> 4));
+                    (operand("l", "i64", d), transposed(a))
+                }
+                First::Registers(words) => {
+                    let names = words[4 * s..][..4].iter().map(|w| operand("r", "i32", w.clone()));
+                    (format!("{{{}}}", names.collect::<Vec<_>>().join(",")), String::new())
+                }
+            };
+            let d = self.w.bin("add", "i64", &b_start, &int(b.offset(0, s) >> 4));
+            let right = operand("l", "i64", d);
+            let add = if acc.is_none() && s == 0 { "start" } else { "add" };
+            let _ = write!(
+                ptx,
+                "wgmma.mma_async.sync.aligned.m64n{}k{}.f32.{name}.{name} {{{sums}}}, {left}, {right}, {add}, 1, \
+                 1{left_transposed}{}; ",
+                m.n,
+                STEP / size,
+                transposed(b)
+            );
+        }
+        ptx.push_str(if last { "wgmma.commit_group.sync.aligned; }" } else { "}" });
+        if let Some(acc) = acc {
+            constraints.extend((0..per).map(|r| r.to_string()));
+            args.extend(acc.iter().map(|v| ("float", v.clone())));
+        }
+        let refs: Vec<(&str, &V)> = args.iter().map(|(t, v)| (*t, v)).collect();
+        let result = self.w.asm_effect(&struct_type("float", per), &ptx, &constraints.join(","), &refs);
+        self.w.fields("float", per, &result)
     }
 
     /// Waits until these values are there, if they are in flight.
