@@ -88,7 +88,8 @@ impl<'k> Lower<'k> {
 
     /// Whether a product by warpgroups reads from the ring: it does so by another way than the copies take.
     fn feeds_wgmma(&self, ring: &Ring<'k>) -> bool {
-        let reads = |s: &SharedOperand| matches!(s, SharedOperand::Ring { load, .. } if ring.plan.loads.iter().any(|l| l.load == *load));
+        let ours = |load: OpId| ring.plan.loads.iter().any(|l| l.load == load);
+        let reads = |s: &SharedOperand| matches!(*s, SharedOperand::Ring { load, .. } if ours(load));
         self.plan.shared_operands.values().any(reads)
     }
 
