@@ -15,9 +15,10 @@ use crate::ir::{DType, OpId};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// How many fragments an operand or accumulator has.
+/// How many products a warp has, and how many fragments each operand or accumulator of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
+    pub batch: usize,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -46,11 +47,18 @@ impl MmaKind {
 
 pub(super) fn tiling(plan: &MmaPlan) -> Tiling {
     let per_word = 4 / plan.kind.bytes();
-    let k = plan.a.shape().dim(1) / (8 * per_word);
-    let m = plan.a.registers() / (4 * per_word * k);
-    let n = plan.b.registers() / (2 * per_word * k);
-    debug_assert_eq!(4 * m * n, plan.acc.registers(), "fragments of the operands and the accumulator meet");
-    Tiling { m, n, k }
+    let shape = plan.acc.shape();
+    let k = plan.a.shape().dim(shape.rank() - 1) / (8 * per_word);
+    let (a, b, acc) = (plan.a.registers(), plan.b.registers(), plan.acc.registers());
+    // The batch's registers are the outermost, those that all three have.
+    let batch = match shape.rank() {
+        2 => 1,
+        _ => plan.acc.axis_bases(Level::Register, 0).iter().fold(1, |n, b| n << u32::from(*b != 0)),
+    };
+    let m = a / (4 * per_word * k * batch);
+    let n = b / (2 * per_word * k * batch);
+    debug_assert_eq!(4 * m * n * batch, acc, "fragments of the operands and the accumulator meet");
+    Tiling { batch, m, n, k }
 }
 
 impl Lower<'_> {
@@ -66,10 +74,12 @@ impl Lower<'_> {
                 let mut acc = self.get(op.operands[2], &m.acc);
                 let t = tiling(m);
                 let mut ready = self.fragments(&mut a, &mut b, t, 0);
-                for k in 0..t.k {
+                for step in 0..t.batch * t.k {
                     // The next step's fragments are on their way during this step's products.
-                    let next = (k + 1 < t.k).then(|| self.fragments(&mut a, &mut b, t, k + 1));
-                    self.mma_step(m.kind, &ready.0, &ready.1, &mut acc);
+                    let next = (step + 1 < t.batch * t.k).then(|| self.fragments(&mut a, &mut b, t, step + 1));
+                    let each = acc.len() / t.batch;
+                    let acc = &mut acc[step / t.k * each..][..each];
+                    self.mma_step(m.kind, &ready.0, &ready.1, acc);
                     if let Some(next) = next {
                         ready = next;
                     }
@@ -92,9 +102,11 @@ impl Lower<'_> {
         }
     }
 
-    fn fragments(&mut self, a: &mut Source, b: &mut Source, t: Tiling, k: usize) -> (Vec<Fragment>, Vec<Fragment>) {
-        let a = (0..t.m).map(|i| self.fragment(a, 4, i * t.k + k)).collect();
-        let b = (0..t.n).map(|j| self.fragment(b, 2, j * t.k + k)).collect();
+    /// Those of one step along K; steps run through one product after the other.
+    fn fragments(&mut self, a: &mut Source, b: &mut Source, t: Tiling, step: usize) -> (Vec<Fragment>, Vec<Fragment>) {
+        let (product, k) = (step / t.k, step % t.k);
+        let a = (0..t.m).map(|i| self.fragment(a, 4, (product * t.m + i) * t.k + k)).collect();
+        let b = (0..t.n).map(|j| self.fragment(b, 2, (product * t.n + j) * t.k + k)).collect();
         (a, b)
     }
 

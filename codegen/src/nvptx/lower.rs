@@ -407,6 +407,7 @@ impl<'k> Lower<'k> {
                 Ok(())
             }
             _ if op.results.iter().all(|&r| !self.demanded(r)) => Ok(()),
+            OpKind::Slice { offsets } if self.plan.work.contains_key(&id) => self.slice_within_warps(id, offsets),
             OpKind::Load { .. } => self.load(id),
             OpKind::Gather { .. } => self.gather(id),
             OpKind::Reduce { .. } | OpKind::Scan { .. } => self.along_axis(id),
@@ -728,6 +729,25 @@ impl<'k> Lower<'k> {
             }
             other => unreachable!("{other:?} is not pure"),
         })
+    }
+
+    /// A slice whose elements come from other lanes.
+    fn slice_within_warps(&mut self, id: OpId, offsets: &[u32]) -> Result<()> {
+        let op = self.k.op(id);
+        let (operand, result) = (op.operands[0], op.results[0]);
+        let layout = &self.plan.work[&id];
+        let map =
+            layout.slice_within_warps(offsets, self.k.ty(result).shape()).expect("the layout was chosen for this");
+        let regs = self.get(operand, layout);
+        let tid = self.tid();
+        let others = self.w.bin("and", "i32", &tid, &int(31 & !map.mask));
+        let lane = self.w.bin("or", "i32", &others, &int(map.lane));
+        let dtype = self.k.ty(operand).dtype();
+        let mut out = vec![];
+        for r in map.registers {
+            out.extend(self.shuffle(dtype, std::slice::from_ref(&regs[r as usize]), "idx", &lane));
+        }
+        self.define(result, out)
     }
 
     /// The combination that a region defines, on scalars.

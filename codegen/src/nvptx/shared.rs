@@ -74,12 +74,33 @@ impl Lower<'_> {
         let left = Target { sm: self.sm }.shared_limit().saturating_sub(self.shared_top + 128);
         let plan = Conversion::plan_within(from, to, dtype.size(), left.clamp(8 << 10, 64 << 10))
             .map_err(|e| super::Error::Internal { kernel: self.k.name.clone(), message: e.to_string() })?;
-        Ok(match plan {
+        Ok(self.converted(regs, dtype, &plan))
+    }
+
+    fn converted(&mut self, regs: &[V], dtype: DType, plan: &Conversion) -> Vec<V> {
+        match plan {
             Conversion::Identity => regs.to_vec(),
             Conversion::Registers(map) => map.iter().map(|&r| regs[r as usize].clone()).collect(),
-            Conversion::Shuffle(plan) => self.shuffle_plan(regs, dtype, &plan),
-            Conversion::Shared(plan) => self.through_scratch(regs, dtype, &plan),
-        })
+            Conversion::Shuffle(plan) => self.shuffle_plan(regs, dtype, plan),
+            Conversion::Transpose { pair, then } => {
+                let regs = self.transposed_within_warps(regs, dtype, *pair);
+                self.converted(&regs, dtype, then)
+            }
+            Conversion::Shared(plan) => self.through_scratch(regs, dtype, plan),
+        }
+    }
+
+    /// 8×8 matrices of 16-bit elements, neighbours in registers whose numbers differ in this bit.
+    fn transposed_within_warps(&mut self, regs: &[V], dtype: DType, pair: usize) -> Vec<V> {
+        let mut out = regs.to_vec();
+        for low in (0..regs.len()).filter(|r| r >> pair & 1 == 0) {
+            let high = low | 1 << pair;
+            let word = pack(&mut self.w, dtype, &[regs[low].clone(), regs[high].clone()]);
+            let word = self.w.asm("i32", "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "=r,r", &[("i32", &word[0])]);
+            let elements = unpack(&mut self.w, dtype, &[word], 2);
+            (out[low], out[high]) = (elements[0].clone(), elements[1].clone());
+        }
+        out
     }
 
     fn through_scratch(&mut self, regs: &[V], dtype: DType, plan: &ScratchPlan) -> Vec<V> {
@@ -92,9 +113,9 @@ impl Lower<'_> {
             } else {
                 base = self.scratch(plan.bytes);
             }
-            let thread = self.side_address(&plan.store, size);
+            let (thread, taken) = self.side_address(&plan.store, size);
             for access in &pass.stores {
-                let address = self.scratch_address(&base, &thread, access.offset * size);
+                let address = self.scratch_address(&base, &thread, taken, access.offset * size);
                 let elements: Vec<V> = access.registers.iter().map(|&r| regs[r as usize].clone()).collect();
                 let words = pack(&mut self.w, dtype, &elements);
                 self.store_shared(&address, Words::of(dtype, elements.len()), &words, None);
@@ -105,9 +126,9 @@ impl Lower<'_> {
             } else {
                 self.scratch_written();
             }
-            let thread = self.side_address(&plan.load, size);
+            let (thread, taken) = self.side_address(&plan.load, size);
             for access in &pass.loads {
-                let address = self.scratch_address(&base, &thread, access.offset * size);
+                let address = self.scratch_address(&base, &thread, taken, access.offset * size);
                 let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
                 let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
                 for (&r, x) in access.registers.iter().zip(elements) {
@@ -119,13 +140,19 @@ impl Lower<'_> {
         plan.copies.iter().map(|&r| written[r as usize].clone()).collect()
     }
 
-    fn side_address(&mut self, side: &ScratchSide, size: u32) -> V {
-        self.thread_part(side.thread.iter().map(|&b| b * size).collect())
+    /// The thread's part of an address, and the bits that it may have.
+    fn side_address(&mut self, side: &ScratchSide, size: u32) -> (V, u32) {
+        let bases: Vec<u32> = side.thread.iter().map(|&b| b * size).collect();
+        let taken = bases.iter().fold(0, |m, b| m | b);
+        (self.thread_part(bases), taken)
     }
 
-    fn scratch_address(&mut self, base: &V, thread: &V, offset: u32) -> V {
-        let place = self.w.bin("xor", "i32", thread, &int(offset));
-        self.w.bin("add", "i32", base, &place)
+    /// Of the bits of `offset` those that the thread's part may have are joined to it; the rest is added last, as the
+    /// constant that an access takes.
+    fn scratch_address(&mut self, base: &V, thread: &V, taken: u32, offset: u32) -> V {
+        let place = self.w.bin("xor", "i32", thread, &int(offset & taken));
+        let place = self.w.bin("add", "i32", base, &place);
+        self.w.bin("add", "i32", &place, &int(offset & !taken))
     }
 
     /// The thread-dependent part of an affine function.
@@ -225,14 +252,14 @@ impl Lower<'_> {
         let thread = self.thread_image(layout, |b| b * size);
         let copies = layout.redundant().register;
         for r in (0..layout.registers() as u32).filter(|r| r & copies == 0) {
-            let address = self.scratch_address(&base, &thread, layout.flat(r, 0, 0) * size);
+            let address = self.scratch_address(&base, &thread, !0, layout.flat(r, 0, 0) * size);
             let word = pack(&mut self.w, dtype, &regs[r as usize..=r as usize]);
             self.store_shared(&address, words, &word, owner.as_ref());
         }
         self.scratch_written();
         let mut out = vec![];
         for r in 0..layout.registers() as u32 {
-            let address = self.scratch_address(&base, &thread, layout.flat(r, 0, 0) * size);
+            let address = self.scratch_address(&base, &thread, !0, layout.flat(r, 0, 0) * size);
             let word = self.load_shared(&address, words);
             out.push(unpack(&mut self.w, dtype, &word, 1)[0].clone());
         }

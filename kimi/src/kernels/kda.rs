@@ -38,7 +38,10 @@ fn log2_decay<const BOUNDED: bool, const C: usize, const N: usize>(
     if BOUNDED {
         (x * rate).sigmoid() * (lower_bound * std::f32::consts::LOG2_E)
     } else {
-        -(x.softplus() * (rate * std::f32::consts::LOG2_E))
+        // softplus(x)·log2 e = log2(1 + 2^y), y = x·log2 e.
+        let y = x * std::f32::consts::LOG2_E;
+        let small = (-y.abs()).exp2() + 1.0;
+        -((y.max(0.0) + small.log2_approx()) * rate)
     }
 }
 
