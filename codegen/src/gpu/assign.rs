@@ -81,8 +81,8 @@ fn choose_warps(k: &Kernel) -> usize {
     // Two warpgroups with 64 rows each; fewer rows are one's, however wide.
     let large = |o: &Op| {
         matches!(o.kind, OpKind::Dot(_)) && {
-            let shape = k.ty(o.results[0]).shape();
-            shape.dim(0) >= 128 && shape.numel() >= 128 * 128
+            let [_, m, _, n] = k.dot_extents(o);
+            m >= 128 && m * n >= 128 * 128
         }
     };
     if k.ops.iter().any(large) { 8 } else { 4 }

@@ -203,6 +203,11 @@ pub fn plan(
     chip: Chip,
     notes: &mut Vec<(Loc, String)>,
 ) -> Option<DotPlan> {
+    if k.ty(k.op(id).results[0]).shape().rank() > 2 {
+        let [products, m, depth, n] = k.dot_extents(k.op(id));
+        notes.push((k.op(id).loc, format!("{products} dots {m}x{n}x{depth}: no tensor cores for tiles of rank 3")));
+        return None;
+    }
     if chip.warpgroups {
         match wgmma(k, id, warps) {
             Ok(plan) => return Some(DotPlan::Wgmma(Box::new(plan))),

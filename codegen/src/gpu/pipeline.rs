@@ -79,8 +79,12 @@ impl Ahead {
     }
 }
 
-/// The load that a product's operand comes from, and whether it is transposed on the way.
+/// The load that a product's operand comes from, and whether it is transposed on the way. None of tiles of rank 3:
+/// their products read no rings.
 pub fn source(k: &Kernel, v: ValueId) -> Option<(OpId, bool)> {
+    if k.ty(v).shape().rank() != 2 {
+        return None;
+    }
     let op = k.defining_op(v)?;
     match k.op(op).kind {
         OpKind::Load { .. } => Some((op, false)),
@@ -321,12 +325,15 @@ impl Planner<'_> {
 
 /// Whether a product takes operand `i` (0 or 1) straight from panels.
 pub fn fetches(plan: &DotPlan, i: usize, panels: &Panels, transposed: bool) -> bool {
+    if panels.shape.rank() != 2 {
+        return false;
+    }
     match plan {
         DotPlan::Fma { .. } => false,
         DotPlan::Mma(m) => {
             let layout = if i == 0 { &m.a } else { &m.b };
             Ldmatrix::plan(layout, &panels.seen(transposed), 2).is_some()
         }
-        DotPlan::Wgmma(m) => panels.size == m.dtype.size() && panels.shape.rank() == 2,
+        DotPlan::Wgmma(m) => panels.size == m.dtype.size(),
     }
 }

@@ -181,6 +181,7 @@ pub enum OpKind {
 
     // -- matrix ----------------------------------------------------------------------------------------------------
     /// (a: T<MxK>, b: T<KxN>, acc: A<MxN>) → A<MxN>: acc + a·b. T f16/bf16/f32/fp8 with A f32; T i8/u8 with A i32.
+    /// Of tiles of rank 3 one product per index of the first axis: (T<BxMxK>, T<BxKxN>, A<BxMxN>) → A<BxMxN>.
     Dot(Precision),
 
     // -- memory ----------------------------------------------------------------------------------------------------

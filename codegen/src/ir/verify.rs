@@ -453,11 +453,13 @@ impl Verifier<'_> {
             d if d.is_float() => DType::F32,
             _ => return self.fail("operand 0", "a float, i8 or u8 tile", a),
         };
-        self.require(sa.rank() == 2, "operand 0", "a tile of rank 2", a)?;
-        self.require(sb.rank() == 2, "operand 1", "a tile of rank 2", b)?;
-        let (m, k, n) = (sa.dims()[0], sa.dims()[1], sb.dims()[1]);
-        self.same("operand 1", Type::Tile(d, Shape::new(&[k, n])), b)?;
-        self.same("operand 2", Type::Tile(sums, Shape::new(&[m, n])), acc)?;
+        self.require(matches!(sa.rank(), 2 | 3), "operand 0", "a tile of rank 2 or 3", a)?;
+        self.require(sb.rank() == sa.rank(), "operand 1", format!("a tile of rank {}", sa.rank()), b)?;
+        // One axis of products, perhaps, then rows and columns.
+        let (row, column) = (sa.rank() - 2, sa.rank() - 1);
+        let (depth, columns) = (sa.dims()[column], sb.dims()[column]);
+        self.same("operand 1", Type::Tile(d, sa.with(row, depth).with(column, columns)), b)?;
+        self.same("operand 2", Type::Tile(sums, sa.with(column, columns)), acc)?;
         self.same("result", acc, self.result(o)?)
     }
 

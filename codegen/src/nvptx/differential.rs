@@ -178,6 +178,19 @@ fn products() {
     compare(&kernels::gemm(4, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], &[&[4, 48], &[48, 32], &[4, 32]], 2e-2);
 }
 
+#[test]
+fn products_of_rank_3() {
+    for (count, m, n, k) in
+        [(1, 16, 16, 16), (2, 16, 32, 16), (4, 16, 16, 32), (4, 8, 4, 2), (2, 1, 1, 4), (2, 32, 16, 16)]
+    {
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::I8] {
+            let [c, rows, columns, depth] = [2 * count, m, n, 2 * k].map(i64::from);
+            let shapes: &[&[i64]] = &[&[c, rows, depth], &[c, columns, depth], &[c, rows, columns]];
+            compare(&kernels::batched(count, m, n, k, dtype), [2, 1, 1], shapes, 1e-3);
+        }
+    }
+}
+
 /// One thread stores a scalar, all of them load it: found by `lab random`, seed 4194846.
 #[test]
 fn scalars_are_loaded_after_one_thread_has_stored_them() {

@@ -75,6 +75,36 @@ pub(super) fn gemm(m: u32, n: u32, k: u32, dtype: DType, precision: Precision) -
     }))
 }
 
+/// Products of tiles of rank 3: in a loop, of a transposed operand, and of sums of such products.
+pub(super) fn batched(count: u32, m: u32, n: u32, k: u32, dtype: DType) -> Kernel {
+    contiguous(built(&format!("batched_{count}_{m}_{n}_{k}_{dtype}"), |b| {
+        let (x, y) = (view(b, "a", dtype, 3, Access::Read), view(b, "b", dtype, 3, Access::Read));
+        let sums = if dtype.is_float() { DType::F32 } else { DType::I32 };
+        let out = view(b, "c", sums, 3, Access::Write);
+        let (pid, each, zero) = (b.program_id(0), b.i32(count as i32), b.i32(0));
+        let first = b.binary(BinaryOp::Mul, pid, each);
+        let acc = b.splat(sums, Shape::new(&[count, m, n]), 0.0);
+        let depth = b.dim(x, 2);
+        let sum = for_loop(b, depth, k as i32, &[acc], |b, i, c| {
+            let p = b.load(x, &[first, zero, i], Shape::new(&[count, m, k]), None);
+            let q = b.load(y, &[first, zero, i], Shape::new(&[count, n, k]), None);
+            let q = b.transpose(q, &[0, 2, 1]);
+            vec![b.dot(p, q, c[0], Precision::F32)]
+        });
+        let mut sum = sum[0];
+        if dtype.is_float() {
+            // Small, so that little is lost where the sums of sums cancel.
+            let scale = b.splat(sums, Shape::new(&[count, m, n]), 1.0 / 64.0);
+            sum = b.binary(BinaryOp::Mul, sum, scale);
+            let t = b.transpose(sum, &[0, 2, 1]);
+            let none = b.splat(sums, Shape::new(&[count, m, m]), 0.0);
+            let square = b.dot(sum, t, none, Precision::F32);
+            sum = b.dot(square, sum, sum, Precision::F32);
+        }
+        b.store(out, sum, &[first, zero, zero]);
+    }))
+}
+
 pub(super) fn rmsnorm(n: u32) -> Kernel {
     contiguous(built("rmsnorm", |b| {
         let x = view(b, "x", DType::BF16, 2, Access::Read);

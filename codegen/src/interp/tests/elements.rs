@@ -165,6 +165,35 @@ fn dots() {
 }
 
 #[test]
+fn dots_of_rank_3_multiply_matrix_by_matrix() {
+    // [1 2] · [5 6; 1 2] + 1, [3 4] · [2 1; 0 3] + 2; then the second matrix of b turned.
+    let (a, b) = ([1., 2., 3., 4.], [5., 6., 1., 2., 2., 1., 0., 3.]);
+    for dtype in [F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::I8, DType::U8] {
+        let sum = if dtype.is_float() { F32 } else { I32 };
+        for (turn, want) in [(false, [8., 11., 8., 17.]), (true, [18., 6., 12., 14.])] {
+            let mut c = Case::new();
+            let a = c.input(dtype, &[2, 1, 2], &a);
+            let mut b = c.input(dtype, &[2, 2, 2], &b);
+            if turn {
+                b = c.b.transpose(b, &[0, 2, 1]);
+            }
+            let acc = c.input(sum, &[2, 1, 2], &[1., 1., 2., 2.]);
+            let d = c.b.dot(a, b, acc, Precision::F32);
+            assert_eq!(c.values(d), want, "{dtype}");
+        }
+    }
+    // Precisions, too: of 1 + 2⁻¹² only 1 is left.
+    let x = 1.0 + 2f64.powi(-12);
+    for (precision, want) in [(Precision::Tf32, 1.0), (Precision::Tf32x3, x), (Precision::F32, x)] {
+        let mut c = Case::new();
+        let (a, b) = (c.input(F32, &[2, 1, 1], &[x, 2.0 * x]), c.input(F32, &[2, 1, 1], &[1.0, 2.0]));
+        let acc = c.b.splat(F32, dims(&[2, 1, 1]), 0.0);
+        let d = c.b.dot(a, b, acc, precision);
+        assert_eq!(c.values(d), [want, 4.0 * want]);
+    }
+}
+
+#[test]
 fn dot_adds_in_index_order_from_the_accumulator() {
     // 1e8 + 1 + 1 - 1e8 in f32: each 1 is lost on the way if the order is kept.
     let mut c = Case::new();
