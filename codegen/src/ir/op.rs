@@ -15,6 +15,7 @@ pub enum UnaryOp {
     Not,
     // The rest is for f16, bf16, f32: computed in f32, rounded once to the element type.
     Exp,
+    /// 2^x; results below 2^-126, the least normal f32, are 0.
     Exp2,
     Log,
     Log2,

@@ -139,7 +139,7 @@ macro_rules! float_functions {
 }
 float_functions! {
     exp Exp;
-    /// 2^x.
+    /// 2^x; 0 where that is below 2^-126, the least normal `f32`.
     exp2 Exp2;
     /// Natural logarithm.
     log Log;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ir::{BinaryOp, CmpOp, UnaryOp};
+use crate::semantics;
 
 /// Interesting f32 values: limits, ties, and a sweep of all magnitudes.
 fn f32_sweep(random: &mut Random) -> Vec<Bits> {
@@ -81,6 +82,41 @@ fn transcendental_functions_are_within_three_ulp() {
             c.output(y);
             c.within(ULP3, subnormals(op)).check();
         }
+    }
+}
+
+/// 2^x for an x below -126 is 0 and not a subnormal number; of a subnormal x it is 1.
+#[test]
+fn exp2_has_no_subnormal_results() {
+    let cases = [
+        (-125.0, 2f64.powi(-125)),
+        (-126.0, 2f64.powi(-126)),
+        ((-126f32).next_down(), 0.0),
+        (-126.5, 0.0),
+        (-130.0, 0.0),
+        (-149.0, 0.0),
+        (-1e30, 0.0),
+        (f32::NEG_INFINITY, 0.0),
+        (1e-45, 1.0),
+        (-1e-45, 1.0),
+        (128.0, f64::INFINITY),
+        (f32::INFINITY, f64::INFINITY),
+        (f32::NAN, f64::NAN),
+    ];
+    for dtype in [F32, BF16] {
+        let mut c = Case::new();
+        let values: Vec<Bits> = cases.iter().map(|&(x, _)| Bits::from_f64(dtype, x as f64)).collect();
+        for (&x, (_, want)) in values.iter().zip(cases) {
+            let got = semantics::unary(UnaryOp::Exp2, dtype, x).to_f64(dtype);
+            // Rounded to bf16, the number below -126 is -126.
+            let want = if x.to_f64(dtype) == -126.0 { 2f64.powi(-126) } else { want };
+            assert!(got == want || got.is_nan() && want.is_nan(), "2^{} is {got}, not {want}", x.to_f64(dtype));
+        }
+        let values: Vec<Bits> = values.into_iter().cycle().take(32).collect();
+        let x = c.input_bits(dtype, &[32], &values);
+        let y = c.b.unary(UnaryOp::Exp2, x);
+        c.output(y);
+        c.check();
     }
 }
 
