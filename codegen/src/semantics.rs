@@ -79,6 +79,8 @@ fn unary_f32(op: UnaryOp, x: f32) -> f32 {
         UnaryOp::Exp2 => wide.exp2(),
         UnaryOp::Log => wide.ln(),
         UnaryOp::Log2 => wide.log2(),
+        UnaryOp::Log2Approx if x.is_subnormal() => f64::NEG_INFINITY,
+        UnaryOp::Log2Approx => wide.log2(),
         UnaryOp::Rsqrt => 1.0 / wide.sqrt(),
         UnaryOp::Sin => wide.sin(),
         UnaryOp::Cos => wide.cos(),

@@ -39,6 +39,15 @@ impl Emitter<'_, '_> {
             UnaryOp::Exp2 => self.exp2(x, width),
             UnaryOp::Log => self.log(x, width, false),
             UnaryOp::Log2 => self.log(x, width, true),
+            UnaryOp::Log2Approx => {
+                // Subnormal numbers count as 0.
+                let a = self.b.ins().fabs(x);
+                let smallest = self.f32(f32::MIN_POSITIVE, width);
+                let tiny = self.b.ins().fcmp(FloatCC::LessThan, a, smallest);
+                let zero = self.f32(0.0, width);
+                let x = self.choose(tiny, zero, x);
+                self.log(x, width, true)
+            }
             UnaryOp::Tanh => self.tanh(x, width),
             UnaryOp::Sigmoid => self.sigmoid(x, width),
             UnaryOp::Silu => {

@@ -19,6 +19,9 @@ pub enum UnaryOp {
     Exp2,
     Log,
     Log2,
+    /// The logarithm to base 2 where an absolute error is enough: within 2^-22 for x in [0.5, 2], within 2^-22 of the
+    /// value elsewhere. Below 2^-126, the least normal f32, x counts as 0.
+    Log2Approx,
     Sqrt,
     Rsqrt,
     Sin,

@@ -3,7 +3,7 @@
 //! Floats narrower than f32 are widened, computed in f32 and rounded once, as the IR demands. Division, square root and
 //! every sum and product are IEEE and never contracted; exponentials, logarithms and the functions built on them are
 //! hardware approximations with a correction, good to about 2^-21 of the value. An instruction's `.ftz` form, which takes
-//! subnormal numbers for zeros and gives zeros for them, is used where the IR says the same (`exp2`) or nothing is lost by
+//! subnormal numbers for zeros and gives zeros for them, is used where the IR says the same (`exp2`, `log2_approx`) or nothing is lost by
 //! it (`sigmoid` says why); elsewhere it would make zeros that the interpreter does not have.
 
 use super::text::{V, Writer, float, int, llvm_type};
@@ -311,6 +311,7 @@ fn unary_f32(w: &mut Writer, op: UnaryOp, x: &V) -> V {
             let sum = fma(w, &m, &float(consts::LOG2_E), &e);
             log_limits(w, x, &sum)
         }
+        UnaryOp::Log2Approx => approx(w, "lg2.approx.ftz.f32", x),
         UnaryOp::Sqrt => intrinsic(w, "sqrt", x),
         UnaryOp::Rsqrt => approx(w, "rsqrt.approx.f32", x),
         UnaryOp::Sin => sin_cos(w, x, false),

@@ -47,11 +47,12 @@ fn f32_sweep(random: &mut Random) -> Vec<Bits> {
     v.into_iter().map(|x| Bits(x.to_bits() as u64)).collect()
 }
 
-const MATH: [UnaryOp; 13] = [
+const MATH: [UnaryOp; 14] = [
     UnaryOp::Exp,
     UnaryOp::Exp2,
     UnaryOp::Log,
     UnaryOp::Log2,
+    UnaryOp::Log2Approx,
     UnaryOp::Sqrt,
     UnaryOp::Rsqrt,
     UnaryOp::Sin,
@@ -118,6 +119,39 @@ fn exp2_has_no_subnormal_results() {
         c.output(y);
         c.check();
     }
+}
+
+/// Where `log2` and `log2_approx` differ here: the logarithm of a subnormal number is that of 0.
+#[test]
+fn log2_approx_takes_subnormal_numbers_for_zero() {
+    let nan = f64::NAN;
+    let infinity = f64::INFINITY;
+    let cases = [
+        (f32::MIN_POSITIVE, -126.0),
+        (f32::MIN_POSITIVE.next_down(), -infinity),
+        (-1e-45, -infinity),
+        (0.0, -infinity),
+        (-0.0, -infinity),
+        (1.0, 0.0),
+        (0.5, -1.0),
+        (1024.0, 10.0),
+        (f32::INFINITY, infinity),
+        (-f32::MIN_POSITIVE, nan),
+        (-1.0, nan),
+        (-f32::INFINITY, nan),
+        (f32::NAN, nan),
+    ];
+    let mut c = Case::new();
+    let values: Vec<Bits> = cases.iter().map(|&(x, _)| Bits::from_f64(F32, x as f64)).collect();
+    for (&x, (_, want)) in values.iter().zip(cases) {
+        let got = semantics::unary(UnaryOp::Log2Approx, F32, x).to_f64(F32);
+        assert!(got == want || got.is_nan() && want.is_nan(), "log2 {} is {got}, not {want}", x.to_f64(F32));
+    }
+    let values: Vec<Bits> = values.into_iter().cycle().take(32).collect();
+    let x = c.input_bits(F32, &[32], &values);
+    let y = c.b.unary(UnaryOp::Log2Approx, x);
+    c.output(y);
+    c.check();
 }
 
 #[test]
