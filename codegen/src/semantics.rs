@@ -74,9 +74,13 @@ fn unary_f32(op: UnaryOp, x: f32) -> f32 {
         UnaryOp::Round => return x.round_ties_even(),
         UnaryOp::Trunc => return x.trunc(),
         UnaryOp::Exp => wide.exp(),
+        // The least normal f32 is 2^-126; no f32 is so close to -126 that its power would round to it.
+        UnaryOp::Exp2 if x < -126.0 => 0.0,
         UnaryOp::Exp2 => wide.exp2(),
         UnaryOp::Log => wide.ln(),
         UnaryOp::Log2 => wide.log2(),
+        UnaryOp::Log2Approx if x.is_subnormal() => f64::NEG_INFINITY,
+        UnaryOp::Log2Approx => wide.log2(),
         UnaryOp::Rsqrt => 1.0 / wide.sqrt(),
         UnaryOp::Sin => wide.sin(),
         UnaryOp::Cos => wide.cos(),

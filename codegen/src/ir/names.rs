@@ -21,10 +21,10 @@ macro_rules! names {
 }
 
 names!(UnaryOp {
-    Neg = "neg", Abs = "abs", Not = "not", Exp = "exp", Exp2 = "exp2", Log = "log", Log2 = "log2", Sqrt = "sqrt",
-    Rsqrt = "rsqrt", Sin = "sin", Cos = "cos", Tanh = "tanh", Sigmoid = "sigmoid", Silu = "silu",
-    Softplus = "softplus", Erf = "erf", Floor = "floor", Ceil = "ceil", Round = "round", Trunc = "trunc",
-    Recip = "recip",
+    Neg = "neg", Abs = "abs", Not = "not", Exp = "exp", Exp2 = "exp2", Log = "log", Log2 = "log2",
+    Log2Approx = "log2_approx", Sqrt = "sqrt", Rsqrt = "rsqrt", Sin = "sin", Cos = "cos", Tanh = "tanh",
+    Sigmoid = "sigmoid", Silu = "silu", Softplus = "softplus", Erf = "erf", Floor = "floor", Ceil = "ceil",
+    Round = "round", Trunc = "trunc", Recip = "recip",
 });
 names!(BinaryOp {
     Add = "add", Sub = "sub", Mul = "mul", Div = "div", Rem = "rem", Min = "min", Max = "max", And = "and", Or = "or",

@@ -15,9 +15,13 @@ pub enum UnaryOp {
     Not,
     // The rest is for f16, bf16, f32: computed in f32, rounded once to the element type.
     Exp,
+    /// 2^x; results below 2^-126, the least normal f32, are 0.
     Exp2,
     Log,
     Log2,
+    /// The logarithm to base 2 where an absolute error is enough: within 2^-22 for x in [0.5, 2], within 2^-22 of the
+    /// value elsewhere. Below 2^-126, the least normal f32, x counts as 0.
+    Log2Approx,
     Sqrt,
     Rsqrt,
     Sin,

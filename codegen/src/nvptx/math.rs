@@ -2,8 +2,9 @@
 //!
 //! Floats narrower than f32 are widened, computed in f32 and rounded once, as the IR demands. Division, square root and
 //! every sum and product are IEEE and never contracted; exponentials, logarithms and the functions built on them are
-//! hardware approximations with a correction, good to about 2^-21 of the value. Hand-written `.ftz` forms are avoided:
-//! they would turn small inputs into zeros that the interpreter does not have; `sigmoid` says why it may.
+//! hardware approximations with a correction, good to about 2^-21 of the value. An instruction's `.ftz` form, which takes
+//! subnormal numbers for zeros and gives zeros for them, is used where the IR says the same (`exp2`, `log2_approx`) or nothing is lost by
+//! it (`sigmoid` says why); elsewhere it would make zeros that the interpreter does not have.
 
 use super::text::{V, Writer, float, int, llvm_type};
 use crate::ir::{BinaryOp, CmpOp, Combine, DType, UnaryOp};
@@ -297,7 +298,7 @@ fn unary_f32(w: &mut Writer, op: UnaryOp, x: &V) -> V {
         UnaryOp::Abs => intrinsic(w, "fabs", x),
         UnaryOp::Not => unreachable!("not of a float"),
         UnaryOp::Exp => exp(w, x),
-        UnaryOp::Exp2 => approx(w, "ex2.approx.f32", x),
+        UnaryOp::Exp2 => approx(w, "ex2.approx.ftz.f32", x),
         UnaryOp::Log => {
             let (e, m) = log_parts(w, x);
             let low = (std::f64::consts::LN_2 - 0.693_359_375) as f32;
@@ -310,6 +311,7 @@ fn unary_f32(w: &mut Writer, op: UnaryOp, x: &V) -> V {
             let sum = fma(w, &m, &float(consts::LOG2_E), &e);
             log_limits(w, x, &sum)
         }
+        UnaryOp::Log2Approx => approx(w, "lg2.approx.ftz.f32", x),
         UnaryOp::Sqrt => intrinsic(w, "sqrt", x),
         UnaryOp::Rsqrt => approx(w, "rsqrt.approx.f32", x),
         UnaryOp::Sin => sin_cos(w, x, false),

@@ -180,8 +180,8 @@ pub(super) fn attention(m: u32, n: u32, d: u32) -> Kernel {
 pub(super) fn functions(dtype: DType) -> Kernel {
     use UnaryOp::*;
     let all = [
-        Neg, Abs, Exp, Exp2, Log, Log2, Sqrt, Rsqrt, Sin, Cos, Tanh, Sigmoid, Silu, Softplus, Erf, Floor, Ceil, Round,
-        Trunc, Recip,
+        Neg, Abs, Exp, Exp2, Log, Log2, Log2Approx, Sqrt, Rsqrt, Sin, Cos, Tanh, Sigmoid, Silu, Softplus, Erf, Floor,
+        Ceil, Round, Trunc, Recip,
     ];
     contiguous(built("functions", |b| {
         let x = view(b, "x", dtype, 1, Access::Read);

@@ -139,11 +139,17 @@ macro_rules! float_functions {
 }
 float_functions! {
     exp Exp;
-    /// 2^x.
+    /// 2^x; 0 where that is below 2^-126, the least normal `f32`.
     exp2 Exp2;
     /// Natural logarithm.
     log Log;
+    /// Logarithm to base 2, to a few units of the last place even where it is near 0.
     log2 Log2;
+    /// Logarithm to base 2 by the device's instruction, where it has one: within 2^-22 of the true value for x in
+    /// [0.5, 2], within 2^-22 times the value elsewhere. Cheaper than [`log2`](Self::log2) and as good for exponents,
+    /// whose absolute error matters; not for values near 0 that something is divided by. An x below 2^-126 (the least
+    /// normal `f32`) counts as 0, whose logarithm is -∞.
+    log2_approx Log2Approx;
     sqrt Sqrt;
     /// 1 / √x.
     rsqrt Rsqrt;

@@ -66,6 +66,7 @@ pub enum Op {
     Move,
     Trap,
     Exp2,
+    Log2,
     Reciprocal,
     InverseRoot,
     Tf32,
@@ -112,6 +113,7 @@ impl Op {
             ("mov", _) => Op::Move,
             ("trap", _) => Op::Trap,
             ("ex2", _) => Op::Exp2,
+            ("lg2", _) => Op::Log2,
             ("rcp", _) => Op::Reciprocal,
             ("rsqrt", _) => Op::InverseRoot,
             ("cvt", _) if name.contains("tf32") => Op::Tf32,
@@ -250,6 +252,11 @@ impl Ptx {
     }
 }
 
+/// What an instruction of this name makes of an operand or a result: in `.ftz` forms, a zero of a subnormal number.
+fn flushed(name: &str, x: f32) -> f32 {
+    if x.is_subnormal() && name.contains(".ftz") { 0f32.copysign(x) } else { x }
+}
+
 fn word(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
     word[..bytes.len()].copy_from_slice(bytes);
@@ -274,8 +281,9 @@ impl Simulator {
         match p.op {
             Op::Move => env[p.args[0].register()] = value(1, env),
             Op::Trap => panic!("trap"),
-            Op::Exp2 => env[0] = b(f(env[1]).exp2()),
-            Op::Reciprocal => env[0] = b(1.0 / f(env[1])),
+            Op::Exp2 => env[0] = b(flushed(&p.name, f(env[1]).exp2())),
+            Op::Log2 => env[0] = b(flushed(&p.name, f(env[1])).log2()),
+            Op::Reciprocal => env[0] = b(flushed(&p.name, 1.0 / flushed(&p.name, f(env[1])))),
             Op::InverseRoot => env[0] = b(1.0 / f(env[1]).sqrt()),
             Op::Tf32 => env[0] = (env[1] as u32).wrapping_add(0x1000) as u64 & 0xffff_e000,
             Op::Setp(equal) => env[p.args[0].register()] = u64::from((value(1, env) == value(2, env)) == equal),
