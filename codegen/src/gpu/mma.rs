@@ -135,18 +135,9 @@ fn reaches(k: &Kernel, v: ValueId, target: OpId, depth: u32) -> bool {
 /// multiprocessor does meanwhile.
 const WORTH_A_FENCE: usize = 1 << 19;
 
-/// How many products, and M, N and K of each.
-fn dot_extents(k: &Kernel, id: OpId) -> [usize; 4] {
-    let op = k.op(id);
-    let (a, shape) = (k.ty(op.operands[0]).shape(), k.ty(op.results[0]).shape());
-    let matrix = shape.rank() - 2;
-    let batch = if matrix == 1 { shape.dim(0) } else { 1 };
-    [batch, shape.dim(matrix), shape.dim(matrix + 1), a.dim(matrix + 1)]
-}
-
 /// `MxNxK` of a product.
 fn dot_shape(k: &Kernel, id: OpId) -> String {
-    let [batch, m, n, depth] = dot_extents(k, id);
+    let [batch, m, depth, n] = k.dot_extents(k.op(id));
     if batch > 1 { format!("{batch} of {m}x{n}x{depth}") } else { format!("{m}x{n}x{depth}") }
 }
 
@@ -203,11 +194,6 @@ pub fn plan(
     chip: Chip,
     notes: &mut Vec<(Loc, String)>,
 ) -> Option<DotPlan> {
-    if k.ty(k.op(id).results[0]).shape().rank() > 2 {
-        let [products, m, depth, n] = k.dot_extents(k.op(id));
-        notes.push((k.op(id).loc, format!("{products} dots {m}x{n}x{depth}: no tensor cores for tiles of rank 3")));
-        return None;
-    }
     if chip.warpgroups {
         match wgmma(k, id, warps) {
             Ok(plan) => return Some(DotPlan::Wgmma(Box::new(plan))),
@@ -215,7 +201,7 @@ pub fn plan(
         }
     }
     let op = k.op(id);
-    let [batch, m, n, depth] = dot_extents(k, id);
+    let [batch, m, depth, n] = k.dot_extents(op);
     let kind = match (k.ty(op.operands[0]).dtype(), precision) {
         (DType::F16, _) => MmaKind::F16,
         (DType::BF16 | DType::F8E4M3 | DType::F8E5M2, _) => MmaKind::BF16,

@@ -693,6 +693,15 @@ impl<'k> Lower<'k> {
             {
                 operands[0].chunks(2).flat_map(|x| math::narrow_pair(&mut self.w, dtype, &x[0], &x[1])).collect()
             }
+            OpKind::Binary(b @ (BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul))
+                if count.is_multiple_of(2)
+                    && (dtype == DType::F16 || dtype == DType::BF16 && self.sm >= 90) =>
+            {
+                let pairs = operands[0].chunks(2).zip(operands[1].chunks(2));
+                let of = |p: &'_ [V]| [p[0].clone(), p[1].clone()];
+                let pairs: Vec<_> = pairs.map(|(x, y)| (of(x), of(y))).collect();
+                pairs.iter().flat_map(|(x, y)| math::binary_pair(&mut self.w, *b, dtype, x.each_ref(), y.each_ref())).collect()
+            }
             OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)

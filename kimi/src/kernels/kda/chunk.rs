@@ -61,8 +61,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let decay_input = decay_input.narrow(0, first, length);
     let token = iota::<C>();
     let (block, second, odd) = (token / S, token >= M, token / S % 2 == 1);
-    let inside = (token < length).col().tile();
-    let rate = a_log.get(head).exp();
+    let rate = select(token < length, a_log.get(head).exp().tile(), 0.0);
     let (q_at, k_at) = (head * D, (heads + head) * D);
 
     let mut q_squares: Tile<f32, C, B> = zeros();
@@ -87,8 +86,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     for d in (0..D).step_by(B) {
         let x: Tile<f32, C, B> = decay_input.load((0, head * D + d)).cast();
         let bias: Tile<f32, B> = dt_bias.load(head * D + d);
-        let g = log2_decay::<BOUNDED, C, B>(x + bias.row(), rate, lower_bound);
-        let g = select(inside, g.max(-FLOOR_BITS / S as f32), 0.0);
+        let g = log2_decay::<BOUNDED, C, B>(x + bias.row(), rate, lower_bound).max(-FLOOR_BITS / S as f32);
 
         // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
         let within = g.reshape::<D3<4, S, B>>().cumsum::<1>();
