@@ -1,4 +1,4 @@
-//! Reductions and scans.
+//! Reductions, and what scans share with them.
 //!
 //! Every bit of the index along the axis is counted by one hardware bit: of the register, the lane or the warp. A step
 //! joins neighbouring runs of 2^k indices along one such bit. Named combinations commute, so their steps are taken in
@@ -15,7 +15,7 @@ use crate::ir::{Combine, DType, Op, OpId, OpKind};
 use std::collections::BTreeMap;
 
 /// The values of all operands at one place.
-type Row = Vec<V>;
+pub(super) type Row = Vec<V>;
 
 impl Lower<'_> {
     pub(super) fn along_axis(&mut self, id: OpId) -> Result<()> {
@@ -30,11 +30,11 @@ impl Lower<'_> {
         }
     }
 
-    fn dtypes(&self, op: &Op) -> Vec<DType> {
+    pub(super) fn dtypes(&self, op: &Op) -> Vec<DType> {
         op.operands.iter().map(|&v| self.k.ty(v).dtype()).collect()
     }
 
-    fn join(&mut self, op: &Op, combine: Combine, left: &Row, right: &Row) -> Row {
+    pub(super) fn join(&mut self, op: &Op, combine: Combine, left: &Row, right: &Row) -> Row {
         if combine == Combine::Region {
             let args: Vec<V> = left.iter().chain(right).cloned().collect();
             return self.inline_region(op.regions[0], &args);
@@ -43,7 +43,7 @@ impl Lower<'_> {
         vec![math::combine(&mut self.w, combine, dtype, &left[0], &right[0])]
     }
 
-    fn select_rows(&mut self, dtypes: &[DType], condition: &V, yes: &Row, no: &Row) -> Row {
+    pub(super) fn select_rows(&mut self, dtypes: &[DType], condition: &V, yes: &Row, no: &Row) -> Row {
         let pick = |(i, d): (usize, &DType)| self.w.select(condition, llvm_type(*d), &yes[i], &no[i]);
         dtypes.iter().enumerate().map(pick).collect()
     }
@@ -68,11 +68,22 @@ impl Lower<'_> {
     /// The rows of all threads that differ in some of these warp bits: `[combination][row]`, the combination's bit i
     /// being the value of warp bit `bits[i]`.
     fn from_warps(&mut self, dtypes: &[DType], rows: &[Row], bits: &[usize]) -> Vec<Vec<Row>> {
-        let threads = self.threads();
-        let mut all = vec![vec![vec![]; rows.len()]; 1 << bits.len()];
         let tid = self.tid();
         let mask: u32 = bits.iter().map(|b| 32 << b).sum();
         let rest = self.w.bin("and", "i32", &tid, &int(!mask as i32));
+        let mut threads = vec![];
+        for c in 0..1 << bits.len() {
+            let warp: u32 = bits.iter().enumerate().filter(|(k, _)| c >> k & 1 == 1).map(|(_, b)| 32 << b).sum();
+            threads.push(self.w.bin("or", "i32", &rest, &int(warp)));
+        }
+        self.from_threads(dtypes, rows, &threads)
+    }
+
+    /// The rows of other threads, by way of shared memory: `[i][row]`, those of thread `from[i]`.
+    pub(super) fn from_threads(&mut self, dtypes: &[DType], rows: &[Row], from: &[V]) -> Vec<Vec<Row>> {
+        let threads = self.threads();
+        let mut all = vec![vec![vec![]; rows.len()]; from.len()];
+        let tid = self.tid();
         for (i, &dtype) in dtypes.iter().enumerate() {
             let size = dtype.size();
             let words = Words::of(dtype, 1);
@@ -87,11 +98,8 @@ impl Lower<'_> {
                     self.store_shared(&address, words, &word, None);
                 }
                 self.scratch_written();
-                for (c, rows) in all.iter_mut().enumerate() {
-                    let warp: u32 =
-                        bits.iter().enumerate().filter(|(k, _)| c >> k & 1 == 1).map(|(_, b)| 32 << b).sum();
-                    let thread = self.w.bin("or", "i32", &rest, &int(warp));
-                    let place = self.w.bin("mul", "i32", &thread, &int(size));
+                for (thread, rows) in from.iter().zip(&mut all) {
+                    let place = self.w.bin("mul", "i32", thread, &int(size));
                     let place = self.w.bin("add", "i32", &base, &place);
                     for j in 0..chunk.len() {
                         let address = self.w.bin("add", "i32", &place, &int(j * threads * size));
@@ -181,78 +189,6 @@ impl Lower<'_> {
         for (n, &v) in op.results.iter().enumerate() {
             if self.demanded(v) {
                 let regs = (0..result.registers() as u32).map(|r| by_flat[&result.flat(r, 0, 0)][n].clone()).collect();
-                self.define(v, regs)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// For every bit from the lowest: the upper run's elements take in the total of the lower run; totals are joined.
-    fn scan(
-        &mut self,
-        op: &Op,
-        layout: &LinearLayout,
-        axis: usize,
-        combine: Combine,
-        reverse: bool,
-        mut rows: Vec<Row>,
-    ) -> Result<()> {
-        let dtypes = self.dtypes(op);
-        let steps = axis_bits(layout, axis).expect("the layout was chosen for this");
-        // Totals of the runs joined so far, by register with the joined bits cleared.
-        let mut totals: BTreeMap<u32, Row> = rows.iter().enumerate().map(|(r, x)| (r as u32, x.clone())).collect();
-        let mut joined = 0u32;
-        for (level, bit) in steps {
-            // Reversed, the run that comes first is the one with the bit set.
-            match level {
-                Level::Register => {
-                    let this = 1u32 << bit;
-                    joined |= this;
-                    let old = totals.clone();
-                    for (r, row) in rows.iter_mut().enumerate() {
-                        let r = r as u32;
-                        if (r & this != 0) != reverse {
-                            let before = &old[&((r & !joined) | if reverse { this } else { 0 })];
-                            *row = self.join(op, combine, before, row);
-                        }
-                    }
-                    totals.clear();
-                    for &r in old.keys().filter(|&&r| r & this == 0) {
-                        let (low, high) = (&old[&r], &old[&(r | this)]);
-                        let (first, second) = if reverse { (high, low) } else { (low, high) };
-                        let total = self.join(op, combine, first, second);
-                        totals.insert(r, total);
-                    }
-                }
-                Level::Lane | Level::Warp | Level::Block => {
-                    let keys: Vec<u32> = totals.keys().copied().collect();
-                    let own: Vec<Row> = totals.values().cloned().collect();
-                    let others: Vec<Row> = if level == Level::Lane {
-                        own.iter().map(|row| self.butterfly(&dtypes, row, bit)).collect()
-                    } else {
-                        let mut all = self.from_warps(&dtypes, &own, &[bit]);
-                        let upper = self.thread_bit(5 + bit);
-                        let (high, low) = (all.remove(1), all.remove(0));
-                        high.iter().zip(&low).map(|(h, l)| self.select_rows(&dtypes, &upper, l, h)).collect()
-                    };
-                    let set = self.thread_bit(if level == Level::Lane { bit } else { 5 + bit });
-                    let second = if reverse { self.w.op(format_args!("xor i1 {set}, true")) } else { set };
-                    let others: BTreeMap<u32, Row> = keys.into_iter().zip(others).collect();
-                    for (r, row) in rows.iter_mut().enumerate() {
-                        let sum = self.join(op, combine, &others[&(r as u32 & !joined)], row);
-                        *row = self.select_rows(&dtypes, &second, &sum, row);
-                    }
-                    for (key, total) in &mut totals {
-                        let first = self.select_rows(&dtypes, &second, &others[key], total);
-                        let last = self.select_rows(&dtypes, &second, total, &others[key]);
-                        *total = self.join(op, combine, &first, &last);
-                    }
-                }
-            }
-        }
-        for (n, &v) in op.results.iter().enumerate() {
-            if self.demanded(v) {
-                let regs = rows.iter().map(|row| row[n].clone()).collect();
                 self.define(v, regs)?;
             }
         }

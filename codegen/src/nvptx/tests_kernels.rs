@@ -260,6 +260,53 @@ pub(super) fn argmax_and_scan(rows: u32, n: u32) -> Kernel {
     }))
 }
 
+/// Scans of rows or columns (or of a row whose index bits are `mixed`) in both directions: sums, maxima, and compositions of the affine maps x ↦ a·x + b, whose
+/// order matters. All exact: what is summed as bf16 is 1 or -1.
+pub(super) fn scans(rows: u32, n: u32, axis: usize, warps: u8, mixed: bool) -> Kernel {
+    let mut k = contiguous(built(&format!("scans_{rows}_{n}_{axis}_{warps}_{mixed}"), |b| {
+        let zero = b.i32(0);
+        let shape = Shape::new(&[rows, n]);
+        let load = |b: &mut Builder, d: DType| {
+            let x = view(b, d.name(), d, 2, Access::Read);
+            let x = b.load(x, &[zero, zero], shape, None);
+            if !mixed {
+                return x;
+            }
+            let x = b.reshape(x, Shape::new(&[4, 2, 2, n / 16]));
+            let x = b.transpose(x, &[3, 1, 0, 2]);
+            b.reshape(x, shape)
+        };
+        let (x, y) = (load(b, DType::I32), load(b, DType::I64));
+        let [one, two] = [1.0, 2.0].map(|c| b.splat(DType::I32, shape, c));
+        let z = b.binary(BinaryOp::And, x, two);
+        let z = b.binary(BinaryOp::Sub, z, one);
+        let z = b.cast(z, DType::BF16);
+        // Odd factors, whose products do not become 0.
+        let one = b.splat(DType::I64, shape, 1.0);
+        let a = b.binary(BinaryOp::Or, y, one);
+        for reverse in [false, true] {
+            let maps = b.scan_by(&[a, x], axis, reverse, |b, l, r| {
+                let factor = b.binary(BinaryOp::Mul, l[0], r[0]);
+                let narrow = b.cast(r[0], DType::I32);
+                let moved = b.binary(BinaryOp::Mul, l[1], narrow);
+                vec![factor, b.binary(BinaryOp::Add, moved, r[1])]
+            });
+            let sums = [
+                b.scan(x, axis, Combine::Sum, reverse),
+                b.scan(y, axis, Combine::Max, reverse),
+                b.scan(z, axis, Combine::Sum, reverse),
+            ];
+            for v in maps.into_iter().chain(sums) {
+                let d = b.ty(v).dtype();
+                let out = view(b, "out", d, 2, Access::Write);
+                b.store(out, v, &[zero, zero]);
+            }
+        }
+    }));
+    k.options.warps = warps;
+    k
+}
+
 /// Gather, scatter, atomics of all kinds, asserts and prints.
 pub(super) fn memory() -> Kernel {
     built("memory", |b| {
