@@ -10,13 +10,14 @@
 
 use super::bulk::{Places, Walk};
 use super::pipeline::Staged;
+use super::reduce::Exchange;
 use super::text::{V, Writer, constant, int, llvm_type};
 use super::wgmma::Flying;
 use super::{Error, TensorMap, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
-use crate::ir::{Access, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
+use crate::ir::{Access, BinaryOp, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -56,6 +57,9 @@ pub(super) struct Lower<'k> {
     pending: Vec<Pending>,
     /// Whether shared memory may still be read by another thread.
     pub scratch_read: bool,
+    /// How often scratch memory has been given out.
+    pub scratches: usize,
+    pub exchange: Option<Exchange>,
     /// For the author.
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
@@ -96,6 +100,8 @@ impl<'k> Lower<'k> {
             tid: None,
             pending: vec![],
             scratch_read: false,
+            scratches: 0,
+            exchange: None,
             notes: vec![],
             staged: HashMap::new(),
             rings: HashMap::new(),

@@ -17,6 +17,14 @@ use std::collections::BTreeMap;
 /// The values of all operands at one place.
 pub(super) type Row = Vec<V>;
 
+/// What the last exchange between threads left in scratch memory.
+pub(super) struct Exchange {
+    values: Vec<V>,
+    base: V,
+    block: String,
+    scratches: usize,
+}
+
 impl Lower<'_> {
     pub(super) fn along_axis(&mut self, id: OpId) -> Result<()> {
         let op = self.k.op(id);
@@ -79,38 +87,58 @@ impl Lower<'_> {
         self.from_threads(dtypes, rows, &threads)
     }
 
-    /// The rows of other threads, by way of shared memory: `[i][row]`, those of thread `from[i]`.
+    /// The rows of other threads, by way of shared memory: `[i][row]`, those of thread `from[i]`. What lies there since
+    /// the last exchange is not stored again.
     pub(super) fn from_threads(&mut self, dtypes: &[DType], rows: &[Row], from: &[V]) -> Vec<Vec<Row>> {
         let threads = self.threads();
         let mut all = vec![vec![vec![]; rows.len()]; from.len()];
         let tid = self.tid();
         for (i, &dtype) in dtypes.iter().enumerate() {
             let size = dtype.size();
-            let words = Words::of(dtype, 1);
             // In parts, so that the scratch stays small.
             for (part, chunk) in rows.chunks(16).enumerate() {
-                let base = self.scratch(chunk.len() * threads * size);
-                let own = self.w.bin("mul", "i32", &tid, &int(size));
-                let own = self.w.bin("add", "i32", &base, &own);
-                for (j, row) in chunk.iter().enumerate() {
-                    let address = self.w.bin("add", "i32", &own, &int(j * threads * size));
-                    let word = pack(&mut self.w, dtype, &row[i..=i]);
-                    self.store_shared(&address, words, &word, None);
-                }
-                self.scratch_written();
+                let values: Vec<V> = chunk.iter().map(|row| row[i].clone()).collect();
+                // Up to 16 bytes at once.
+                let vector = (1 << values.len().trailing_zeros()).min(16 / size);
+                let words = Words::of(dtype, vector);
+                let step = vector * size;
+                let base = match self.exchanged(&values) {
+                    Some(base) => base,
+                    None => {
+                        let base = self.scratch(values.len() * threads * size);
+                        let own = self.w.bin("mul", "i32", &tid, &int(step));
+                        let own = self.w.bin("add", "i32", &base, &own);
+                        for (j, group) in values.chunks(vector).enumerate() {
+                            let address = self.w.bin("add", "i32", &own, &int(j * threads * step));
+                            let word = pack(&mut self.w, dtype, group);
+                            self.store_shared(&address, words, &word, None);
+                        }
+                        self.scratch_written();
+                        let (block, scratches) = (self.w.block.clone(), self.scratches);
+                        self.exchange = Some(Exchange { values: values.clone(), base: base.clone(), block, scratches });
+                        base
+                    }
+                };
                 for (thread, rows) in from.iter().zip(&mut all) {
-                    let place = self.w.bin("mul", "i32", thread, &int(size));
+                    let place = self.w.bin("mul", "i32", thread, &int(step));
                     let place = self.w.bin("add", "i32", &base, &place);
-                    for j in 0..chunk.len() {
-                        let address = self.w.bin("add", "i32", &place, &int(j * threads * size));
+                    for j in 0..values.len() / vector {
+                        let address = self.w.bin("add", "i32", &place, &int(j * threads * step));
                         let word = self.load_shared(&address, words);
-                        let x = unpack(&mut self.w, dtype, &word, 1)[0].clone();
-                        rows[part * 16 + j].push(x);
+                        for (k, x) in unpack(&mut self.w, dtype, &word, vector).into_iter().enumerate() {
+                            rows[part * 16 + j * vector + k].push(x);
+                        }
                     }
                 }
             }
         }
         all
+    }
+
+    /// Where these values of all threads lie in scratch memory, if nothing has been written there since.
+    fn exchanged(&self, values: &[V]) -> Option<V> {
+        let e = self.exchange.as_ref()?;
+        (e.values == values && e.block == self.w.block && e.scratches == self.scratches).then(|| e.base.clone())
     }
 
     fn reduce(&mut self, op: &Op, layout: &LinearLayout, axis: usize, combine: Combine, rows: Vec<Row>) -> Result<()> {

@@ -19,6 +19,7 @@ impl Lower<'_> {
 
     /// A region of scratch memory, free to be written by everyone; its byte address.
     pub(super) fn scratch(&mut self, bytes: usize) -> V {
+        self.scratches += 1;
         let start = self.shared_top.next_multiple_of(128);
         self.shared_max = self.shared_max.max(start + bytes);
         if self.scratch_read {

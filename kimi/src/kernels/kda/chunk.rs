@@ -22,7 +22,7 @@
 //! For pair and half both factors are at most 1. Within a block half of them are more; a decay below `224 / S` bits a
 //! token is set to that, so that no factor exceeds 2^112. Exponents are of base 2.
 
-use super::{FLOOR_BITS, log2_decay};
+use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
 /// Channels at a time.
@@ -61,7 +61,9 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let decay_input = decay_input.narrow(0, first, length);
     let token = iota::<C>();
     let (block, second, odd) = (token / S, token >= M, token / S % 2 == 1);
-    let rate = select(token < length, a_log.get(head).exp().tile(), 0.0);
+    let rate = a_log.get(head).exp();
+    let scale: Tile<f32, C> = full(1.0) * decay_scale::<BOUNDED>(rate, lower_bound);
+    let scale = select(token < length, scale, 0.0);
     let (q_at, k_at) = (head * D, (heads + head) * D);
 
     let mut q_squares: Tile<f32, C, B> = zeros();
@@ -86,7 +88,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     for d in (0..D).step_by(B) {
         let x: Tile<f32, C, B> = decay_input.load((0, head * D + d)).cast();
         let bias: Tile<f32, B> = dt_bias.load(head * D + d);
-        let g = log2_decay::<BOUNDED, C, B>(x + bias.row(), rate, lower_bound).max(-FLOOR_BITS / S as f32);
+        let g = log2_decay::<BOUNDED, C, B>(x + bias.row(), rate, scale).max(-FLOOR_BITS / S as f32);
 
         // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
         let within = g.reshape::<D3<4, S, B>>().cumsum::<1>();
@@ -94,8 +96,9 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
         let sum: Tile<f32, 4, 1, B> = within.slice([0, S - 1, 0]);
         let before = sum.cumsum::<0>() - sum;
         let total: Tile<f32, 1, B> = sum.sum::<0>();
-        let half: Tile<f32, 1, B> = select(number < 2, sum, 0.0).sum::<0>();
-        let (total, half) = (total.reshape::<D3<1, 1, B>>(), half.reshape::<D3<1, 1, B>>());
+        let half: Tile<f32, 2, B> = sum.reshape::<D3<2, 2, B>>().sum::<1>();
+        let half: Tile<f32, 2, 2, B> = half.reshape::<D3<2, 1, B>>().broadcast();
+        let half: Tile<f32, 4, 1, B> = half.reshape();
 
         let q: Tile<f32, C, B> = qkv.load((0, q_at + d)).cast();
         let k: Tile<f32, C, B> = qkv.load((0, k_at + d)).cast();
@@ -106,22 +109,25 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
         let from_middle = within - middle.broadcast::<D3<4, S, B>>();
         let later = from_middle.exp2();
         let (q, k, earlier_k) = (q * later, k * later, k * (-from_middle).exp2());
-        let columns = earlier_k.cast::<T>().t();
-        a_own = dot_batch(k.cast::<T>(), columns, a_own);
-        p_own = dot_batch(q.cast::<T>(), columns, p_own);
+        let (q_own, k_own, earlier_own) = (q.cast::<T>(), k.cast::<T>(), earlier_k.cast::<T>());
+        a_own = dot_batch(k_own, earlier_own.t(), a_own);
+        p_own = dot_batch(q_own, earlier_own.t(), p_own);
 
-        let factor = select(number % 2 == 1, middle, sum - middle).exp2().broadcast::<D3<4, S, B>>();
-        let columns: Tile<X, 2, S, B> = (earlier_k * factor).cast::<X>().reshape::<D3<2, M, B>>().slice([0, 0, 0]);
-        a_pair = dot_batch((k * factor).cast::<X>().reshape(), columns.t(), a_pair);
-        p_pair = dot_batch((q * factor).cast::<X>().reshape(), columns.t(), p_pair);
+        // Moved to the end of a half's first block, and of the first half.
+        let factor = select(number % 2 == 1, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<4, S, B>>();
+        let columns: Tile<T, 2, S, B> = (earlier_own * factor).reshape::<D3<2, M, B>>().slice([0, 0, 0]);
+        a_pair = dot_batch((k_own * factor).reshape(), columns.t(), a_pair);
+        p_pair = dot_batch((q_own * factor).reshape(), columns.t(), p_pair);
+
+        let before_in_half = select(number % 2 == 1, half - sum, 0.0) + middle;
+        let factor = select(number >= 2, before_in_half, half - before_in_half);
+        let factor = factor.exp2().cast::<T>().broadcast::<D3<4, S, B>>();
+        let columns: Tile<T, M, B> = (earlier_own * factor).reshape::<D2<C, B>>().slice([0, 0]);
+        a_half = dot((k_own * factor).reshape(), columns.t(), a_half);
+        p_half = dot((q_own * factor).reshape(), columns.t(), p_half);
 
         let middle = before + middle;
-        let factor = -(middle - half.broadcast::<D3<4, 1, B>>()).abs();
-        let factor = factor.exp2().broadcast::<D3<4, S, B>>();
-        let columns: Tile<X, M, B> = (earlier_k * factor).cast::<X>().reshape::<D2<C, B>>().slice([0, 0]);
-        a_half = dot((k * factor).cast::<X>().reshape(), columns.t(), a_half);
-        p_half = dot((q * factor).cast::<X>().reshape(), columns.t(), p_half);
-
+        let total = total.reshape::<D3<1, 1, B>>();
         let factor = middle.exp2().broadcast::<D3<4, S, B>>();
         let rest = (total.broadcast::<D3<4, 1, B>>() - middle).exp2().broadcast::<D3<4, S, B>>();
         let place = (head, chunk * C, d);

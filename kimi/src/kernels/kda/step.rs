@@ -1,6 +1,6 @@
 //! One step of decoding: everything between a layer's projections, in one kernel.
 
-use super::{log2_decay, unit};
+use super::{decay_scale, log2_decay, unit};
 use kiln::prelude::*;
 
 /// Short convolution with its state, SiLU, normalisation of q and k, gate, β, the recurrence, and the gated RMSNorm.
@@ -36,6 +36,7 @@ pub fn kda_step<T: Float, const D: usize, const DD: usize, const J: usize, const
     let mut state = state.select(0, slot).select(0, head);
     let mut inputs = inputs.select(0, slot);
     let rate = a_log.get(head).exp();
+    let scale = decay_scale::<BOUNDED>(rate, lower_bound);
 
     // In one row, so that all its addresses are one and an offset.
     let stored: Tile<f32, DD> = state.load(0);
@@ -60,7 +61,7 @@ pub fn kda_step<T: Float, const D: usize, const DD: usize, const J: usize, const
 
         let bias: Tile<f32, D> = dt_bias.load(channels);
         let a: Tile<f32, D> = decay_input.select(0, t).load(channels).cast();
-        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>((a + bias).reshape(), rate, lower_bound).reshape();
+        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>((a + bias).reshape(), rate, scale.reshape()).reshape();
         let beta = beta_input.get((t, head)).cast::<f32>().sigmoid();
 
         // Each vector is made where it is needed: beside the state it takes a register for each row.
