@@ -455,15 +455,20 @@ impl Generator {
         results.into_iter().for_each(|r| self.push(r, false));
     }
 
-    /// Extents of a product of matrices, small enough for tiles.
-    pub(super) fn dot_extents(&mut self) -> [u32; 3] {
-        let limit = self.limits.elements.ilog2() as usize / 2;
-        std::array::from_fn(|_| 1 << self.rng.below(limit.min(5) + 1))
+    /// Shapes of a product of matrices, or of several: both operands, what they are added to.
+    pub(super) fn dot_shapes(&mut self) -> [Shape; 3] {
+        let bits = self.limits.elements.ilog2() as usize;
+        let products = self.rng.chance(30).then(|| self.rng.below(bits.min(3)));
+        let limit = (bits - products.unwrap_or(0)) / 2;
+        let [m, k, n] = std::array::from_fn(|_| 1u32 << self.rng.below(limit.min(5) + 1));
+        [[m, k], [k, n], [m, n]].map(|[rows, columns]| match products {
+            Some(p) => Shape::new(&[1 << p, rows, columns]),
+            None => Shape::new(&[rows, columns]),
+        })
     }
 
     fn dot(&mut self) {
-        let [m, k, n] = self.dot_extents();
-        let (sa, sb, sc) = (Shape::new(&[m, k]), Shape::new(&[k, n]), Shape::new(&[m, n]));
+        let [sa, sb, sc] = self.dot_shapes();
         let d =
             self.rng.pick(&[DType::I8, DType::U8, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2]);
         let precision = self.rng.pick(Precision::ALL);

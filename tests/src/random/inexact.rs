@@ -93,7 +93,8 @@ impl Generator {
     }
 
     fn real_dot(&mut self) {
-        let [m, k, n] = self.dot_extents();
+        let [sa, sb, sc] = self.dot_shapes();
+        let k = sa.dim(sa.rank() - 1);
         let d = self.rng.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2]);
         let precision = self.rng.pick(Precision::ALL);
         let operand = |g: &mut Generator, shape: Shape| {
@@ -104,9 +105,9 @@ impl Generator {
             let a = g.b.unary(UnaryOp::Abs, x);
             (g.b.cast(x, d), g.b.cast(a, d))
         };
-        let (a, abs_a) = operand(self, Shape::new(&[m, k]));
-        let (b, abs_b) = operand(self, Shape::new(&[k, n]));
-        let acc = self.value(DType::F32, Shape::new(&[m, n])).v;
+        let (a, abs_a) = operand(self, sa);
+        let (b, abs_b) = operand(self, sb);
+        let acc = self.value(DType::F32, sc).v;
         let acc = self.clamp(acc, 1e6);
         let abs_acc = self.b.unary(UnaryOp::Abs, acc);
         let v = self.b.dot(a, b, acc, precision);
