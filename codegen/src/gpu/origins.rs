@@ -17,11 +17,12 @@ pub struct Origin {
 }
 
 /// The loads of tiles from which `v`, in this layout, is computed element by element: through arithmetic, shapes and
-/// scans, not through products, reductions or broadcasts. Nearest first; none of a value that is a load as it is.
+/// scans, not through products, reductions or broadcasts. Nearest first. A matrix that is a load as it is has none: it
+/// comes through shared memory.
 pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
     let mut found: Vec<Origin> = vec![];
     let mut seen = vec![];
-    let mut open = std::collections::VecDeque::from([(v, layout.clone(), true, false)]);
+    let mut open = std::collections::VecDeque::from([(v, layout.clone(), true, layout.shape().rank() > 2)]);
     while let Some((v, layout, whole, computed)) = open.pop_front() {
         let Some(id) = k.defining_op(v).filter(|_| !seen.contains(&v)) else { continue };
         seen.push(v);

@@ -66,16 +66,18 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let scale = select(token < length, scale, 0.0);
     let (q_at, k_at) = (head * D, (heads + head) * D);
 
-    let mut q_squares: Tile<f32, C, B> = zeros();
-    let mut k_squares: Tile<f32, C, B> = zeros();
+    // The squares of the lengths are on the diagonals of the products of q and k with themselves.
+    let mut q_squares: Tile<f32, 4, S, S> = zeros();
+    let mut k_squares: Tile<f32, 4, S, S> = zeros();
     for d in (0..D).step_by(B) {
         let q: Tile<T, C, B> = qkv.load((0, q_at + d));
         let k: Tile<T, C, B> = qkv.load((0, k_at + d));
-        q_squares += q.cast::<f32>() * q.cast::<f32>();
-        k_squares += k.cast::<f32>() * k.cast::<f32>();
+        let (q, k): (Tile<T, 4, S, B>, Tile<T, 4, S, B>) = (q.reshape(), k.reshape());
+        q_squares = dot_batch(q, q.t(), q_squares);
+        k_squares = dot_batch(k, k.t(), k_squares);
     }
-    let q_unit = (q_squares.sum::<1>() + 1e-6).rsqrt() * (D as f32).powf(-0.5);
-    let k_unit = (k_squares.sum::<1>() + 1e-6).rsqrt();
+    let q_unit = (diagonal::<C, S>(q_squares.reshape()) + 1e-6).rsqrt() * (D as f32).powf(-0.5);
+    let k_unit = (diagonal::<C, S>(k_squares.reshape()) + 1e-6).rsqrt();
 
     // A and P by block, before masks and β.
     let mut a_own: Tile<f32, 4, S, S> = zeros();
@@ -165,13 +167,18 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
 
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
-    for d in (0..D).step_by(B) {
-        let kept: Tile<T, 1, C, B> = k_out.load((head, chunk * C, d));
-        let kept: Tile<X, C, B> = kept.reshape().cast();
-        let sum = dot(inverse.t(), kept, zeros()).cast::<T>();
-        // SAFETY: as above.
-        unsafe { k_out.store((head, chunk * C, d), sum.reshape::<D3<1, C, B>>()) };
-    }
+    let rest: Tile<T, 1, C, D> = k_out.load((head, chunk * C, 0));
+    let rest: Tile<X, C, D> = rest.reshape().cast();
+    let sum = dot(inverse.t(), rest, zeros()).cast::<T>();
+    // SAFETY: as above.
+    unsafe { k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>()) };
+}
+
+/// Element i of row i, and of row i + `S`, …
+#[device]
+fn diagonal<const C: usize, const S: usize>(x: Tile<f32, C, S>) -> Tile<f32, C> {
+    let here = (iota::<C>() % S).col().tile() == iota::<S>().row().tile();
+    select(here, x, 0.0).sum::<1>()
 }
 
 /// Lower triangular blocks of twice the width: `own` on the diagonal, `corner` (in the second rows) left of it.
