@@ -176,6 +176,18 @@ fn coalesced_within_warps(own: &LinearLayout, access: facts::Access) -> Option<L
     LinearLayout::new(shape, register, lane, warp.to_vec(), vec![]).ok()
 }
 
+/// The layout itself or, if lanes of a warp hold copies, one in which they share the elements out: what is computed from
+/// them is then computed once.
+fn spread_copies(own: LinearLayout) -> LinearLayout {
+    let shape = *own.shape();
+    let threads = 32 * own.warps();
+    if own.redundant().lane == 0 || shape.numel() < threads || shape.rank() == 0 {
+        return own;
+    }
+    let access = facts::Access { axis: shape.rank() - 1, vector: shape.numel() / threads };
+    coalesced_within_warps(&own, access).unwrap_or(own)
+}
+
 /// The extents other than 1, and which of them `axis` is.
 fn without_ones(shape: Shape, axis: usize) -> (Vec<usize>, usize) {
     let extents: Vec<usize> = (0..shape.rank()).map(|a| shape.dim(a)).collect();
@@ -383,7 +395,7 @@ impl Assigner<'_> {
                     match l.slice_within_warps(offsets, shape) {
                         Some(map) => {
                             self.out.work.insert(id, l);
-                            map.layout
+                            spread_copies(map.layout)
                         }
                         None => self.out.default_layout(shape),
                     }

@@ -11,6 +11,7 @@
 use super::bulk::{Places, Walk};
 use super::pipeline::Staged;
 use super::reduce::Exchange;
+use super::shared::EVERYWHERE;
 use super::text::{V, Writer, constant, int, llvm_type};
 use super::wgmma::Flying;
 use super::{Error, TensorMap, math};
@@ -19,6 +20,7 @@ use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, BinaryOp, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::collections::hash_map::Entry;
 
 /// A view at run time.
@@ -55,8 +57,8 @@ pub(super) struct Lower<'k> {
     owners: HashMap<u32, V>,
     tid: Option<V>,
     pending: Vec<Pending>,
-    /// Whether shared memory may still be read by another thread.
-    pub scratch_read: bool,
+    /// Bytes of shared memory that another thread may still read.
+    pub scratch_busy: Vec<Range<usize>>,
     /// How often scratch memory has been given out.
     pub scratches: usize,
     pub exchange: Option<Exchange>,
@@ -99,7 +101,7 @@ impl<'k> Lower<'k> {
             owners: HashMap::new(),
             tid: None,
             pending: vec![],
-            scratch_read: false,
+            scratch_busy: vec![],
             scratches: 0,
             exchange: None,
             notes: vec![],
@@ -275,7 +277,7 @@ impl<'k> Lower<'k> {
             self.w.asm_effect("void", &ptx, "", &[]);
         }
         self.pending.clear();
-        self.scratch_read = false;
+        self.scratch_busy.clear();
     }
 
     /// Called before a memory operation: puts a barrier where an earlier one must be over in all threads.
@@ -305,7 +307,7 @@ impl<'k> Lower<'k> {
 
     /// At the start and the end of a loop's body: what another iteration did is not known.
     fn forget_order(&mut self) {
-        self.scratch_read = true;
+        self.scratch_busy.push(EVERYWHERE);
         for (param, p) in self.k.params.iter().enumerate() {
             if p.access == Access::Write {
                 self.pending.push(Pending { param, writes: true, key: None });
@@ -762,7 +764,12 @@ impl<'k> Lower<'k> {
         for r in map.registers {
             out.extend(self.shuffle(dtype, std::slice::from_ref(&regs[r as usize]), "idx", &lane));
         }
-        self.define(result, out)
+        for (i, to) in self.plan.versions[result.index()].iter().enumerate() {
+            let registers = self.convert(&out, dtype, &map.layout, to)?;
+            self.regs.insert((result, i), registers);
+        }
+        self.put(result);
+        Ok(())
     }
 
     /// The combination that a region defines, on scalars.

@@ -6,6 +6,7 @@
 
 use super::lower::{Lower, elementwise};
 use super::memory::Box;
+use super::shared::EVERYWHERE;
 use super::text::{V, constant, int, struct_type};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
@@ -46,7 +47,7 @@ impl<'k> Lower<'k> {
     pub(super) fn start_ring(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Ring<'k>> {
         let plan = self.plan.ahead.loops.get(&id)?;
         let body = self.k.op(id).regions[0];
-        if self.scratch_read {
+        if !self.scratch_busy.is_empty() {
             self.barrier();
         }
         let mut starts = vec![];
@@ -103,7 +104,7 @@ impl<'k> Lower<'k> {
     /// After the loop: nothing is under way, and the buffers are free once everybody has arrived.
     pub(super) fn end_ring(&mut self, ring: &Ring<'k>) {
         self.w.asm_effect("void", "cp.async.wait_group 0;", "", &[]);
-        self.scratch_read = true;
+        self.scratch_busy.push(EVERYWHERE);
         for load in &ring.plan.loads {
             self.staged.remove(&load.load);
         }

@@ -1,7 +1,8 @@
 //! Moves tiles between layouts: by renaming registers, by shuffles within warps, through shared memory.
 //!
-//! The plans come from `gpu::layout`; this module executes them. Scratch memory is one region above what is taken for
-//! good, reused by everyone: whoever writes it first waits until the last readers are done ([`Lower::scratch`]).
+//! The plans come from `gpu::layout`; this module executes them. Scratch memory lies above what is taken for good, reused
+//! by everyone: whoever writes to it takes bytes that nobody may still read, or waits until the last readers are done
+//! ([`Lower::scratch`]).
 
 use super::Target;
 use super::lower::{Lower, Result};
@@ -9,6 +10,12 @@ use super::memory::{Words, pack, unpack};
 use super::text::{V, int, llvm_type, struct_type};
 use crate::gpu::layout::{Affine, Conversion, LinearLayout, ScratchPlan, ScratchSide, ShufflePlan};
 use crate::ir::{Bits, DType};
+use std::ops::Range;
+
+/// All of shared memory: nobody knows who may still read what.
+pub(super) const EVERYWHERE: Range<usize> = 0..usize::MAX;
+/// What scratch memory may take to save barriers.
+const SPARE_BYTES: usize = 8 << 10;
 
 impl Lower<'_> {
     /// Shared memory at byte offset 0, as a 32-bit address.
@@ -20,19 +27,30 @@ impl Lower<'_> {
     /// A region of scratch memory, free to be written by everyone; its byte address.
     pub(super) fn scratch(&mut self, bytes: usize) -> V {
         self.scratches += 1;
-        let start = self.shared_top.next_multiple_of(128);
-        self.shared_max = self.shared_max.max(start + bytes);
-        if self.scratch_read {
+        let bottom = self.shared_top.next_multiple_of(128);
+        let free = |start: usize, busy: &[Range<usize>]| busy.iter().all(|b| start + bytes <= b.start || b.end <= start);
+        // Beside what others still read, if that takes no memory that matters: saves a barrier.
+        let spare = if self.rings.is_empty() { SPARE_BYTES } else { 0 };
+        let most = self.shared_max.max(bottom + spare).max(bottom + bytes);
+        let ends = self.scratch_busy.iter().filter(|b| b.end < most).map(|b| b.end.next_multiple_of(128));
+        let mut starts: Vec<usize> = std::iter::once(bottom).chain(ends.filter(|&e| e >= bottom)).collect();
+        starts.sort_unstable();
+        let found = starts.into_iter().find(|&s| s + bytes <= most && free(s, &self.scratch_busy));
+        let start = found.unwrap_or_else(|| {
             self.barrier();
-        }
+            bottom
+        });
+        self.shared_max = self.shared_max.max(start + bytes);
+        self.scratch_busy.push(start..start + bytes);
         let base = self.shared_base();
         self.w.op(format_args!("add i32 {base}, {start}"))
     }
 
-    /// What was written to scratch memory becomes visible; it will be read.
+    /// What was written to the last region of scratch memory becomes visible; it will be read.
     pub(super) fn scratch_written(&mut self) {
+        let last = self.scratch_busy.last().cloned();
         self.barrier();
-        self.scratch_read = true;
+        self.scratch_busy.extend(last);
     }
 
     pub(super) fn store_shared(&mut self, address: &V, words: Words, values: &[V], predicate: Option<&V>) {
@@ -123,7 +141,6 @@ impl Lower<'_> {
             }
             if plan.warp_local {
                 self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
-                self.scratch_read = true;
             } else {
                 self.scratch_written();
             }

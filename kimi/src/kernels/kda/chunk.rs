@@ -69,9 +69,9 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     // The squares of the lengths are on the diagonals of the products of q and k with themselves.
     let mut q_squares: Tile<f32, 4, S, S> = zeros();
     let mut k_squares: Tile<f32, 4, S, S> = zeros();
-    for d in (0..D).step_by(B) {
-        let q: Tile<T, C, B> = qkv.load((0, q_at + d));
-        let k: Tile<T, C, B> = qkv.load((0, k_at + d));
+    for step in unroll(0..D / B) {
+        let q: Tile<T, C, B> = qkv.load((0, q_at + step * B));
+        let k: Tile<T, C, B> = qkv.load((0, k_at + step * B));
         let (q, k): (Tile<T, 4, S, B>, Tile<T, 4, S, B>) = (q.reshape(), k.reshape());
         q_squares = dot_batch(q, q.t(), q_squares);
         k_squares = dot_batch(k, k.t(), k_squares);
