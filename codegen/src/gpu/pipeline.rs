@@ -9,6 +9,9 @@
 //! iteration (coordinates computed from the loop's counter by pure scalar operations, a view from outside); if nobody
 //! writes to its parameter; and if 16-byte copies along its last axis are possible. The loop then starts the copies of
 //! iteration i + stages - 1 while it computes iteration i.
+//!
+//! What other loops with products load first, from such places, runs one iteration ahead in registers, as far as a few
+//! of them go.
 
 use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
@@ -17,6 +20,9 @@ use super::panels::Panels;
 use super::{Chip, facts};
 use crate::ir::{Access, Def, Kernel, Loc, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
+
+/// What a thread may hold of the next iteration, in bytes.
+const REGISTER_BYTES: usize = 32;
 
 /// A load that runs ahead.
 #[derive(Clone, Debug)]
@@ -59,6 +65,8 @@ pub struct BulkRegion {
 #[derive(Clone, Debug, Default)]
 pub struct Ahead {
     pub loops: HashMap<OpId, StagedLoop>,
+    /// Loads that run one iteration ahead in registers, by their loop.
+    pub registers: HashMap<OpId, Vec<OpId>>,
     pub bulk: BTreeMap<RegionId, BulkRegion>,
 }
 
@@ -174,6 +182,10 @@ pub fn plan(
         let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
         let bytes: usize = bulk.iter().map(|l| l.bytes).chain(copies.iter().map(|l| l.bytes)).sum();
         if bytes == 0 {
+            let loads = planner.register_loads(body);
+            if !loads.is_empty() {
+                out.registers.insert(id, loads);
+            }
             continue;
         }
         if chip.warpgroups && bulk.is_empty() {
@@ -282,6 +294,36 @@ impl Planner<'_> {
         }
     }
 
+    fn register_loads(&self, body: RegionId) -> Vec<OpId> {
+        let k = self.k;
+        let ops = &k.region(body).ops;
+        if !ops.iter().any(|o| self.dots.get(o).is_some_and(DotPlan::is_mma)) {
+            return vec![];
+        }
+        let mut left = REGISTER_BYTES * 32 * self.warps;
+        let loads = ops.iter().copied().filter(|&load| {
+            let op = k.op(load);
+            let Some(&Type::Tile(dtype, shape)) = op.results.first().map(|&r| k.ty(r)).as_ref() else { return false };
+            let bytes = shape.numel() * dtype.size();
+            // Less is in few threads, and soon there.
+            let fits = op.kind == (OpKind::Load { has_other: false }) && bytes >= 4 * 32 * self.warps && bytes <= left;
+            let found = fits && self.found_ahead(body, load);
+            left -= if found { bytes } else { 0 };
+            found
+        });
+        loads.collect()
+    }
+
+    /// Whether a load's box can be found for any iteration of the loop with this body, and nobody writes there.
+    fn found_ahead(&self, body: RegionId, load: OpId) -> bool {
+        let k = self.k;
+        let op = k.op(load);
+        let view = op.operands[0];
+        let outside = !matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o));
+        let readable = facts::view_facts(k, view).is_some_and(|f| k.params[f.param].access == Access::Read);
+        outside && readable && op.operands[1..].iter().all(|&c| movable(k, body, c))
+    }
+
     fn async_loads(&self, body: RegionId) -> Vec<StagedLoad<AsyncCopy>> {
         self.k.region(body).ops.iter().filter_map(|&load| self.async_load(body, load)).collect()
     }
@@ -293,15 +335,10 @@ impl Planner<'_> {
             return None;
         }
         let Type::Tile(dtype, shape) = k.ty(op.results[0]) else { return None };
-        let view = op.operands[0];
-        let outside = !matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o));
-        let facts = facts::view_facts(k, view)?;
-        let readable = k.params[facts.param].access == Access::Read;
-        let coords = &op.operands[1..];
-        let movable = coords.iter().all(|&c| movable(k, body, c));
-        if dtype.size() != 2 || shape.rank() != 2 || !outside || !readable || !movable {
+        if dtype.size() != 2 || shape.rank() != 2 || !self.found_ahead(body, load) {
             return None;
         }
+        let (view, coords) = (op.operands[0], &op.operands[1..]);
         let access = facts::access(k, view, shape, coords);
         if access.vector < 8 || access.axis != 1 {
             return None;

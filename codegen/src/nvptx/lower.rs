@@ -20,8 +20,8 @@ use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, BinaryOp, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
-use std::ops::Range;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 
 /// A view at run time.
 #[derive(Clone)]
@@ -62,6 +62,8 @@ pub(super) struct Lower<'k> {
     /// How often scratch memory has been given out.
     pub scratches: usize,
     pub exchange: Option<Exchange>,
+    /// The words of loads that ran ahead in registers, for this iteration.
+    pub ahead: HashMap<OpId, Vec<V>>,
     /// For the author.
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
@@ -104,6 +106,7 @@ impl<'k> Lower<'k> {
             scratch_busy: vec![],
             scratches: 0,
             exchange: None,
+            ahead: HashMap::new(),
             notes: vec![],
             staged: HashMap::new(),
             rings: HashMap::new(),
@@ -470,6 +473,8 @@ impl<'k> Lower<'k> {
         self.w.jump(&pre);
         self.w.start(&pre);
         let any = self.w.icmp("slt", "i32", &lo, &hi);
+        let loads = self.loads_ahead(id);
+        let first: Vec<Vec<V>> = loads.iter().map(|&l| self.load_ahead(region, l, &lo, &any)).collect();
         self.w.branch(&any, &body, &exit);
         self.w.start(&body);
         let next_stage = format!("%n{}", self.w.fresh());
@@ -480,7 +485,28 @@ impl<'k> Lower<'k> {
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
         let phis = self.phis(&args[1..], &inits, &pre, &latch);
+        let mut words_ahead = vec![];
+        for (&load, first) in loads.iter().zip(&first) {
+            let (mut words, mut nexts, ty) = (vec![], vec![], self.box_word(load));
+            for x in first {
+                let next = format!("%n{}", self.w.fresh());
+                words.push(self.w.op(format_args!("phi {ty} [ {x}, %{pre} ], [ {next}, %{latch} ]")));
+                nexts.push(next);
+            }
+            self.ahead.insert(load, words);
+            words_ahead.push(nexts);
+        }
         self.forget_order();
+        if !loads.is_empty() {
+            let after = self.w.bin("add", "i32", &i, &step);
+            let exists = self.w.icmp("slt", "i32", &after, &hi);
+            for (&load, nexts) in loads.iter().zip(words_ahead) {
+                let (words, ty) = (self.load_ahead(region, load, &after, &exists), self.box_word(load));
+                for (name, word) in nexts.iter().zip(&words) {
+                    self.w.alias(name, ty, word);
+                }
+            }
+        }
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
         }
@@ -702,13 +728,15 @@ impl<'k> Lower<'k> {
                 operands[0].chunks(2).flat_map(|x| math::narrow_pair(&mut self.w, dtype, &x[0], &x[1])).collect()
             }
             OpKind::Binary(b @ (BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul))
-                if count.is_multiple_of(2)
-                    && (dtype == DType::F16 || dtype == DType::BF16 && self.sm >= 90) =>
+                if count.is_multiple_of(2) && (dtype == DType::F16 || dtype == DType::BF16 && self.sm >= 90) =>
             {
                 let pairs = operands[0].chunks(2).zip(operands[1].chunks(2));
                 let of = |p: &'_ [V]| [p[0].clone(), p[1].clone()];
                 let pairs: Vec<_> = pairs.map(|(x, y)| (of(x), of(y))).collect();
-                pairs.iter().flat_map(|(x, y)| math::binary_pair(&mut self.w, *b, dtype, x.each_ref(), y.each_ref())).collect()
+                pairs
+                    .iter()
+                    .flat_map(|(x, y)| math::binary_pair(&mut self.w, *b, dtype, x.each_ref(), y.each_ref()))
+                    .collect()
             }
             OpKind::Unary(_)
             | OpKind::Binary(_)

@@ -183,6 +183,20 @@ impl<'k> Lower<'k> {
         value
     }
 
+    /// The loop's loads that run one iteration ahead in registers.
+    pub(super) fn loads_ahead(&self, id: OpId) -> Vec<OpId> {
+        let loads = self.plan.ahead.registers.get(&id).into_iter().flatten();
+        loads.copied().filter(|&l| self.demanded(self.k.op(l).results[0])).collect()
+    }
+
+    /// Starts such a load for the iteration with counter `i`, if there is one.
+    pub(super) fn load_ahead(&mut self, body: RegionId, load: OpId, i: &V, exists: &V) -> Vec<V> {
+        let op = self.k.op(load);
+        let mut known = HashMap::new();
+        let coords: Vec<V> = op.operands[1..].iter().map(|&c| self.scalar_at(body, c, i, &mut known)).collect();
+        self.load_box(load, &coords, Some(exists))
+    }
+
     /// A product's operand `i` if it lies in a ring, to be read in this fragment layout.
     pub(super) fn fetched(&mut self, dot: OpId, i: usize, layout: &LinearLayout) -> Option<FetchedOperand> {
         let (load, transposed) = source(self.k, self.k.op(dot).operands[i])?;

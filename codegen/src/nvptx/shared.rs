@@ -28,7 +28,8 @@ impl Lower<'_> {
     pub(super) fn scratch(&mut self, bytes: usize) -> V {
         self.scratches += 1;
         let bottom = self.shared_top.next_multiple_of(128);
-        let free = |start: usize, busy: &[Range<usize>]| busy.iter().all(|b| start + bytes <= b.start || b.end <= start);
+        let free =
+            |start: usize, busy: &[Range<usize>]| busy.iter().all(|b| start + bytes <= b.start || b.end <= start);
         // Beside what others still read, if that takes no memory that matters: saves a barrier.
         let spare = if self.rings.is_empty() { SPARE_BYTES } else { 0 };
         let most = self.shared_max.max(bottom + spare).max(bottom + bytes);

@@ -66,6 +66,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let scale = select(token < length, scale, 0.0);
     let (q_at, k_at) = (head * D, (heads + head) * D);
 
+    let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
     // The squares of the lengths are on the diagonals of the products of q and k with themselves.
     let mut q_squares: Tile<f32, 4, S, S> = zeros();
     let mut k_squares: Tile<f32, 4, S, S> = zeros();
@@ -146,7 +147,6 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let p_own = select(column <= row, p_own.reshape(), 0.0);
     let scores = beside::<C, M, C>(beside::<C, S, M>(p_own, p_pair.reshape(), odd), p_half, second);
 
-    let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
     let beta = beta.sigmoid();
     let a_own = select(column < row, a_own.reshape() * beta.col(), 0.0);
     let a_pair = (a_pair.reshape::<D2<C, S>>() * beta.col()).cast::<X>();
