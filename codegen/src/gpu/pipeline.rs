@@ -22,7 +22,7 @@ use crate::ir::{Access, Def, Kernel, Loc, OpId, OpKind, RegionId, Type, ValueId}
 use std::collections::{BTreeMap, HashMap};
 
 /// What a thread may hold of the next iteration, in bytes.
-const REGISTER_BYTES: usize = 32;
+const REGISTER_BYTES: usize = 40;
 
 /// A load that runs ahead.
 #[derive(Clone, Debug)]
@@ -304,9 +304,9 @@ impl Planner<'_> {
         let loads = ops.iter().copied().filter(|&load| {
             let op = k.op(load);
             let Some(&Type::Tile(dtype, shape)) = op.results.first().map(|&r| k.ty(r)).as_ref() else { return false };
-            let bytes = shape.numel() * dtype.size();
-            // Less is in few threads, and soon there.
-            let fits = op.kind == (OpKind::Load { has_other: false }) && bytes >= 4 * 32 * self.warps && bytes <= left;
+            // A thread holds whole registers.
+            let bytes = (shape.numel() * dtype.size()).max(4 * 32 * self.warps);
+            let fits = op.kind == (OpKind::Load { has_other: false }) && shape.rank() > 0 && bytes <= left;
             let found = fits && self.found_ahead(body, load);
             left -= if found { bytes } else { 0 };
             found

@@ -9,7 +9,7 @@
 //! between them ([`Lower::order`]).
 
 use super::bulk::{Places, Walk};
-use super::pipeline::Staged;
+use super::pipeline::{LoadAhead, Staged};
 use super::reduce::Exchange;
 use super::shared::EVERYWHERE;
 use super::text::{V, Writer, constant, int, llvm_type};
@@ -63,7 +63,7 @@ pub(super) struct Lower<'k> {
     pub scratches: usize,
     pub exchange: Option<Exchange>,
     /// The words of loads that ran ahead in registers, for this iteration.
-    pub ahead: HashMap<OpId, Vec<V>>,
+    pub ahead: HashMap<OpId, LoadAhead>,
     /// For the author.
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
@@ -474,7 +474,7 @@ impl<'k> Lower<'k> {
         self.w.start(&pre);
         let any = self.w.icmp("slt", "i32", &lo, &hi);
         let loads = self.loads_ahead(id);
-        let first: Vec<Vec<V>> = loads.iter().map(|&l| self.load_ahead(region, l, &lo, &any)).collect();
+        let first: Vec<Vec<V>> = loads.iter().map(|&l| self.load_for(region, l, &lo, &any)).collect();
         self.w.branch(&any, &body, &exit);
         self.w.start(&body);
         let next_stage = format!("%n{}", self.w.fresh());
@@ -485,7 +485,6 @@ impl<'k> Lower<'k> {
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
         let phis = self.phis(&args[1..], &inits, &pre, &latch);
-        let mut words_ahead = vec![];
         for (&load, first) in loads.iter().zip(&first) {
             let (mut words, mut nexts, ty) = (vec![], vec![], self.box_word(load));
             for x in first {
@@ -493,20 +492,10 @@ impl<'k> Lower<'k> {
                 words.push(self.w.op(format_args!("phi {ty} [ {x}, %{pre} ], [ {next}, %{latch} ]")));
                 nexts.push(next);
             }
-            self.ahead.insert(load, words);
-            words_ahead.push(nexts);
+            let (i, step, hi) = (i.clone(), step.clone(), hi.clone());
+            self.ahead.insert(load, LoadAhead { words, nexts, body: region, i, step, hi });
         }
         self.forget_order();
-        if !loads.is_empty() {
-            let after = self.w.bin("add", "i32", &i, &step);
-            let exists = self.w.icmp("slt", "i32", &after, &hi);
-            for (&load, nexts) in loads.iter().zip(words_ahead) {
-                let (words, ty) = (self.load_ahead(region, load, &after, &exists), self.box_word(load));
-                for (name, word) in nexts.iter().zip(&words) {
-                    self.w.alias(name, ty, word);
-                }
-            }
-        }
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
         }

@@ -262,7 +262,7 @@ impl Lower<'_> {
         if self.plan.ahead.bulk_load(id).is_some() {
             return self.load_staged(id);
         }
-        if let Some(words) = self.ahead.remove(&id) {
+        if let Some(words) = self.take_ahead(id) {
             let regs = self.box_elements(id, &words);
             return self.define(r, regs);
         }

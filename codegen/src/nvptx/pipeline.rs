@@ -42,6 +42,17 @@ pub(super) struct Ring<'k> {
     starts: Vec<usize>,
 }
 
+/// A load that runs one iteration ahead in registers: its words for this iteration of the loop, the names of those for
+/// the next, and the loop's body, counter, step and end.
+pub(super) struct LoadAhead {
+    pub words: Vec<V>,
+    pub nexts: Vec<String>,
+    pub body: RegionId,
+    pub i: V,
+    pub step: V,
+    pub hi: V,
+}
+
 impl<'k> Lower<'k> {
     /// Takes the buffers and starts the first copies.
     pub(super) fn start_ring(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Ring<'k>> {
@@ -189,8 +200,20 @@ impl<'k> Lower<'k> {
         loads.copied().filter(|&l| self.demanded(self.k.op(l).results[0])).collect()
     }
 
+    /// Takes what such a load brought for this iteration, and starts it for the next.
+    pub(super) fn take_ahead(&mut self, load: OpId) -> Option<Vec<V>> {
+        let LoadAhead { words, nexts, body, i, step, hi } = self.ahead.remove(&load)?;
+        let after = self.w.bin("add", "i32", &i, &step);
+        let exists = self.w.icmp("slt", "i32", &after, &hi);
+        let (next, ty) = (self.load_for(body, load, &after, &exists), self.box_word(load));
+        for (name, word) in nexts.iter().zip(&next) {
+            self.w.alias(name, ty, word);
+        }
+        Some(words)
+    }
+
     /// Starts such a load for the iteration with counter `i`, if there is one.
-    pub(super) fn load_ahead(&mut self, body: RegionId, load: OpId, i: &V, exists: &V) -> Vec<V> {
+    pub(super) fn load_for(&mut self, body: RegionId, load: OpId, i: &V, exists: &V) -> Vec<V> {
         let op = self.k.op(load);
         let mut known = HashMap::new();
         let coords: Vec<V> = op.operands[1..].iter().map(|&c| self.scalar_at(body, c, i, &mut known)).collect();
