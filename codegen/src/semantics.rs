@@ -174,6 +174,11 @@ fn binary_f32(op: BinaryOp, dtype: DType, a: f32, b: f32) -> f32 {
     }
 }
 
+/// x·a + b of floats: the product exact, the sum rounded to f32 and then to the element type.
+pub fn fma(dtype: DType, x: Bits, a: Bits, b: Bits) -> Bits {
+    from_f32(dtype, to_f32(dtype, x).mul_add(to_f32(dtype, a), to_f32(dtype, b)))
+}
+
 /// A comparison. Floats compare by value (ordered; `Ne` is true on NaN), bool as 0 and 1.
 pub fn compare(op: CmpOp, dtype: DType, x: Bits, y: Bits) -> bool {
     if dtype.is_float() {

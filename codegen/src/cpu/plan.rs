@@ -180,7 +180,7 @@ fn is_tile(ty: Type) -> bool {
 fn is_simple(kind: &OpKind) -> bool {
     match kind {
         OpKind::Unary(op) => matches!(op, UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Not),
-        OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Select | OpKind::Cast | OpKind::Bitcast => true,
+        OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select | OpKind::Cast | OpKind::Bitcast => true,
         _ => false,
     }
 }

@@ -367,6 +367,7 @@ impl Assigner<'_> {
             OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)
+            | OpKind::Fma
             | OpKind::Select
             | OpKind::Cast
             | OpKind::Bitcast

@@ -29,7 +29,7 @@ pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
         let op = k.op(id);
         let arithmetic = matches!(
             op.kind,
-            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Select | OpKind::Cast
+            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select | OpKind::Cast
         );
         match op.kind {
             OpKind::Load { .. } if computed => found.push(Origin { load: id, layout, whole }),

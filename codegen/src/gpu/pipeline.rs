@@ -118,6 +118,7 @@ fn movable(k: &Kernel, body: RegionId, v: ValueId) -> bool {
                     | OpKind::Unary(_)
                     | OpKind::Binary(_)
                     | OpKind::Compare(_)
+                    | OpKind::Fma
                     | OpKind::Select
                     | OpKind::Cast
             );

@@ -245,6 +245,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             (OpKind::Unary(f), [x]) => elementwise::unary(*f, from, x),
             (OpKind::Binary(f), [x, y]) => elementwise::binary(*f, from, shape, x, y)?,
             (OpKind::Compare(f), [x, y]) => elementwise::compare(*f, from, x, y),
+            (OpKind::Fma, [x, a, b]) => elementwise::fma(from, x, a, b),
             (OpKind::Select, [c, x, y]) => elementwise::select(c, x, y),
             (OpKind::Cast, [x]) => elementwise::cast(from, result, x),
             (OpKind::Bitcast, [x]) => elementwise::bitcast(result, x),

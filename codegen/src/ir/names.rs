@@ -40,7 +40,7 @@ names!(AtomicOp {
 names!(Precision { F32 = "f32", Tf32 = "tf32", Tf32x3 = "tf32x3" });
 
 /// f16, bf16, f32: the floats that take part in arithmetic.
-fn computes(d: DType) -> bool {
+pub(super) fn computes(d: DType) -> bool {
     d.is_float() && !d.is_fp8()
 }
 
@@ -102,6 +102,7 @@ impl OpKind {
             OpKind::Unary(op) => op.name(),
             OpKind::Binary(op) => op.name(),
             OpKind::Compare(op) => op.name(),
+            OpKind::Fma => "fma",
             OpKind::Select => "select",
             OpKind::Cast => "cast",
             OpKind::Bitcast => "bitcast",

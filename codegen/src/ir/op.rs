@@ -144,6 +144,9 @@ pub enum OpKind {
     Unary(UnaryOp),
     Binary(BinaryOp),
     Compare(CmpOp),
+    /// (x: T, a: T, b: T) → T: x·a + b for f16, bf16, f32. The product is exact and the sum is rounded to f32, then to T:
+    /// for f32 once in all, for the others as every operation on them is.
+    Fma,
     /// (bool, T, T) → T.
     Select,
     /// T → U, values: float → float rounds to nearest even (overflow to infinity; e4m3 saturates to ±448);

@@ -10,6 +10,7 @@
 //!
 //! Everything after the verifier relies on these rules and may panic where they do not hold.
 
+use super::names::computes;
 use super::*;
 
 /// The most elements of one tile.
@@ -191,6 +192,7 @@ impl Verifier<'_> {
                 | OpKind::Unary(_)
                 | OpKind::Binary(_)
                 | OpKind::Compare(_)
+                | OpKind::Fma
                 | OpKind::Select
                 | OpKind::Cast
                 | OpKind::Bitcast
@@ -256,7 +258,9 @@ impl Verifier<'_> {
             OpKind::Const(_) | OpKind::Iota { .. } | OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } => {
                 self.source(o)
             }
-            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Select => self.elementwise(o),
+            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select => {
+                self.elementwise(o)
+            }
             OpKind::Cast | OpKind::Bitcast | OpKind::Broadcast | OpKind::Reshape => self.conversion(o),
             OpKind::Transpose { .. } | OpKind::Slice { .. } | OpKind::Join { .. } => self.movement(o),
             OpKind::Reduce { axis, combine } => self.along_axis(o, *axis, *combine, true),
@@ -343,6 +347,13 @@ impl Verifier<'_> {
                 self.accepts(op.accepts(d), d)?;
                 self.same("operand 1", x, y)?;
                 self.same("result", Type::Tile(DType::Bool, s), ty)
+            }
+            OpKind::Fma => {
+                let [x, a, b] = self.operands(o)?;
+                self.accepts(computes(self.tile("operand 0", x)?.0), x.dtype())?;
+                self.same("operand 1", x, a)?;
+                self.same("operand 2", x, b)?;
+                self.same("result", x, ty)
             }
             _ => {
                 let [c, x, y] = self.operands(o)?;

@@ -118,6 +118,14 @@ fn functions() {
     compare(&kernels::functions(DType::F16), [1; 3], shapes, 2e-3);
 }
 
+/// Bit for bit; with rounded products the first row would be 0.
+#[test]
+fn fma_keeps_the_product_exact() {
+    for d in [DType::F32, DType::BF16, DType::F16] {
+        compare(&kernels::fused(d), [1; 3], &[&[256], &[256], &[3, 256]], 0.0);
+    }
+}
+
 #[test]
 fn casts() {
     for d in DType::ALL {

@@ -727,9 +727,19 @@ impl<'k> Lower<'k> {
                     .flat_map(|(x, y)| math::binary_pair(&mut self.w, *b, dtype, x.each_ref(), y.each_ref()))
                     .collect()
             }
+            // Not the instruction for pairs: it rounds once to the type, and this rounds to f32 first.
+            OpKind::Fma if count.is_multiple_of(2) && matches!(dtype, DType::BF16 | DType::F16) => {
+                let mut sums = vec![];
+                for i in 0..count {
+                    let [x, a, b] = [0, 1, 2].map(|o| math::to_f32(&mut self.w, dtype, &operands[o][i]));
+                    sums.push(math::fma(&mut self.w, &x, &a, &b));
+                }
+                sums.chunks(2).flat_map(|x| math::narrow_pair(&mut self.w, dtype, &x[0], &x[1])).collect()
+            }
             OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)
+            | OpKind::Fma
             | OpKind::Select
             | OpKind::Cast
             | OpKind::Bitcast => {
@@ -939,6 +949,11 @@ pub(super) fn elementwise(w: &mut Writer, kind: &OpKind, from: DType, to: DType,
         OpKind::Unary(op) => math::unary(w, *op, from, xs[0]),
         OpKind::Binary(op) => math::binary(w, *op, from, xs[0], xs[1]),
         OpKind::Compare(op) => math::compare(w, *op, from, xs[0], xs[1]),
+        OpKind::Fma => {
+            let [x, a, b] = [0, 1, 2].map(|i| math::to_f32(w, from, xs[i]));
+            let sum = math::fma(w, &x, &a, &b);
+            math::from_f32(w, from, &sum)
+        }
         OpKind::Select => w.select(xs[0], llvm_type(to), xs[1], xs[2]),
         OpKind::Cast => math::cast(w, from, to, xs[0]),
         OpKind::Bitcast => math::bitcast(w, from, to, xs[0]),

@@ -105,6 +105,33 @@ pub(super) fn batched(count: u32, m: u32, n: u32, k: u32, dtype: DType) -> Kerne
     }))
 }
 
+/// What is lost when x·a is rounded, by an exact product; x·a + x; and the first of these for the first elements alone.
+pub(super) fn fused(dtype: DType) -> Kernel {
+    contiguous(built(&format!("fused_{dtype}"), |b| {
+        let (x, a) = (view(b, "x", dtype, 1, Access::Read), view(b, "a", dtype, 1, Access::Read));
+        let out = view(b, "out", dtype, 2, Access::Write);
+        let zero = b.i32(0);
+        let [tx, ta] = [x, a].map(|v| b.load(v, &[zero], Shape::new(&[256]), None));
+        let [sx, sa] = [x, a].map(|v| {
+            let t = b.load(v, &[zero], Shape::new(&[1]), None);
+            b.reshape(t, Shape::SCALAR)
+        });
+        let [lost, first] = [(tx, ta), (sx, sa)].map(|(x, a)| {
+            let nothing = b.splat(dtype, b.ty(x).shape(), 0.0);
+            let rounded = b.fma(x, a, nothing);
+            let negative = b.unary(UnaryOp::Neg, rounded);
+            b.fma(x, a, negative)
+        });
+        let sum = b.fma(tx, ta, tx);
+        let first = b.broadcast(first, Shape::new(&[256]));
+        for (row, t) in [lost, sum, first].into_iter().enumerate() {
+            let row = b.i32(row as i32);
+            let t = b.reshape(t, Shape::new(&[1, 256]));
+            b.store(out, t, &[row, zero]);
+        }
+    }))
+}
+
 pub(super) fn rmsnorm(n: u32) -> Kernel {
     contiguous(built("rmsnorm", |b| {
         let x = view(b, "x", DType::BF16, 2, Access::Read);

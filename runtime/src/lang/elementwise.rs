@@ -119,11 +119,16 @@ impl<T: Number, S: Shape> Tile<T, S> {
     pub fn min(self, rhs: impl Operand<T, S>) -> Self {
         self.binary(BinaryOp::Min, rhs.operand())
     }
+}
 
-    /// `self · a + b`, rounded as the two operations are.
+impl<T: Float, S: Shape> Tile<T, S> {
+    /// `self · a + b` with the exact product: for `f32` rounded once, by one instruction where the device has it. For
+    /// narrower floats the sum is rounded to f32 and then to `T`, as for every operation on them. `self * a + b` rounds
+    /// the product, too; the compiler never makes one of the other.
     #[track_caller]
     pub fn mul_add(self, a: impl Operand<T, S>, b: impl Operand<T, S>) -> Self {
-        self * a.operand() + b.operand()
+        let (a, b) = (a.operand(), b.operand());
+        Tile::from_id(stage::emit(|builder| builder.fma(self.id(), a.id(), b.id())))
     }
 }
 

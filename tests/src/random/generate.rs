@@ -229,6 +229,7 @@ impl Generator {
         match self.rng.below(20) {
             0 | 1 => self.unary(),
             2..=4 => self.binary(),
+            5 if self.rng.chance(30) => self.fma(),
             5 => self.compare_and_select(),
             6 | 7 => self.cast(),
             8 | 9 => self.movement(),
@@ -268,6 +269,14 @@ impl Generator {
         let (a, b) = if self.rng.chance(50) || op == BinaryOp::Div || op == BinaryOp::Rem { (x, y) } else { (y, x) };
         let v = self.b.binary(op, a.v, b.v);
         self.push(v, a.small && b.small && matches!(op, BinaryOp::Min | BinaryOp::Max));
+    }
+
+    fn fma(&mut self) {
+        let x = self.any(|d| d.is_float() && !d.is_fp8());
+        let (dtype, shape) = (self.dtype(x.v), self.shape(x.v));
+        let (a, b) = (self.value(dtype, shape), self.value(dtype, shape));
+        let v = self.b.fma(x.v, a.v, b.v);
+        self.push(v, false);
     }
 
     fn compare_and_select(&mut self) {

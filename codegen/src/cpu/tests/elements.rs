@@ -234,6 +234,42 @@ fn binary_operations_and_comparisons_are_exact() {
     }
 }
 
+/// With the instruction and without, on vectors and on what is left over.
+#[test]
+fn fma_keeps_the_product_exact() {
+    for dtype in [F32, BF16, DType::F16] {
+        let mut c = Case::new();
+        // (1 + e)(1 - e) - 1 is -e², which a rounded product loses: there it is 0.
+        let e = 2f64.powi(if dtype == F32 { -13 } else { -7 });
+        let known = [1.0 + e, 1.0 - e, -1.0].map(|x| Bits::from_f64(dtype, x));
+        let columns =
+            known.map(|first| [vec![first], c.random.hostile(dtype, 127), c.random.values(dtype, 130)].concat());
+        let inputs = columns.each_ref().map(|column| {
+            let (most, rest) = column.split_at(256);
+            [c.input_bits(dtype, &[256], most), c.input_bits(dtype, &[2], rest)]
+        });
+        for part in 0..2 {
+            let y = c.b.fma(inputs[0][part], inputs[1][part], inputs[2][part]);
+            c.output(y);
+        }
+        let [x, a, b] = &columns;
+        let want: Vec<Bits> = (0..x.len()).map(|i| semantics::fma(dtype, x[i], a[i], b[i])).collect();
+        assert_eq!(want[0].to_f64(dtype), -e * e);
+        let mut kernel = c.b.finish();
+        for fma in [has_fma(), false] {
+            let (result, memory) = launch_for(fma, &mut kernel, &c.args, [1; 3], false);
+            result.expect("runs");
+            let bytes: Vec<u8> = memory[6..].iter().flat_map(|m| m[GUARD..m.len() - GUARD].to_vec()).collect();
+            assert_eq!(bytes.len(), want.len() * dtype.size());
+            for (i, (found, want)) in bytes.chunks_exact(dtype.size()).zip(&want).enumerate() {
+                let found = Bits(found.iter().rev().fold(0, |x, &b| x << 8 | b as u64));
+                let nan = found.to_f64(dtype).is_nan() && want.to_f64(dtype).is_nan();
+                assert!(found == *want || nan, "{dtype}, instruction {fma}, [{i}]: {found:x?}, not {want:x?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn integers_divided_by_zero_give_zero() {
     let mut c = Case::new();

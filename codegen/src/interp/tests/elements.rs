@@ -58,6 +58,27 @@ fn unary_and_binary() {
 }
 
 #[test]
+fn fma_keeps_the_product_exact() {
+    // (1 + e)(1 - e) - 1 is -e²; the rounded product is 1.
+    let e = 2f64.powi(-13);
+    let mut c = Case::new();
+    let x = c.input(F32, &[4], &[1.0 + e, 3e38, f64::INFINITY, -0.0]);
+    let a = c.input(F32, &[4], &[1.0 - e, 2.0, 0.0, 1.0]);
+    let b = c.input(F32, &[4], &[-1.0, -3e38, 1.0, -0.0]);
+    let y = c.b.fma(x, a, b);
+    let v = c.values(y);
+    assert_eq!((v[0], v[1], v[2].is_nan(), v[3]), (-e * e, 3e38f32 as f64, true, 0.0));
+    assert!(v[3].is_sign_negative());
+    // 1.25 · 205 = 256.25 is 256 in bf16. With 1 added it is 257.25, which is nearer to 258; 256 + 1 would be 256.
+    let mut c = Case::new();
+    let x = c.input(DType::BF16, &[2], &[1.25, 1.25]);
+    let a = c.input(DType::BF16, &[2], &[205.0, 205.0]);
+    let b = c.input(DType::BF16, &[2], &[1.0, 0.0]);
+    let y = c.b.fma(x, a, b);
+    assert_eq!(c.values(y), [258.0, 256.0]);
+}
+
+#[test]
 fn comparisons_and_select() {
     let mut c = Case::new();
     let x = c.input(F32, &[4], &[1.0, f64::NAN, -0.0, f64::NEG_INFINITY]);
