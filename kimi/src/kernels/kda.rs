@@ -19,6 +19,7 @@ pub use state::kda_state;
 pub use step::kda_step;
 
 use kiln::prelude::*;
+use std::f32::consts::LOG2_E;
 
 /// Over a block of S tokens a decay of less than `FLOOR_BITS / S` bits a token is set to that.
 ///
@@ -33,14 +34,15 @@ const FLOOR_BITS: f32 = 224.0;
 #[device]
 fn log2_decay<const BOUNDED: bool, const C: usize, const N: usize>(
     x: Tile<f32, C, N>,
+    bias: Tile<f32, N>,
     rate: Tile<f32>,
     scale: Tile<f32, C>,
 ) -> Tile<f32, C, N> {
     if BOUNDED {
-        (x * rate).sigmoid() * scale.col()
+        ((x + bias.row()) * rate).sigmoid() * scale.col()
     } else {
-        // softplus(x)·log2 e = log2(1 + 2^y), y = x·log2 e; an error of the logarithm is one of the exponent.
-        let y = x * std::f32::consts::LOG2_E;
+        // softplus(x)·log2 e = log2(1 + 2^y), y = x·log2 e, x with its bias; an error of the logarithm is one of the exponent.
+        let y = x.mul_add(LOG2_E, (bias * LOG2_E).row());
         let small = (-y.abs()).exp2() + 1.0;
         (y.max(0.0) + small.log2_approx()) * scale.col()
     }
@@ -48,17 +50,11 @@ fn log2_decay<const BOUNDED: bool, const C: usize, const N: usize>(
 
 #[device]
 fn decay_scale<const BOUNDED: bool>(rate: Tile<f32>, lower_bound: Tile<f32>) -> Tile<f32> {
-    if BOUNDED { lower_bound * std::f32::consts::LOG2_E } else { -rate }
+    if BOUNDED { lower_bound * LOG2_E } else { -rate }
 }
 
 /// What makes a vector of unit length: (Σ x² + 1e-6)^-½.
 #[device]
 fn unit<const N: usize>(x: Tile<f32, N>) -> Tile<f32> {
     ((x * x).sum::<0>() + 1e-6).rsqrt()
-}
-
-/// [`unit`] of each row.
-#[device]
-fn row_units<const C: usize, const N: usize>(x: Tile<f32, C, N>) -> Tile<f32, C> {
-    ((x * x).sum::<1>() + 1e-6).rsqrt()
 }

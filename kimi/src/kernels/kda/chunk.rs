@@ -60,7 +60,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let qkv = qkv.narrow(0, first, length);
     let decay_input = decay_input.narrow(0, first, length);
     let token = iota::<C>();
-    let (block, second, odd) = (token / S, token >= M, token / S % 2 == 1);
+    let (second, odd) = (token >= M, token / S % 2 == 1);
     let rate = a_log.get(head).exp();
     let scale: Tile<f32, C> = full(1.0) * decay_scale::<BOUNDED>(rate, lower_bound);
     let scale = select(token < length, scale, 0.0);
@@ -91,7 +91,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     for d in (0..D).step_by(B) {
         let x: Tile<f32, C, B> = decay_input.load((0, head * D + d)).cast();
         let bias: Tile<f32, B> = dt_bias.load(head * D + d);
-        let g = log2_decay::<BOUNDED, C, B>(x + bias.row(), rate, scale).max(-FLOOR_BITS / S as f32);
+        let g = log2_decay::<BOUNDED, C, B>(x, bias, rate, scale).max(-FLOOR_BITS / S as f32);
 
         // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
         let within = g.reshape::<D3<4, S, B>>().cumsum::<1>();

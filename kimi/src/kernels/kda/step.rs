@@ -61,7 +61,7 @@ pub fn kda_step<T: Float, const D: usize, const DD: usize, const J: usize, const
 
         let bias: Tile<f32, D> = dt_bias.load(channels);
         let a: Tile<f32, D> = decay_input.select(0, t).load(channels).cast();
-        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>((a + bias).reshape(), rate, scale.reshape()).reshape();
+        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>(a.reshape(), bias, rate, scale.reshape()).reshape();
         let beta = beta_input.get((t, head)).cast::<f32>().sigmoid();
 
         // Each vector is made where it is needed: beside the state it takes a register for each row.
