@@ -10,8 +10,9 @@
 //! writes to its parameter; and if 16-byte copies along its last axis are possible. The loop then starts the copies of
 //! iteration i + stages - 1 while it computes iteration i.
 //!
-//! What other loops with products load first, from such places, runs one iteration ahead in registers, as far as a few
-//! of them go.
+//! Where no loop's products read rings, what a loop with products loads from such places runs one iteration ahead, too:
+//! each thread copies what it will need into shared memory of its own (a copy in flight to registers would take one of
+//! the few scoreboards, which all that waits for results shares).
 
 use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
@@ -21,8 +22,8 @@ use super::{Chip, facts};
 use crate::ir::{Access, Def, Kernel, Loc, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
 
-/// What a thread may hold of the next iteration, in bytes.
-const REGISTER_BYTES: usize = 40;
+/// What a thread may copy for the next iteration, in bytes.
+const SLOT_BYTES: usize = 128;
 
 /// A load that runs ahead.
 #[derive(Clone, Debug)]
@@ -65,8 +66,8 @@ pub struct BulkRegion {
 #[derive(Clone, Debug, Default)]
 pub struct Ahead {
     pub loops: HashMap<OpId, StagedLoop>,
-    /// Loads that run one iteration ahead in registers, by their loop.
-    pub registers: HashMap<OpId, Vec<OpId>>,
+    /// Loads that run one iteration ahead in slots of each thread's own, by their loop.
+    pub slots: HashMap<OpId, Vec<OpId>>,
     pub bulk: BTreeMap<RegionId, BulkRegion>,
 }
 
@@ -183,9 +184,9 @@ pub fn plan(
         let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
         let bytes: usize = bulk.iter().map(|l| l.bytes).chain(copies.iter().map(|l| l.bytes)).sum();
         if bytes == 0 {
-            let loads = planner.register_loads(body);
+            let loads = planner.slot_loads(body);
             if !loads.is_empty() {
-                out.registers.insert(id, loads);
+                out.slots.insert(id, loads);
             }
             continue;
         }
@@ -204,6 +205,9 @@ pub fn plan(
             let once = planner.nesting.around(id).all(|o| k.op(o).kind == OpKind::If);
             out.bulk.insert(body, BulkRegion { stages, loads: bulk, once });
         }
+    }
+    if !out.loops.is_empty() || !out.bulk.is_empty() {
+        out.slots.clear();
     }
     out
 }
@@ -295,17 +299,16 @@ impl Planner<'_> {
         }
     }
 
-    fn register_loads(&self, body: RegionId) -> Vec<OpId> {
+    fn slot_loads(&self, body: RegionId) -> Vec<OpId> {
         let k = self.k;
         let ops = &k.region(body).ops;
         if !ops.iter().any(|o| self.dots.get(o).is_some_and(DotPlan::is_mma)) {
             return vec![];
         }
-        let mut left = REGISTER_BYTES * 32 * self.warps;
+        let mut left = SLOT_BYTES * 32 * self.warps;
         let loads = ops.iter().copied().filter(|&load| {
             let op = k.op(load);
             let Some(&Type::Tile(dtype, shape)) = op.results.first().map(|&r| k.ty(r)).as_ref() else { return false };
-            // A thread holds whole registers.
             let bytes = (shape.numel() * dtype.size()).max(4 * 32 * self.warps);
             let fits = op.kind == (OpKind::Load { has_other: false }) && shape.rank() > 0 && bytes <= left;
             let found = fits && self.found_ahead(body, load);

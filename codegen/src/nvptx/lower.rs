@@ -9,7 +9,7 @@
 //! between them ([`Lower::order`]).
 
 use super::bulk::{Places, Walk};
-use super::pipeline::{LoadAhead, Staged};
+use super::pipeline::{Slot, Staged};
 use super::reduce::Exchange;
 use super::shared::EVERYWHERE;
 use super::text::{V, Writer, constant, int, llvm_type};
@@ -63,7 +63,8 @@ pub(super) struct Lower<'k> {
     pub scratches: usize,
     pub exchange: Option<Exchange>,
     /// The words of loads that ran ahead in registers, for this iteration.
-    pub ahead: HashMap<OpId, LoadAhead>,
+    /// Where the loads that run ahead in each thread's own slots lie for this iteration.
+    pub slots: HashMap<OpId, Slot>,
     /// For the author.
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
@@ -106,7 +107,7 @@ impl<'k> Lower<'k> {
             scratch_busy: vec![],
             scratches: 0,
             exchange: None,
-            ahead: HashMap::new(),
+            slots: HashMap::new(),
             notes: vec![],
             staged: HashMap::new(),
             rings: HashMap::new(),
@@ -467,37 +468,29 @@ impl<'k> Lower<'k> {
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
         let ring = self.start_ring(id, &lo, &hi, &step);
+        let slots = self.start_slots(id, &lo, &hi, &step);
         let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
         // With the condition at the end: what is after the last iteration is no matter of a loop that never ran.
         let [pre, body, latch, done, exit] = ["pre", "loop", "latch", "done", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
         let any = self.w.icmp("slt", "i32", &lo, &hi);
-        let loads = self.loads_ahead(id);
-        let first: Vec<Vec<V>> = loads.iter().map(|&l| self.load_for(region, l, &lo, &any)).collect();
         self.w.branch(&any, &body, &exit);
         self.w.start(&body);
         let next_stage = format!("%n{}", self.w.fresh());
-        let stage = match ring {
-            Some(_) => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
-            None => int(0),
+        let stage = match ring.is_some() || slots.is_some() {
+            true => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
+            false => int(0),
         };
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
         let phis = self.phis(&args[1..], &inits, &pre, &latch);
-        for (&load, first) in loads.iter().zip(&first) {
-            let (mut words, mut nexts, ty) = (vec![], vec![], self.box_word(load));
-            for x in first {
-                let next = format!("%n{}", self.w.fresh());
-                words.push(self.w.op(format_args!("phi {ty} [ {x}, %{pre} ], [ {next}, %{latch} ]")));
-                nexts.push(next);
-            }
-            let (i, step, hi) = (i.clone(), step.clone(), hi.clone());
-            self.ahead.insert(load, LoadAhead { words, nexts, body: region, i, step, hi });
-        }
         self.forget_order();
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
+        }
+        if let Some(slots) = &slots {
+            self.turn_slots(slots, &i, &stage);
         }
         self.define(args[0], vec![i.clone()])?;
         for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
@@ -517,6 +510,9 @@ impl<'k> Lower<'k> {
         if let Some(ring) = &ring {
             let after = self.next_stage(ring, &stage);
             self.w.alias(&next_stage, "i32", &after);
+        }
+        if slots.is_some() {
+            self.w.line(format_args!("{next_stage} = xor i32 {stage}, 1"));
         }
         self.w.line(format_args!("{next} = add i32 {i}, {step}"));
         let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
@@ -544,6 +540,9 @@ impl<'k> Lower<'k> {
         }
         if let Some(ring) = &ring {
             self.end_ring(ring);
+        }
+        if let Some(slots) = &slots {
+            self.end_slots(slots);
         }
         self.forget_order();
         self.end_rings(region);

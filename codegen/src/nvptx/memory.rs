@@ -262,7 +262,9 @@ impl Lower<'_> {
         if self.plan.ahead.bulk_load(id).is_some() {
             return self.load_staged(id);
         }
-        if let Some(words) = self.take_ahead(id) {
+        if let Some(slots) = self.slots.remove(&id) {
+            let form = Words::of(dtype, self.box_accesses(id).0[0].len());
+            let words: Vec<V> = slots.iter().flat_map(|place| self.load_shared(place, form)).collect();
             let regs = self.box_elements(id, &words);
             return self.define(r, regs);
         }
@@ -271,7 +273,7 @@ impl Lower<'_> {
         self.order(op.operands[0], Some(coords), &layout, false);
         let starts: Vec<V> = coords.iter().map(|&c| self.scalar(c)).collect();
         if !has_other {
-            let words = self.load_box(id, &starts, None);
+            let words = self.load_box(id, &starts);
             let regs = self.box_elements(id, &words);
             return self.define(r, regs);
         }
@@ -295,9 +297,8 @@ impl Lower<'_> {
         self.define(r, regs)
     }
 
-    /// The words of a load's box at these coordinates, access by access: zeros outside of the view, or all of them
-    /// unless `enabled`.
-    pub(super) fn load_box(&mut self, id: OpId, starts: &[V], enabled: Option<&V>) -> Vec<V> {
+    /// The words of a load's box at these coordinates, access by access: zeros outside of the view.
+    fn load_box(&mut self, id: OpId, starts: &[V]) -> Vec<V> {
         let op = self.k.op(id);
         let (dtype, shape) = (self.k.ty(op.results[0]).dtype(), self.k.ty(op.results[0]).shape());
         let layout = &self.plan.versions[op.results[0].index()][0];
@@ -307,31 +308,30 @@ impl Lower<'_> {
         let mut all = vec![];
         for group in place.groups(access) {
             let mask = place.mask(self, group[0]);
-            let mask = self.w.and(mask, enabled.cloned());
             let address = place.address(self, group[0]);
             all.extend(self.load_words(&address, Words::of(dtype, group.len()), mask.as_ref()));
         }
         all
     }
 
-    /// The LLVM type of the words of a load's box.
-    pub(super) fn box_word(&self, id: OpId) -> &'static str {
+    /// The registers of each access to a load's box, and the bytes of one.
+    pub(super) fn box_accesses(&self, id: OpId) -> (Vec<Vec<u32>>, usize) {
         let op = self.k.op(id);
         let (dtype, shape) = (self.k.ty(op.results[0]).dtype(), self.k.ty(op.results[0]).shape());
         let layout = &self.plan.versions[op.results[0].index()][0];
         let access = facts::access(self.k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
-        Words::of(dtype, accesses(layout, access)[0].len()).asm_type()
+        let accesses = accesses(layout, access);
+        let bytes = accesses[0].len() * dtype.size();
+        (accesses, bytes)
     }
 
     /// The elements of a load's box from its words.
     fn box_elements(&mut self, id: OpId, words: &[V]) -> Vec<V> {
-        let op = self.k.op(id);
-        let (dtype, shape) = (self.k.ty(op.results[0]).dtype(), self.k.ty(op.results[0]).shape());
-        let layout = &self.plan.versions[op.results[0].index()][0];
-        let access = facts::access(self.k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
-        let groups = accesses(layout, access);
-        let mut regs = vec![int(0); layout.registers()];
-        for (group, words) in groups.iter().zip(words.chunks(words.len() / groups.len())) {
+        let r = self.k.op(id).results[0];
+        let dtype = self.k.ty(r).dtype();
+        let (accesses, _) = self.box_accesses(id);
+        let mut regs = vec![int(0); self.plan.versions[r.index()][0].registers()];
+        for (group, words) in accesses.iter().zip(words.chunks(words.len() / accesses.len())) {
             let elements = unpack(&mut self.w, dtype, words, group.len());
             for (&r, x) in group.iter().zip(elements) {
                 regs[r as usize] = x;
