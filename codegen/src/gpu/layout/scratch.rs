@@ -134,7 +134,7 @@ impl ScratchPlan {
     pub(super) fn cost(&self, elem_bytes: usize) -> usize {
         let wavefronts: usize = self.wavefronts(elem_bytes, 0).iter().map(|w| w.actual).sum();
         let accesses: usize = self.passes.iter().map(|p| p.stores.len() + p.loads.len()).sum();
-        wavefronts + accesses + self.passes.len() * if self.warp_local { 24 } else { 48 }
+        wavefronts + accesses + self.passes.len() * if self.warp_local { 8 } else { 48 }
     }
 }
 
