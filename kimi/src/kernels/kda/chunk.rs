@@ -139,7 +139,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
             keep.store((head, chunk, d), total.exp2());
             k_in.store(place, (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
             q_in.store(place, (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
-            k_out.store(place, (earlier_k * rest).cast::<T>().reshape::<D3<1, C, B>>());
+            k_out.store(place, (earlier_k * rest).cast::<X>().bitcast::<T>().reshape::<D3<1, C, B>>());
         }
     }
 
@@ -168,7 +168,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
     let rest: Tile<T, 1, C, D> = k_out.load((head, chunk * C, 0));
-    let rest: Tile<X, C, D> = rest.reshape().cast();
+    let rest: Tile<X, C, D> = rest.bitcast::<X>().reshape();
     let sum = dot(inverse.t(), rest, zeros()).cast::<T>();
     // SAFETY: as above.
     unsafe { k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>()) };
