@@ -130,7 +130,7 @@ impl Function {
         parameters.extend(maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast::<c_void>()));
         let mut queue = self.context.queue()?;
         capture::keep(&mut queue.capture, storages);
-        let ([x, y, z], stream) = (grid, self.context.stream);
+        let ([x, y, z], stream) = (grid, self.context.stream(&queue));
         // SAFETY: the kernel takes one 64-bit parameter per slot and then its tensor maps, all of which the driver copies
         // before it returns; memory
         // is the caller's promise, and freed blocks are reused in stream order only.
