@@ -280,6 +280,9 @@ impl Simulator {
                 assert_eq!(address as usize % (size * count), 0, "misaligned vector");
                 for i in 0..count {
                     let at = address + (i * size) as u64;
+                    if shared {
+                        self.shared.read(at, size, t.event());
+                    }
                     let bytes = if shared { self.shared.load(at, size) } else { self.memory(at, size) };
                     env[p.args[i].register()] = word(bytes);
                 }
@@ -291,6 +294,7 @@ impl Simulator {
                     let bytes = &value(1 + i, env).to_le_bytes()[..size];
                     let at = address + (i * size) as u64;
                     if shared {
+                        self.shared.written(at, bytes, t.event());
                         self.shared.store(at, bytes);
                         t.remember(at, bytes);
                     } else {
@@ -318,6 +322,7 @@ impl Simulator {
                     if read > 0 {
                         bytes[..read].copy_from_slice(self.memory(from, read));
                     }
+                    self.shared.written(to, &bytes, t.event());
                     self.shared.store(to, &bytes);
                     t.remember(to, &bytes);
                 }
@@ -326,6 +331,9 @@ impl Simulator {
                 let size = value(2, env) as usize;
                 let read = if p.args.len() > 3 { value(3, env) as usize } else { size };
                 let copy = (value(0, env), value(1, env), size, read);
+                // From now on it may be written to.
+                let now = self.shared.load(copy.0, size).to_vec();
+                self.shared.written(copy.0, &now, t.event());
                 t.copies.last_mut().expect("a group is open").push(copy);
             }
             Op::Pair(half) => {

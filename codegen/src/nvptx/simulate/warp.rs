@@ -9,7 +9,7 @@ impl Simulator {
     /// One instruction of a whole warp.
     pub fn together(&mut self, code: &Code, warp: &mut [Thread]) {
         match code {
-            Code::WarpBarrier => {}
+            Code::WarpBarrier => warp.iter_mut().for_each(|t| t.warp_barriers += 1),
             Code::Shuffle(out, value, lane, exclusive) => {
                 let sent: Vec<u64> = warp.iter().map(|t| t.get(value)).collect();
                 for (i, t) in warp.iter_mut().enumerate() {
@@ -47,6 +47,7 @@ impl Simulator {
                         if trans { (2 * (lane % 4) + half, lane / 4) } else { (lane / 4, 2 * (lane % 4) + half) };
                     let base = addresses[8 * j + row];
                     assert_eq!(base % 16, 0, "ldmatrix rows are aligned");
+                    self.shared.read(base + 2 * column as u64, 2, t.event());
                     let bytes = self.shared.load(base + 2 * column as u64, 2);
                     word |= (u16::from_le_bytes([bytes[0], bytes[1]]) as u64) << (16 * half);
                 }
