@@ -28,6 +28,8 @@ mod tests;
 #[cfg(test)]
 mod tests_kernels;
 #[cfg(test)]
+mod tests_tiles;
+#[cfg(test)]
 mod tests_warpgroups;
 mod text;
 mod wgmma;

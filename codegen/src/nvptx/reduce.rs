@@ -13,6 +13,7 @@ use crate::gpu::assign::axis_bits;
 use crate::gpu::layout::{Level, LinearLayout};
 use crate::ir::{Combine, DType, Op, OpId, OpKind};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The values of all operands at one place.
 pub(super) type Row = Vec<V>;
@@ -20,7 +21,10 @@ pub(super) type Row = Vec<V>;
 /// What the last exchange between threads left in scratch memory.
 pub(super) struct Exchange {
     values: Vec<V>,
+    /// Bytes of an element: the text of a constant does not tell.
+    size: usize,
     base: V,
+    bytes: Range<usize>,
     block: String,
     scratches: usize,
 }
@@ -102,7 +106,7 @@ impl Lower<'_> {
                 let vector = (1 << values.len().trailing_zeros()).min(16 / size);
                 let words = Words::of(dtype, vector);
                 let step = vector * size;
-                let base = match self.exchanged(&values) {
+                let base = match self.exchanged(&values, size) {
                     Some(base) => base,
                     None => {
                         let base = self.scratch(values.len() * threads * size);
@@ -115,7 +119,9 @@ impl Lower<'_> {
                         }
                         self.scratch_written();
                         let (block, scratches) = (self.w.block.clone(), self.scratches);
-                        self.exchange = Some(Exchange { values: values.clone(), base: base.clone(), block, scratches });
+                        let bytes = self.scratch_busy.last().cloned().expect("just written");
+                        let (values, base) = (values.clone(), base.clone());
+                        self.exchange = Some(Exchange { values, size, base: base.clone(), bytes, block, scratches });
                         base
                     }
                 };
@@ -135,10 +141,17 @@ impl Lower<'_> {
         all
     }
 
-    /// Where these values of all threads lie in scratch memory, if nothing has been written there since.
-    fn exchanged(&self, values: &[V]) -> Option<V> {
-        let e = self.exchange.as_ref()?;
-        (e.values == values && e.block == self.w.block && e.scratches == self.scratches).then(|| e.base.clone())
+    /// Where these values of all threads lie in scratch memory, if nothing has been written there since; it will be read.
+    fn exchanged(&mut self, values: &[V], size: usize) -> Option<V> {
+        let e = self.exchange.as_ref().filter(|e| e.values == values && e.size == size)?;
+        if e.block != self.w.block || e.scratches != self.scratches {
+            return None;
+        }
+        // A barrier may have freed it.
+        if !self.scratch_busy.contains(&e.bytes) {
+            self.scratch_busy.push(e.bytes.clone());
+        }
+        Some(e.base.clone())
     }
 
     fn reduce(&mut self, op: &Op, layout: &LinearLayout, axis: usize, combine: Combine, rows: Vec<Row>) -> Result<()> {

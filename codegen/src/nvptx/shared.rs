@@ -31,7 +31,8 @@ impl Lower<'_> {
         let free =
             |start: usize, busy: &[Range<usize>]| busy.iter().all(|b| start + bytes <= b.start || b.end <= start);
         // Beside what others still read, if that takes no memory that matters: saves a barrier.
-        let spare = if self.rings.is_empty() { SPARE_BYTES } else { 0 };
+        let limit = Target { sm: self.sm }.shared_limit();
+        let spare = if self.rings.is_empty() { SPARE_BYTES.min(limit.saturating_sub(bottom)) } else { 0 };
         let most = self.shared_max.max(bottom + spare).max(bottom + bytes);
         let ends = self.scratch_busy.iter().filter(|b| b.end < most).map(|b| b.end.next_multiple_of(128));
         let mut starts: Vec<usize> = std::iter::once(bottom).chain(ends.filter(|&e| e >= bottom)).collect();

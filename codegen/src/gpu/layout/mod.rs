@@ -47,6 +47,8 @@ mod shuffle;
 mod test_support;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_fragments;
 mod transfer;
 mod transpose;
 
