@@ -3,6 +3,7 @@
 
 use super::differential::{compare, specialised};
 use super::simulate::{Order, Simulator, address_of};
+use super::tests::check_both;
 use super::tests_kernels::{built, contiguous, for_loop, view};
 use super::{Target, llvm_text};
 use crate::gpu::layout::test_support::Rng;
@@ -413,6 +414,34 @@ fn loads_run_ahead_in_registers() {
 
 // -- anything ------------------------------------------------------------------------------------------------------------
 
+/// The elements' lowest bits as a narrow float: -1 to 2.
+fn small(b: &mut Builder, x: ValueId, dtype: DType) -> ValueId {
+    let (shape, from) = (b.ty(x).shape(), b.ty(x).dtype());
+    let [three, one] = [3.0, 1.0].map(|c| b.splat(from, shape, c));
+    let x = b.binary(BinaryOp::And, x, three);
+    let x = b.binary(BinaryOp::Sub, x, one);
+    b.cast(x, dtype)
+}
+
+/// A matrix, or matrices, with the transposed; then with that: by tensor cores, and exact.
+fn product(b: &mut Builder, x: ValueId, dtype: DType, chained: bool) -> ValueId {
+    let shape = b.ty(x).shape();
+    let rank = shape.rank();
+    let perm: Vec<usize> = (0..rank - 2).chain([rank - 1, rank - 2]).collect();
+    let p = small(b, x, dtype);
+    let q = b.transpose(p, &perm);
+    let square = shape.with(rank - 1, shape.dims()[rank - 2]);
+    let none = b.splat(DType::F32, square, 0.0);
+    let r = b.dot(p, q, none, Precision::F32);
+    let r = b.cast(r, DType::I32);
+    if !chained || square.dim(rank - 1) < 16 {
+        return r;
+    }
+    let narrow = small(b, r, dtype);
+    let r = b.dot(narrow, narrow, none, Precision::F32);
+    b.cast(r, DType::I32)
+}
+
 /// Random chains of what moves elements between threads; on integers, so that both sides agree on every bit.
 fn random(seed: u64) -> Kernel {
     let mut rng = Rng::new(seed);
@@ -432,7 +461,7 @@ fn random(seed: u64) -> Kernel {
             let rank = shape.rank();
             let axis = rng.below(rank as u32) as usize;
             let combine = [Combine::Sum, Combine::Max, Combine::Xor][rng.below(3) as usize];
-            let y = match rng.below(12) {
+            let y = match rng.below(16) {
                 0 | 1 => {
                     let mut perm: Vec<usize> = (0..rank).collect();
                     perm.swap(axis, rng.below(rank as u32) as usize);
@@ -460,7 +489,11 @@ fn random(seed: u64) -> Kernel {
                     if dims == ones { b.broadcast(part, shape) } else { b.scan(part, axis, combine, false) }
                 }
                 9 => b.cast(x, dtypes[rng.below(4) as usize]),
-                10 if shape.numel() < 2048 => b.join(x, x, axis),
+                10..=13 if rank >= 2 && shape.dim(rank - 1) >= 16 && shape.dim(rank - 2) <= 64 => {
+                    let dtype = [DType::BF16, DType::F16][rng.below(2) as usize];
+                    product(b, x, dtype, rng.below(2) == 0)
+                }
+                14 if shape.numel() < 2048 => b.join(x, x, axis),
                 _ => {
                     let same: Vec<ValueId> = pool.iter().copied().filter(|&v| b.ty(v) == b.ty(x)).collect();
                     let other = same[rng.below(same.len() as u32) as usize];
@@ -484,6 +517,8 @@ fn random(seed: u64) -> Kernel {
 
 #[test]
 fn random_chains() {
+    let marks = ["st.shared", "mma.sync", "movmatrix", "shfl.sync.idx", "shfl.sync.bfly", "bar.warp.sync"];
+    let mut seen = [0; 6];
     for seed in 0..SEEDS {
         let k = random(seed);
         // What is stored tells its extents.
@@ -499,5 +534,34 @@ fn random_chains() {
         }
         let shapes: Vec<&[i64]> = shapes.iter().map(|s| &s[..]).collect();
         compare(&k, [1; 3], &shapes, 0.0);
+        let text = text(&k, &shapes);
+        for (mark, n) in marks.iter().zip(&mut seen) {
+            *n += u32::from(text.lines().any(|l| !l.starts_with("declare") && l.contains(mark)));
+        }
+    }
+    assert!(seen.iter().all(|&n| n >= 5), "{marks:?}: {seen:?}");
+}
+
+/// The instructions used here exist on both chips.
+#[test]
+fn tiles_on_their_way_assemble() {
+    for dtype in [DType::BF16, DType::F16] {
+        check_both(&ranked([4, 16, 32, 32], dtype, false), 255);
+        check_both(&recurrence(1, dtype), 255);
+        let k = contiguous(built("paired", |b| {
+            let [x, y] = ["x", "y"].map(|name| view(b, name, dtype, 2, Access::Read));
+            let (x, y) = (tile(b, x, &[32, 16]), tile(b, y, &[16, 32]));
+            let none = b.splat(DType::F32, Shape::new(&[32, 32]), 0.0);
+            let c = b.dot(x, y, none, Precision::F32);
+            let c = b.cast(c, dtype);
+            let mut sum = c;
+            for op in [BinaryOp::Add, BinaryOp::Mul, BinaryOp::Sub] {
+                sum = b.binary(op, sum, c);
+            }
+            let c = b.dot(c, sum, none, Precision::F32);
+            let row = b.slice(c, &[5, 0], Shape::new(&[1, 32]));
+            store(b, "row", row);
+        }));
+        check_both(&k, 255);
     }
 }
