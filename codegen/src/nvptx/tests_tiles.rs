@@ -3,9 +3,14 @@
 
 use super::differential::{compare, specialised};
 use super::simulate::{Order, Simulator, address_of};
+use super::tests::check_both;
 use super::tests_kernels::{built, contiguous, for_loop, view};
 use super::{Target, llvm_text};
-use crate::ir::{Access, BinaryOp, Builder, CmpOp, Combine, DType, Kernel, Precision, Shape, UnaryOp, ValueId};
+use crate::gpu::layout::test_support::Rng;
+use crate::ir::{Access, BinaryOp, Builder, CmpOp, Combine, DType, Kernel, OpKind, Precision, Shape, UnaryOp, ValueId};
+
+/// How many random kernels.
+const SEEDS: u64 = 150;
 
 fn tile(b: &mut Builder, from: ValueId, dims: &[u32]) -> ValueId {
     let zero = b.i32(0);
@@ -332,6 +337,8 @@ fn recurrence(outer: u32, dtype: DType) -> Kernel {
     contiguous(built(&format!("recurrence_{outer}_{dtype}"), |b| {
         let (x, y) = (view(b, "x", dtype, 2, Access::Read), view(b, "y", dtype, 2, Access::Read));
         let f = view(b, "f", DType::F32, 1, Access::Read);
+        let (bytes, words) =
+            (view(b, "bytes", DType::I8, 2, Access::Read), view(b, "words", DType::I64, 1, Access::Read));
         let out = view(b, "out", DType::F32, 2, Access::Write);
         let last = view(b, "last", DType::F32, 2, Access::Write);
         let zero = b.i32(0);
@@ -346,6 +353,16 @@ fn recurrence(outer: u32, dtype: DType) -> Kernel {
                 let next = b.binary(BinaryOp::Add, i, next);
                 let ys = b.load(y, &[next, zero], Shape::new(&[16, 16]), None);
                 let (xs, ys) = (computed(b, xs, xs), computed(b, ys, ys));
+                let signs = b.load(bytes, &[i, zero], Shape::new(&[16, 16]), None);
+                let positive = b.splat(DType::I8, Shape::new(&[16, 16]), 0.0);
+                let positive = b.compare(CmpOp::Ge, signs, positive);
+                let minus = b.unary(UnaryOp::Neg, xs);
+                let xs = b.select(positive, xs, minus);
+                let few = b.load(words, &[i], Shape::new(&[16]), None);
+                let few = b.cast(few, DType::F32);
+                let hundredth = b.splat(DType::F32, Shape::new(&[16]), 0.01);
+                let few = b.binary(BinaryOp::Mul, few, hundredth);
+                let factor = b.binary(BinaryOp::Add, factor, few);
                 let factor = b.reshape(factor, Shape::new(&[1, 16]));
                 let factor = b.broadcast(factor, Shape::new(&[16, 16]));
                 let s = b.binary(BinaryOp::Mul, c[0], factor);
@@ -363,7 +380,16 @@ fn recurrence(outer: u32, dtype: DType) -> Kernel {
             turn(b, start)
         } else {
             let n = b.i32(outer as i32);
-            for_loop(b, n, 1, &[start], |b, _, c| vec![turn(b, c[0])])[0]
+            for_loop(b, n, 1, &[start], |b, j, c| {
+                let outer = b.load(x, &[j, zero], Shape::new(&[16, 16]), None);
+                let inner = turn(b, c[0]);
+                let tenth = b.splat(dtype, Shape::new(&[16, 16]), 0.125);
+                let outer = b.binary(BinaryOp::Mul, outer, tenth);
+                let narrow = b.cast(inner, dtype);
+                let quarter = b.splat(DType::F32, Shape::new(&[16, 16]), 0.25);
+                let inner = b.binary(BinaryOp::Mul, inner, quarter);
+                vec![b.dot(outer, narrow, inner, Precision::F32)]
+            })[0]
         };
         b.store(last, sum, &[zero, zero]);
     }))
@@ -374,12 +400,168 @@ fn loads_run_ahead_in_registers() {
     for dtype in [DType::BF16, DType::F16] {
         for (outer, rows) in [(1, 0), (1, 16), (1, 32), (1, 80), (0, 32), (3, 16), (2, 48), (3, 0)] {
             let k = recurrence(outer, dtype);
-            let shapes: &[&[i64]] = &[&[rows, 16], &[rows, 16], &[rows], &[rows, 16], &[16, 16]];
-            compare(&k, [1; 3], shapes, 3e-2);
+            let all: &[i64] = &[rows, 16];
+            let shapes = [all, all, &[rows], all, &[rows], all, &[16, 16]];
+            compare(&k, [1; 3], &shapes, 3e-2);
         }
     }
-    let shapes: &[&[i64]] = &[&[80, 16], &[80, 16], &[80], &[80, 16], &[16, 16]];
-    let text = text(&recurrence(1, DType::BF16), shapes);
+    let all: &[i64] = &[80, 16];
+    let shapes = [all, all, &[80], all, &[80], all, &[16, 16]];
+    let text = text(&recurrence(1, DType::BF16), &shapes);
     let body = text.find("\nloop").expect("a loop");
-    assert!(text[..body].matches("ld.global").count() >= 3, "{text}");
+    assert!(text[..body].matches("ld.global").count() >= 5, "{text}");
+}
+
+// -- anything ------------------------------------------------------------------------------------------------------------
+
+/// The elements' lowest bits as a narrow float: -1 to 2.
+fn small(b: &mut Builder, x: ValueId, dtype: DType) -> ValueId {
+    let (shape, from) = (b.ty(x).shape(), b.ty(x).dtype());
+    let [three, one] = [3.0, 1.0].map(|c| b.splat(from, shape, c));
+    let x = b.binary(BinaryOp::And, x, three);
+    let x = b.binary(BinaryOp::Sub, x, one);
+    b.cast(x, dtype)
+}
+
+/// A matrix, or matrices, with the transposed; then with that: by tensor cores, and exact.
+fn product(b: &mut Builder, x: ValueId, dtype: DType, chained: bool) -> ValueId {
+    let shape = b.ty(x).shape();
+    let rank = shape.rank();
+    let perm: Vec<usize> = (0..rank - 2).chain([rank - 1, rank - 2]).collect();
+    let p = small(b, x, dtype);
+    let q = b.transpose(p, &perm);
+    let square = shape.with(rank - 1, shape.dims()[rank - 2]);
+    let none = b.splat(DType::F32, square, 0.0);
+    let r = b.dot(p, q, none, Precision::F32);
+    let r = b.cast(r, DType::I32);
+    if !chained || square.dim(rank - 1) < 16 {
+        return r;
+    }
+    let narrow = small(b, r, dtype);
+    let r = b.dot(narrow, narrow, none, Precision::F32);
+    b.cast(r, DType::I32)
+}
+
+/// Random chains of what moves elements between threads; on integers, so that both sides agree on every bit.
+fn random(seed: u64) -> Kernel {
+    let mut rng = Rng::new(seed);
+    let mut k = contiguous(built(&format!("random_{seed}"), |b| {
+        let shapes: [&[u32]; 5] = [&[4, 32], &[4, 16, 16], &[16, 64], &[2, 8, 32], &[512]];
+        let dtypes = [DType::I32, DType::I16, DType::I8, DType::I64];
+        let mut pool = vec![];
+        for name in ["x", "y"] {
+            let dims = shapes[rng.below(5) as usize];
+            let x = view(b, name, DType::I32, dims.len() as u8, Access::Read);
+            pool.push(tile(b, x, dims));
+        }
+        for _ in 0..14 {
+            let back = rng.below(pool.len() as u32).min(rng.below(pool.len() as u32)) as usize;
+            let x = pool[pool.len() - 1 - back];
+            let shape = b.ty(x).shape();
+            let rank = shape.rank();
+            let axis = rng.below(rank as u32) as usize;
+            let combine = [Combine::Sum, Combine::Max, Combine::Xor][rng.below(3) as usize];
+            let y = match rng.below(16) {
+                0 | 1 => {
+                    let mut perm: Vec<usize> = (0..rank).collect();
+                    perm.swap(axis, rng.below(rank as u32) as usize);
+                    b.transpose(x, &perm)
+                }
+                2 => {
+                    let n = shape.numel() as u32;
+                    let row = 4 << rng.below(4);
+                    let dims = if rng.below(2) == 0 { vec![n / row, row] } else { vec![n / row / 4, 4, row] };
+                    if dims.contains(&0) { x } else { b.reshape(x, Shape::new(&dims)) }
+                }
+                3 | 4 => b.scan(x, axis, combine, rng.below(2) == 0),
+                5 | 6 => {
+                    let r = b.reduce(x, axis, combine);
+                    let r = b.reshape(r, shape.with(axis, 1));
+                    b.broadcast(r, shape)
+                }
+                7 | 8 => {
+                    let dims: Vec<u32> = shape.dims().iter().map(|&d| d >> rng.below(d.ilog2() + 1)).collect();
+                    let at: Vec<u32> =
+                        shape.dims().iter().zip(&dims).map(|(&d, &part)| part * rng.below(d / part)).collect();
+                    let part = b.slice(x, &at, Shape::new(&dims));
+                    let ones: Vec<u32> =
+                        (0..rank).map(|a| if dims[a] == shape.dims()[a] { dims[a] } else { 1 }).collect();
+                    if dims == ones { b.broadcast(part, shape) } else { b.scan(part, axis, combine, false) }
+                }
+                9 => b.cast(x, dtypes[rng.below(4) as usize]),
+                10..=13 if rank >= 2 && shape.dim(rank - 1) >= 16 && shape.dim(rank - 2) <= 64 => {
+                    let dtype = [DType::BF16, DType::F16][rng.below(2) as usize];
+                    product(b, x, dtype, rng.below(2) == 0)
+                }
+                14 if shape.numel() < 2048 => b.join(x, x, axis),
+                _ => {
+                    let same: Vec<ValueId> = pool.iter().copied().filter(|&v| b.ty(v) == b.ty(x)).collect();
+                    let other = same[rng.below(same.len() as u32) as usize];
+                    b.binary([BinaryOp::Add, BinaryOp::Mul, BinaryOp::Max][rng.below(3) as usize], x, other)
+                }
+            };
+            pool.push(y);
+            // Seen by others, with a barrier between.
+            if rng.below(6) == 0 {
+                store(b, "seen", y);
+            }
+        }
+        let last = pool[pool.len() - 1];
+        store(b, "last", last);
+        let before = pool[pool.len() - 2];
+        store(b, "before", before);
+    }));
+    k.options.warps = [1, 2, 4, 4, 8][rng.below(5) as usize];
+    k
+}
+
+#[test]
+fn random_chains() {
+    let marks = ["st.shared", "mma.sync", "movmatrix", "shfl.sync.idx", "shfl.sync.bfly", "bar.warp.sync"];
+    let mut seen = [0; 6];
+    for seed in 0..SEEDS {
+        let k = random(seed);
+        // What is stored tells its extents.
+        let mut stored = k.ops.iter().filter(|o| o.kind == OpKind::Store).map(|o| k.ty(o.operands[1]).shape());
+        let mut shapes: Vec<Vec<i64>> = vec![];
+        for p in &k.params {
+            let load = |o: &&crate::ir::Op| matches!(o.kind, OpKind::Load { .. }) && o.operands[0] == p.value;
+            let shape = match p.access {
+                Access::Read => k.ty(k.ops.iter().find(load).expect("every parameter is read").results[0]).shape(),
+                Access::Write => stored.next().expect("every output is written"),
+            };
+            shapes.push(shape.dims().iter().map(|&d| i64::from(d)).collect());
+        }
+        let shapes: Vec<&[i64]> = shapes.iter().map(|s| &s[..]).collect();
+        compare(&k, [1; 3], &shapes, 0.0);
+        let text = text(&k, &shapes);
+        for (mark, n) in marks.iter().zip(&mut seen) {
+            *n += u32::from(text.lines().any(|l| !l.starts_with("declare") && l.contains(mark)));
+        }
+    }
+    assert!(seen.iter().all(|&n| n >= 5), "{marks:?}: {seen:?}");
+}
+
+/// The instructions used here exist on both chips.
+#[test]
+fn tiles_on_their_way_assemble() {
+    for dtype in [DType::BF16, DType::F16] {
+        check_both(&ranked([4, 16, 32, 32], dtype, false), 255);
+        check_both(&recurrence(1, dtype), 255);
+        let k = contiguous(built("paired", |b| {
+            let [x, y] = ["x", "y"].map(|name| view(b, name, dtype, 2, Access::Read));
+            let (x, y) = (tile(b, x, &[32, 16]), tile(b, y, &[16, 32]));
+            let none = b.splat(DType::F32, Shape::new(&[32, 32]), 0.0);
+            let c = b.dot(x, y, none, Precision::F32);
+            let c = b.cast(c, dtype);
+            let mut sum = c;
+            for op in [BinaryOp::Add, BinaryOp::Mul, BinaryOp::Sub] {
+                sum = b.binary(op, sum, c);
+            }
+            let c = b.dot(c, sum, none, Precision::F32);
+            let row = b.slice(c, &[5, 0], Shape::new(&[1, 32]));
+            store(b, "row", row);
+        }));
+        check_both(&k, 255);
+    }
 }

@@ -44,7 +44,7 @@ mod scratch;
 mod shared;
 mod shuffle;
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
