@@ -62,7 +62,6 @@ pub(super) struct Lower<'k> {
     /// How often scratch memory has been given out.
     pub scratches: usize,
     pub exchange: Option<Exchange>,
-    /// The words of loads that ran ahead in registers, for this iteration.
     /// Where the loads that run ahead in each thread's own slots lie for this iteration.
     pub slots: HashMap<OpId, Slot>,
     /// For the author.

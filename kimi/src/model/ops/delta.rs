@@ -28,8 +28,8 @@ struct DeltaInput<'a> {
 
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 const SHORT: usize = 16;
-/// Tokens of a batch whose chunks are in memory at once: 28 KiB each with 32 heads of 128 in bf16.
-const TOKENS_AT_ONCE: usize = 16384;
+/// Tokens of a batch whose chunks are prepared at once: 28 KiB each with 32 heads of 128 in bf16, twice.
+const TOKENS_AT_ONCE: usize = 8192;
 
 /// Tokens in a chunk of the delta rule.
 fn chunk_tokens<T: Element>() -> usize {
@@ -72,15 +72,10 @@ struct Piece {
 impl Batch {
     /// Sequences of these lengths one after another, each with its state slot; no two may share one.
     pub fn new<T: Activation, W: Float>(ops: Ops<T, W>, lengths: &[usize], slots: &[usize]) -> Result<Batch> {
-        Batch::in_pieces(
-            ops,
-            lengths,
-            slots,
-            std::env::var("KDA_PIECE").ok().and_then(|s| s.parse().ok()).unwrap_or(TOKENS_AT_ONCE),
-        )
+        Batch::in_pieces(ops, lengths, slots, TOKENS_AT_ONCE)
     }
 
-    /// The same with so many tokens' chunks in memory at once, or one chunk of each sequence.
+    /// The same with so many tokens' chunks prepared at once, or one chunk.
     pub fn in_pieces<T: Activation, W: Float>(
         ops: Ops<T, W>,
         lengths: &[usize],
@@ -247,15 +242,16 @@ impl<T: Activation, W: Float> Ops<T, W> {
             let mut next = self.chunks::<D, C>(heads, piece)?;
             match &ready {
                 None => self.prepare_chunks::<X, D, C, M, S>(input, piece, &mut next)?,
+                // Two chunks ahead leave room for the other kernel on the same multiprocessor.
                 Some((piece_before, before)) => self.device.beside(
-                    || self.walk_chunks::<D, C>(input, piece_before, before, state, o),
+                    || self.walk_chunks::<D, C, 2>(input, piece_before, before, state, o),
                     || self.prepare_chunks::<X, D, C, M, S>(input, piece, &mut next),
                 )?,
             }
             ready = Some((piece, next));
         }
         if let Some((piece, last)) = &ready {
-            self.walk_chunks::<D, C>(input, piece, last, state, o)?;
+            self.walk_chunks::<D, C, 3>(input, piece, last, state, o)?;
         }
         Ok(())
     }
@@ -294,7 +290,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         }
     }
 
-    fn walk_chunks<const D: usize, const C: usize>(
+    fn walk_chunks<const D: usize, const C: usize, const AHEAD: usize>(
         self,
         input: &DeltaInput,
         piece: &Piece,
@@ -304,7 +300,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
     ) -> kiln::Result<()> {
         const V: usize = 64;
         let (heads, sequences) = (k_in.shape()[0], &piece.sequences);
-        kda::kda_state::<T, D, C, V>(input.qkv, k_in, q_in, k_out, p, keep, sequences, state, o)
+        kda::kda_state::<T, D, C, V, AHEAD>(input.qkv, k_in, q_in, k_out, p, keep, sequences, state, o)
             .grid([D / V, heads, sequences.shape()[0]])
             .run()
     }

@@ -152,7 +152,9 @@ impl Context {
             check("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check("cuStreamCreate", sys::cuStreamCreate(&mut stream, flags))?;
-            check("cuStreamCreate", sys::cuStreamCreate(&mut side, flags))?;
+            let (mut least, mut greatest) = (0, 0);
+            check("cuCtxGetStreamPriorityRange", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
+            check("cuStreamCreate", sys::cuStreamCreateWithPriority(&mut side, flags, greatest))?;
             let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
             check("cuEventCreate", sys::cuEventCreate(&mut turn, untimed))?;
         }
