@@ -38,7 +38,7 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD:
 
     let stored: Tile<f32, D, V> = state.load((0, column));
     let mut s: Tile<f32, V, D> = stored.t();
-    for t in (0..end - first).step_by(C).stages(AHEAD) {
+    for t in (0..end - first).step_by(C).stages(AHEAD as u8) {
         let row = chunk * C + t;
         // Beyond the sequence's end k_in, k_out and the rows of p that count are zero, whatever v is there.
         let v: Tile<T, C, V> = qkv.load((first + t, values));
