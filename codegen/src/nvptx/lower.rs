@@ -127,9 +127,19 @@ impl<'k> Lower<'k> {
         self.parameters();
         self.take_places();
         self.take_rings();
+        self.wait_for_earlier_grids();
         self.split_roles()?;
         self.region(self.k.body)?;
         Ok(())
+    }
+
+    /// On Hopper a grid may be launched before what the one that it follows wrote is in memory: it waits here, before it
+    /// touches memory ("programmatic dependent launch"). The launcher asks for it. No grid allows the next one to begin
+    /// while its own programs run: their places are worth more than the time to launch.
+    fn wait_for_earlier_grids(&mut self) {
+        if self.sm >= 90 {
+            self.w.asm_effect("void", "griddepcontrol.wait;", "", &[]);
+        }
     }
 
     fn parameters(&mut self) {

@@ -92,6 +92,8 @@ pub enum Op {
     /// Whether for equality.
     Setp(bool),
     MaxRegisters,
+    /// There are none.
+    OtherGrids,
     Mma,
     Ldmatrix,
     Movmatrix,
@@ -133,6 +135,7 @@ impl Op {
             ("setp", "eq") => Op::Setp(true),
             ("setp", "ne") => Op::Setp(false),
             ("setmaxnreg", _) => Op::MaxRegisters,
+            ("griddepcontrol", _) => Op::OtherGrids,
             ("mma", "sync") => Op::Mma,
             ("ldmatrix", _) => Op::Ldmatrix,
             ("movmatrix", _) if name == "movmatrix.sync.aligned.m8n8.trans.b16" => Op::Movmatrix,
@@ -368,6 +371,7 @@ impl Simulator {
             Op::Again => panic!("the wait before returns when it has succeeded"),
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
+            Op::OtherGrids => {}
             Op::BulkCopy => {
                 let n = p.args.len();
                 let at = (2..n - 1).map(|i| value(i, env) as u32 as i32 as i64).collect();
