@@ -48,6 +48,8 @@ pub struct Batch {
     chunk: usize,
     /// Short sequences [count, 4]: 0, first token, end, slot.
     short: Option<Tensor>,
+    /// The most tokens that one of them has.
+    longest_short: usize,
     /// Of the other sequences, piece after piece.
     pieces: Vec<Piece>,
 }
@@ -122,6 +124,7 @@ impl Batch {
             slot: ops.integers(&slot)?,
             chunk,
             short: if short.is_empty() { None } else { Some(table(&short)?) },
+            longest_short: short.iter().map(|[_, first, end, _]| (end - first) as usize).max().unwrap_or(0),
             pieces,
         })
     }
@@ -328,30 +331,47 @@ impl<T: Activation, W: Float> Ops<T, W> {
         if !at.is_short() {
             return Err(EngineError::Device("a step takes sequences of few tokens only".into()));
         }
-        let mut out = self.empty::<T>(gate.shape())?;
+        let out = self.empty::<T>(gate.shape())?;
         let Some(sequences) = &at.short else { return Ok(out) };
         let (taps, channels) = (conv.shape()[0], conv.shape()[1] / 3);
         let x = &x.reshape(&[x.shape()[0], 3, channels])?;
         let conv = &conv.reshape(&[taps, 3, channels])?;
         let inputs = &mut inputs.reshape(&[inputs.shape()[0], taps - 1, 3, channels])?;
         let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
-        let state = &mut state.reshape(&[slots, heads, width * width])?;
-        let (eps, grid) = (eps as f32, [heads, sequences.shape()[0]]);
+        let programs = heads * sequences.shape()[0];
+        // Many programs share multiprocessors, few have one each for their whole states.
+        let few = programs < 2 * self.multiprocessors;
+        let most = match at.longest_short {
+            1 => 1,
+            2..=4 => 4,
+            _ => SHORT,
+        };
         with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-                const DD: usize = D * D;
-                match kind {
-                    Gate::Softplus => kda::kda_step::<T, D, DD, J, false>(
-                        x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, inputs, state, &mut out,
-                    )
-                    .grid(grid)
-                    .run()?,
-                    Gate::Bounded(low) => kda::kda_step::<T, D, DD, J, true>(
-                        x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, inputs, state, &mut out,
-                    )
-                    .grid(grid)
-                    .run()?,
-                }
+                const V: usize = 32;
+                const B: usize = D / V;
+                let blocks = |tensor: &Tensor| tensor.reshape(&[tensor.shape()[0], heads, B, V]);
+                let (gate, norm) = (&blocks(gate)?, &norm.reshape(&[B, V])?);
+                let mut by_block = blocks(&out)?;
+                let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
+                with_const!(N = most, of [1, 4, 16], "tokens", {
+                    macro_rules! step {
+                        ($C:expr, $P:expr, $bounded:literal, $low:expr) => {
+                            kda::kda_step::<T, N, D, B, V, { $C }, { 2 * $C }, J, $bounded, { $P }>(
+                                x, conv, decay, beta, a_log, dt_bias, $low, gate, norm, eps as f32, sequences, inputs,
+                                state, &mut by_block,
+                            )
+                            .grid([heads, sequences.shape()[0]])
+                            .run()?
+                        };
+                    }
+                    match (kind, few) {
+                        (Gate::Softplus, false) => step!(1, if N == 1 { 3 } else { 2 }, false, 0.0),
+                        (Gate::Softplus, true) => step!(B, 1, false, 0.0),
+                        (Gate::Bounded(low), false) => step!(1, if N == 1 { 3 } else { 2 }, true, low),
+                        (Gate::Bounded(low), true) => step!(B, 1, true, low),
+                    }
+                })
             })
         });
         Ok(out)
