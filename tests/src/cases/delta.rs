@@ -266,7 +266,17 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     const TAPS: usize = 4;
     let (heads, eps) = (2, 1e-5);
     for nature in NATURES {
-        for (lengths, width) in [(&[1][..], 128), (&[1, 1, 1], 64), (&[2, 0, 1, 8], 64), (&[5], 64)] {
+        // One token each of few and of many sequences, up to four, and more.
+        let batches: [(&[usize], usize); 7] = [
+            (&[1], 128),
+            (&[1; 5], 128),
+            (&[1, 1, 1], 64),
+            (&[2, 1, 3], 128),
+            (&[4], 64),
+            (&[2, 0, 1, 8], 64),
+            (&[15], 128),
+        ];
+        for (lengths, width) in batches {
             let (n, channels): (usize, usize) = (lengths.iter().sum(), heads * width);
             let mut layer = Layer::new::<T>(trial, n, heads, width, nature)?;
             let x = layer.qkv;
