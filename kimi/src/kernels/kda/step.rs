@@ -7,8 +7,8 @@ use kiln::prelude::*;
 ///
 /// - x `[n, 3, heads·D]`, the projections of q, k and v; weight `[J, 3, heads·D]`; inputs `[slots, J-1, 3, heads·D]`,
 ///   the convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound
-///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: the D·B columns of
-///   each in blocks of V, D = B·V.
+///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: D rows, their D = B·V
+///   columns in blocks of V.
 /// - gate `[n, heads, B, V]`, norm `[B, V]` → out `[n, heads, B, V]` = RMSNorm(o)·norm·sigmoid(gate).
 ///
 /// A sequence has at most `N` tokens, `J` is 2, 3 or 4. Program: (head, sequence); `P` of them share a multiprocessor.
