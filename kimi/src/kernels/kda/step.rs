@@ -7,16 +7,17 @@ use kiln::prelude::*;
 ///
 /// - x `[n, 3, heads·D]`, the projections of q, k and v; weight `[J, 3, heads·D]`; inputs `[slots, J-1, 3, heads·D]`,
 ///   the convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound
-///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: the D·B columns of
-///   each in blocks of V, D = B·V.
+///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: D rows, their D = B·V
+///   columns in blocks of V.
 /// - gate `[n, heads, B, V]`, norm `[B, V]` → out `[n, heads, B, V]` = RMSNorm(o)·norm·sigmoid(gate).
 ///
-/// A sequence has at most `N` tokens, `J` is 2, 3 or 4. Program: (head, sequence).
+/// A sequence has at most `N` tokens, `J` is 2, 3 or 4. Program: (head, sequence); `P` of them share a multiprocessor.
 ///
-/// Columns of the state do not depend on each other: after what all of them need, `C` blocks at a time are read,
-/// taken through all tokens and written, so that a program has few registers, and while it computes others on the same
-/// multiprocessor load. `N` and `C` change no result: what a token goes through is the same operations in the same order.
-#[kernel(warps = 8, min_programs_per_sm = P)]
+/// Columns of the state do not depend on each other: after what all of them need, `C` of the blocks at a time (`C2` =
+/// 2·C) go through all tokens, while the next are loaded. So a program takes few registers, and others on the same
+/// multiprocessor load and store while it computes. Neither `N` nor `C` changes a result: the sums over rows are the
+/// same in any number of blocks, and what depends on `N` moves elements only.
+#[kernel(warps = 4, min_programs_per_sm = P)]
 pub fn kda_step<
     T: Float,
     const N: usize,
@@ -52,8 +53,8 @@ pub fn kda_step<
     let mut state = state.select(0, slot * heads + head);
     let mut inputs = inputs.select(0, slot);
 
-    // The first blocks are on their way while the program computes what does not need them.
-    let mut s: Tile<f32, C, D, V> = state.load((0, 0, 0));
+    // The first blocks are on their way while the program computes what does not need the state.
+    let mut next: Tile<f32, C, D, V> = state.load((0, 0, 0));
 
     // Inputs of q, k, v (and a row of zeros) one, two and three tokens back; beyond J-1 tokens they lie outside.
     let mut back_1: Tile<T, 1, 4, D> = inputs.load((J as i32 - 2, 0, channels));
@@ -107,6 +108,10 @@ pub fn kda_step<
     let mut o: Tile<f32, N, B, V> = zeros();
     let mut squares: Tile<f32, N, 1, 1> = zeros();
     for column in (0..B).step_by(C) {
+        let mut s = next;
+        if C < B {
+            next = state.load((column + C, 0, 0));
+        }
         for i in 0..count {
             let vectors = take(i, vectors);
             let row = |at: usize| -> Tile<f32, C, D, V> {
@@ -118,8 +123,9 @@ pub fn kda_step<
             let v: Tile<f32, C, V> = if C == B {
                 v.reshape()
             } else {
-                let here = iota::<B>() == column;
-                select(here.col(), v, 0.0).sum::<0>().reshape::<D2<1, V>>().broadcast()
+                let here = iota::<B>().row().tile::<C>() == (iota::<C>() + column).col();
+                let here = here.reshape::<D3<C, B, 1>>().broadcast::<D3<C, B, V>>();
+                select(here, v.reshape::<D3<1, B, V>>().broadcast::<D3<C, B, V>>(), 0.0).sum::<1>()
             };
             let (beta, product): (Tile<f32>, Tile<f32>) = (take(i, betas).reshape(), take(i, products).reshape());
 
@@ -133,10 +139,11 @@ pub fn kda_step<
             let block = before + u * product;
             let sums = (block * block).sum::<1>();
             let mut sum: Tile<f32> = take(i, squares).reshape();
+            // One after the other, however many there are at a time.
             for c in unroll(0..C) {
                 sum += sums.slice::<D1<1>, 1>([c]).reshape::<D0>();
-                let here = (iota::<B>() == column + c).reshape::<D3<1, B, 1>>().broadcast::<D3<N, B, V>>()
-                    & is::<N, B, V>(i);
+                let here =
+                    (iota::<B>() == column + c).reshape::<D3<1, B, 1>>().broadcast::<D3<N, B, V>>() & is::<N, B, V>(i);
                 let part: Tile<f32, 1, V> = block.slice([c, 0]);
                 o = select(here, part.reshape::<D3<1, 1, V>>().broadcast::<D3<N, B, V>>(), o);
             }
@@ -144,9 +151,6 @@ pub fn kda_step<
         }
         // SAFETY: as above.
         unsafe { state.store((column, 0, 0), s) };
-        if C < B {
-            s = state.load((column + C, 0, 0));
-        }
     }
 
     let (gate, out) = (gate.select(1, head), out.select(1, head));

@@ -338,40 +338,47 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let conv = &conv.reshape(&[taps, 3, channels])?;
         let inputs = &mut inputs.reshape(&[inputs.shape()[0], taps - 1, 3, channels])?;
         let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
-        let programs = heads * sequences.shape()[0];
-        // Many programs share multiprocessors, few have one each for their whole states.
-        let few = programs < 2 * self.multiprocessors;
-        let most = match at.longest_short {
-            1 => 1,
-            2..=4 => 4,
-            _ => SHORT,
-        };
+        let eps = eps as f32;
+        let grid = [heads, sequences.shape()[0]];
+        // Many programs share multiprocessors, few have one each for a whole state.
+        let few = grid[0] * grid[1] < 2 * self.multiprocessors;
         with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
                 const V: usize = 32;
                 const B: usize = D / V;
                 let blocks = |tensor: &Tensor| tensor.reshape(&[tensor.shape()[0], heads, B, V]);
                 let (gate, norm) = (&blocks(gate)?, &norm.reshape(&[B, V])?);
-                let mut by_block = blocks(&out)?;
+                let by_block = &mut blocks(&out)?;
                 let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
-                with_const!(N = most, of [1, 4, 16], "tokens", {
-                    macro_rules! step {
-                        ($C:expr, $P:expr, $bounded:literal, $low:expr) => {
-                            kda::kda_step::<T, N, D, B, V, { $C }, { 2 * $C }, J, $bounded, { $P }>(
-                                x, conv, decay, beta, a_log, dt_bias, $low, gate, norm, eps as f32, sequences, inputs,
-                                state, &mut by_block,
-                            )
-                            .grid([heads, sequences.shape()[0]])
-                            .run()?
-                        };
-                    }
-                    match (kind, few) {
-                        (Gate::Softplus, false) => step!(1, if N == 1 { 3 } else { 2 }, false, 0.0),
-                        (Gate::Softplus, true) => step!(B, 1, false, 0.0),
-                        (Gate::Bounded(low), false) => step!(1, if N == 1 { 3 } else { 2 }, true, low),
-                        (Gate::Bounded(low), true) => step!(B, 1, true, low),
-                    }
-                })
+                // Tokens, blocks at a time, programs that the registers are to suffice for.
+                macro_rules! step {
+                    ($N:literal, $C:literal, $P:literal) => {
+                        match kind {
+                            Gate::Softplus => {
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $P>(
+                                    x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, inputs,
+                                    state, by_block,
+                                )
+                                .grid(grid)
+                                .run()?
+                            }
+                            Gate::Bounded(low) => {
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $P>(
+                                    x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, inputs,
+                                    state, by_block,
+                                )
+                                .grid(grid)
+                                .run()?
+                            }
+                        }
+                    };
+                }
+                match at.longest_short {
+                    1 if few => step!(1, 2, 2),
+                    1 => step!(1, 1, 4),
+                    2..=4 => step!(4, 1, 3),
+                    _ => step!(16, 1, 2),
+                }
             })
         });
         Ok(out)
