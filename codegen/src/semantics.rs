@@ -74,9 +74,13 @@ fn unary_f32(op: UnaryOp, x: f32) -> f32 {
         UnaryOp::Round => return x.round_ties_even(),
         UnaryOp::Trunc => return x.trunc(),
         UnaryOp::Exp => wide.exp(),
+        // The least normal f32 is 2^-126; no f32 is so close to -126 that its power would round to it.
+        UnaryOp::Exp2 if x < -126.0 => 0.0,
         UnaryOp::Exp2 => wide.exp2(),
         UnaryOp::Log => wide.ln(),
         UnaryOp::Log2 => wide.log2(),
+        UnaryOp::Log2Approx if x.is_subnormal() => f64::NEG_INFINITY,
+        UnaryOp::Log2Approx => wide.log2(),
         UnaryOp::Rsqrt => 1.0 / wide.sqrt(),
         UnaryOp::Sin => wide.sin(),
         UnaryOp::Cos => wide.cos(),
@@ -168,6 +172,11 @@ fn binary_f32(op: BinaryOp, dtype: DType, a: f32, b: f32) -> f32 {
         BinaryOp::Max => a.max(b),
         _ => unsupported(op, dtype),
     }
+}
+
+/// x·a + b of floats: the product exact, the sum rounded to f32 and then to the element type.
+pub fn fma(dtype: DType, x: Bits, a: Bits, b: Bits) -> Bits {
+    from_f32(dtype, to_f32(dtype, x).mul_add(to_f32(dtype, a), to_f32(dtype, b)))
 }
 
 /// A comparison. Floats compare by value (ordered; `Ne` is true on NaN), bool as 0 and 1.

@@ -93,3 +93,22 @@ fn columns_beside_rows() {
     let expected: Vec<f32> = (0..16).map(|n| element(n / 4, n % 4)).collect();
     assert_eq!(out.to_vec::<f32>().unwrap(), expected);
 }
+
+/// What a rounded product loses: x·x, by an exact product, less x·x rounded.
+#[kernel]
+fn lost<const N: usize>(x: &View<f32, 1>, out: &mut Block<f32, N>) {
+    let x: Tile<f32, N> = x.load(out.origin(0));
+    out.store(x.mul_add(x, -(x * x)));
+}
+
+#[test]
+fn mul_add_rounds_once() {
+    // (1 + 2^-13)² = 1 + 2^-12 + 2^-26, of which f32 has no room for the last.
+    let small = 1.0 / 8192.0;
+    for device in [Device::Interpret, Device::Cpu] {
+        let x = Tensor::from_slice(&[1.0 + small, 3.0, 1.0 - small, 0.5], &[4], device).unwrap();
+        let mut out = Tensor::uninit(&[4], kiln::DType::F32, device).unwrap();
+        lost::<4>(&x, &mut out).run().unwrap();
+        assert_eq!(out.to_vec::<f32>().unwrap(), [small * small, 0.0, small * small, 0.0]);
+    }
+}

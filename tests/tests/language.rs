@@ -386,3 +386,38 @@ fn assert_names_its_text_and_line() {
     let line = line!() - 9;
     assert!(error.contains("inputs are positive") && error.contains(&format!("language.rs:{line}")), "{error}");
 }
+
+// ---- products ----
+
+/// Each matrix with itself turned, and that times another.
+#[kernel]
+fn batched(x: &View<i8, 3>, y: &View<i8, 3>, out: &mut Block<i32, 2, 4, 8>) {
+    let first = out.origin(0);
+    let x: Tile<i8, 2, 4, 8> = x.load((first, 0, 0));
+    let y: Tile<i8, 2, 8, 8> = y.load((first, 0, 0));
+    let square = dot_batch(x, x.t(), zeros());
+    // Of f32 because of the precision, which makes no difference to small whole numbers.
+    let more = dot_batch_with(square.cast::<f32>(), x.cast::<f32>(), zeros(), Precision::Tf32x3);
+    out.store(dot_batch(x, y, more.cast::<i32>()));
+}
+
+#[test]
+fn products_of_tiles_of_rank_three() {
+    let numbers = |n: usize, seed: usize| (0..n).map(|i| ((i * seed) % 7) as i8 - 3).collect::<Vec<i8>>();
+    let (x, y) = (numbers(4 * 4 * 8, 5), numbers(4 * 8 * 8, 11));
+    let at_x = |p: usize, i: usize, j: usize| i32::from(x[(p * 4 + i) * 8 + j]);
+    let at_y = |p: usize, i: usize, j: usize| i32::from(y[(p * 8 + i) * 8 + j]);
+    let mut want = vec![];
+    for (p, i, j) in (0..4 * 4 * 8).map(|e| (e / 32, e / 8 % 4, e % 8)) {
+        let square = |l: usize| (0..8).map(|d| at_x(p, i, d) * at_x(p, l, d)).sum::<i32>();
+        let more: i32 = (0..4).map(|l| square(l) * at_x(p, l, j)).sum();
+        want.push(more + (0..8).map(|l| at_x(p, i, l) * at_y(p, l, j)).sum::<i32>());
+    }
+    for device in DEVICES {
+        let x = Tensor::from_slice(&x, &[4, 4, 8], device).unwrap();
+        let y = Tensor::from_slice(&y, &[4, 8, 8], device).unwrap();
+        let mut out = Tensor::uninit(&[4, 4, 8], DType::I32, device).unwrap();
+        batched(&x, &y, &mut out).run().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(out.to_vec::<i32>().unwrap(), want);
+    }
+}

@@ -282,6 +282,7 @@ impl<'a> Emitter<'a, '_> {
             OpKind::Unary(u) => self.unary(u, from, args[0], width),
             OpKind::Binary(b) => self.binary(b, from, args[0], args[1], width),
             OpKind::Compare(c) => self.compare(c, from, args[0], args[1]),
+            OpKind::Fma => self.fma(from, args, width),
             OpKind::Select => self.choose(args[0], args[1], args[2]),
             OpKind::Cast => self.cast(from, self.k.ty(op.results[0]).dtype(), args[0], width),
             OpKind::Bitcast => {
@@ -425,6 +426,17 @@ impl<'a> Emitter<'a, '_> {
             self.b.ins().srem(x, divisor)
         };
         self.b.ins().select(by_zero, zero, z)
+    }
+
+    /// Rounded once to f32 on every machine, unlike [`mad`](Self::mad).
+    fn fma(&mut self, dtype: DType, args: &[Value], width: usize) -> Value {
+        let y = if self.fma {
+            self.b.ins().fma(args[0], args[1], args[2])
+        } else {
+            let f = self.helpers.fma;
+            self.lanewise(args, width, |s, a| s.call(f, a))
+        };
+        self.round_float(dtype, y, width)
     }
 
     fn compare(&mut self, op: CmpOp, dtype: DType, x: Value, y: Value) -> Value {

@@ -23,6 +23,7 @@ pub(super) struct HelperRefs {
     pub(super) cos: FuncRef,
     pub(super) erf: FuncRef,
     pub(super) rem: FuncRef,
+    pub(super) fma: FuncRef,
     pub(super) atomic: FuncRef,
     pub(super) print: FuncRef,
 }
@@ -45,6 +46,11 @@ pub(super) extern "C" fn erf(x: f32) -> f32 {
 
 pub(super) extern "C" fn rem(x: f32, y: f32) -> f32 {
     x % y
+}
+
+/// For machines without the instruction.
+pub(super) extern "C" fn fma(x: f32, a: f32, b: f32) -> f32 {
+    x.mul_add(a, b)
 }
 
 pub(super) const ATOMICS: [AtomicOp; 7] =

@@ -1,7 +1,7 @@
 //! Exponentials, logarithms and what is made of them, for one f32 or four.
 //!
 //! Each is a reduction of the argument to a small interval and a polynomial there, within about 2 ulp of the exact
-//! value over the whole range, subnormal results included. The polynomials are those of Moshier's Cephes library
+//! value over the whole range, subnormal results included (but for `exp2`, which has none). The polynomials are those of Moshier's Cephes library
 //! (single precision; netlib.org/cephes).
 
 use super::emit::{Emitter, clif_type};
@@ -39,6 +39,15 @@ impl Emitter<'_, '_> {
             UnaryOp::Exp2 => self.exp2(x, width),
             UnaryOp::Log => self.log(x, width, false),
             UnaryOp::Log2 => self.log(x, width, true),
+            UnaryOp::Log2Approx => {
+                // Subnormal numbers count as 0.
+                let a = self.b.ins().fabs(x);
+                let smallest = self.f32(f32::MIN_POSITIVE, width);
+                let tiny = self.b.ins().fcmp(FloatCC::LessThan, a, smallest);
+                let zero = self.f32(0.0, width);
+                let x = self.choose(tiny, zero, x);
+                self.log(x, width, true)
+            }
             UnaryOp::Tanh => self.tanh(x, width),
             UnaryOp::Sigmoid => self.sigmoid(x, width),
             UnaryOp::Silu => {
@@ -119,13 +128,20 @@ impl Emitter<'_, '_> {
     }
 
     fn exp2(&mut self, x: Value, width: usize) -> Value {
-        let x = self.clamp(x, -160.0, 130.0, width);
+        // Results that are not normal are 0, whatever is computed for them; NaN is not less.
+        let least = self.f32(-126.0, width);
+        let tiny = self.b.ins().fcmp(FloatCC::LessThan, x, least);
+        let high = self.f32(130.0, width);
+        let above = self.b.ins().fcmp(FloatCC::GreaterThan, x, high);
+        let x = self.choose(above, high, x);
         let (n, power) = self.round_to_int(x, None, width);
         let r = self.b.ins().fsub(x, n);
         let p = self.polynomial(&EXP2, r, width);
         let one = self.f32(1.0, width);
         let y = self.mad(p, r, one);
-        self.scale(y, power, width)
+        let y = self.scale(y, power, width);
+        let zero = self.f32(0.0, width);
+        self.choose(tiny, zero, y)
     }
 
     /// The natural logarithm, or that to base 2.

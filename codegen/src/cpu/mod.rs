@@ -95,6 +95,11 @@ impl std::fmt::Debug for CpuKernel {
 /// # Errors
 /// If Cranelift does not support the machine or refuses the code.
 pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
+    compile_for(kernel, has_fma())
+}
+
+/// `fma`: whether the machine multiplies and adds in one instruction.
+fn compile_for(kernel: &Kernel, fma: bool) -> Result<CpuKernel, CpuError> {
     let machine = |reason: String| CpuError::Machine { kernel: kernel.name.clone(), reason };
     let defect = |reason: String| CpuError::Codegen { kernel: kernel.name.clone(), reason };
     let mut flags = settings::builder();
@@ -115,11 +120,12 @@ pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
     builder.symbol("kiln_cos", helpers::cos as *const u8);
     builder.symbol("kiln_erf", helpers::erf as *const u8);
     builder.symbol("kiln_rem", helpers::rem as *const u8);
+    builder.symbol("kiln_fma", helpers::fma as *const u8);
     builder.symbol("kiln_atomic", helpers::atomic as *const u8);
     builder.symbol("kiln_print", helpers::print as *const u8);
     let mut module = JITModule::new(builder);
     let plan = Plan::new(kernel);
-    let (id, code_bytes) = define(&mut module, kernel, &plan).map_err(defect)?;
+    let (id, code_bytes) = define(&mut module, kernel, &plan, fma).map_err(defect)?;
     module.finalize_definitions().map_err(|e| defect(e.to_string()))?;
     let code = module.get_finalized_function(id);
     // SAFETY: the function was declared with the signature of `Entry`, in the C calling convention of this machine.
@@ -142,7 +148,7 @@ pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
 }
 
 /// Generates the code of a kernel's function; returns its number and size.
-fn define(module: &mut JITModule, kernel: &Kernel, plan: &Plan) -> Result<(FuncId, usize), String> {
+fn define(module: &mut JITModule, kernel: &Kernel, plan: &Plan, fma: bool) -> Result<(FuncId, usize), String> {
     let text = |e: cranelift_module::ModuleError| format!("{e:?}");
     let pointer = module.target_config().pointer_type();
     let signature = |module: &JITModule, params: &[types::Type], result: Option<types::Type>| -> Signature {
@@ -166,6 +172,7 @@ fn define(module: &mut JITModule, kernel: &Kernel, plan: &Plan) -> Result<(FuncI
         cos: import("kiln_cos", &[types::F32], Some(types::F32))?,
         erf: import("kiln_erf", &[types::F32], Some(types::F32))?,
         rem: import("kiln_rem", &[types::F32; 2], Some(types::F32))?,
+        fma: import("kiln_fma", &[types::F32; 3], Some(types::F32))?,
         atomic: import("kiln_atomic", &[types::I64, pointer, types::I64], Some(types::I64))?,
         print: import("kiln_print", &[pointer, types::I32, pointer, pointer], None)?,
     };
@@ -180,7 +187,7 @@ fn define(module: &mut JITModule, kernel: &Kernel, plan: &Plan) -> Result<(FuncI
         plan,
         b: &mut b,
         helpers,
-        fma: has_fma(),
+        fma,
         scalars: vec![None; kernel.values.len()],
         views: HashMap::new(),
         scratch,

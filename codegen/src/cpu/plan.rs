@@ -180,7 +180,7 @@ fn is_tile(ty: Type) -> bool {
 fn is_simple(kind: &OpKind) -> bool {
     match kind {
         OpKind::Unary(op) => matches!(op, UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Not),
-        OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Select | OpKind::Cast | OpKind::Bitcast => true,
+        OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select | OpKind::Cast | OpKind::Bitcast => true,
         _ => false,
     }
 }
@@ -437,9 +437,10 @@ impl Planner<'_> {
         let op = self.k.op(id);
         match op.kind {
             OpKind::Dot(_) => {
-                let columns = self.k.ty(op.operands[1]).shape().dim(1);
-                let direct = |p: Place, unit: bool| matches!(p, Place::Tile(l) if !unit || l.strides[1] == 1);
-                for (i, unit) in [(0, false), (1, columns > 1)] {
+                let columns = self.shape(op.operands[1]).rank() - 1;
+                let several = self.shape(op.operands[1]).dim(columns) > 1;
+                let direct = |p: Place, unit: bool| matches!(p, Place::Tile(l) if !unit || l.strides[columns] == 1);
+                for (i, unit) in [(0, false), (1, several)] {
                     if !direct(self.plan.place(op.operands[i]), unit) {
                         let array = self.new_array(self.k.ty(op.operands[i]), id);
                         self.plan.copies.insert((id, i), array);

@@ -10,11 +10,11 @@
 //! Invariants: scalars have exactly one version, replicated in every thread; `versions[v]` starts with the home, if
 //! there is one and anybody demands `v`; a value nobody demands has no version and is not computed.
 
-use super::layout::{Conversion, LayoutBuilder, Level, LinearLayout, Operand};
+use super::layout::{Conversion, LayoutBuilder, Level, LinearLayout};
 use super::mma::{self, DotPlan};
 use super::panels::Panels;
 use super::pipeline::{self, Ahead};
-use super::{Chip, facts};
+use super::{Chip, facts, origins};
 use crate::ir::{Combine, Def, Kernel, Loc, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -42,7 +42,7 @@ pub struct Assignment {
     pub home: Vec<Option<LinearLayout>>,
     /// How each matrix product is computed.
     pub dots: HashMap<OpId, DotPlan>,
-    /// The layout that an operation with effects (or a reduction) works in.
+    /// The layout that an operation with effects, a reduction, or a slice whose elements change lanes works in.
     pub work: HashMap<OpId, LinearLayout>,
     /// Loads that run ahead.
     pub ahead: Ahead,
@@ -69,6 +69,8 @@ struct Assigner<'k> {
     ranks: Vec<Rank>,
     /// Per shape (without extents of 1) and axis, the longest vector among the kernel's loads.
     longest: HashMap<(Vec<usize>, usize), usize>,
+    /// The layouts of loads from which products' operands are computed where they are needed.
+    wishes: HashMap<OpId, LinearLayout>,
 }
 
 /// The warps a kernel runs with: the author's number, else 8 where a matrix product is large, else 4.
@@ -79,8 +81,8 @@ fn choose_warps(k: &Kernel) -> usize {
     // Two warpgroups with 64 rows each; fewer rows are one's, however wide.
     let large = |o: &Op| {
         matches!(o.kind, OpKind::Dot(_)) && {
-            let shape = k.ty(o.results[0]).shape();
-            shape.dim(0) >= 128 && shape.numel() >= 128 * 128
+            let [_, m, _, n] = k.dot_extents(o);
+            m >= 128 && m * n >= 128 * 128
         }
     };
     if k.ops.iter().any(large) { 8 } else { 4 }
@@ -100,10 +102,17 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
         placed: BTreeMap::new(),
         notes: vec![],
     };
-    let mut a = Assigner { k, out, ranks: vec![Rank::Default; k.values.len()], longest: HashMap::new() };
+    let mut a = Assigner {
+        k,
+        out,
+        ranks: vec![Rank::Default; k.values.len()],
+        longest: HashMap::new(),
+        wishes: HashMap::new(),
+    };
     a.find_longest();
     a.plan_dots(chip);
     a.out.ahead = pipeline::plan(k, &a.out.dots, warps, chip, &mut a.out.notes);
+    a.find_wishes();
     a.walk(k.body);
     a.demand_region(k.body, &[]);
     a.out
@@ -165,6 +174,18 @@ fn coalesced_within_warps(own: &LinearLayout, access: facts::Access) -> Option<L
     lane.resize(5, 0);
     let register = vector.into_iter().chain(left).collect();
     LinearLayout::new(shape, register, lane, warp.to_vec(), vec![]).ok()
+}
+
+/// The layout itself or, if lanes of a warp hold copies, one in which they share the elements out: what is computed from
+/// them is then computed once.
+fn spread_copies(own: LinearLayout) -> LinearLayout {
+    let shape = *own.shape();
+    let threads = 32 * own.warps();
+    if own.redundant().lane == 0 || shape.numel() < threads || shape.rank() == 0 {
+        return own;
+    }
+    let access = facts::Access { axis: shape.rank() - 1, vector: shape.numel() / threads };
+    coalesced_within_warps(&own, access).unwrap_or(own)
 }
 
 /// The extents other than 1, and which of them `axis` is.
@@ -290,6 +311,37 @@ impl Assigner<'_> {
         }
     }
 
+    fn find_wishes(&mut self) {
+        let mut plans: Vec<_> = self.out.dots.iter().collect();
+        plans.sort_by_key(|(id, _)| id.0);
+        for (&id, plan) in plans {
+            let DotPlan::Mma(m) = plan else { continue };
+            let operands = &self.k.op(id).operands;
+            for (&v, layout) in operands.iter().zip([&m.a, &m.b]) {
+                for origin in origins::origins(self.k, v, layout) {
+                    let fits = origin.whole && origin.layout.copies() == 1 && origins::reads_runs(self.k, &origin);
+                    if fits && self.out.ahead.bulk_load(origin.load).is_none() {
+                        self.wishes.entry(origin.load).or_insert(origin.layout);
+                    }
+                }
+            }
+        }
+        // What else is read of these parameters in these shapes most likely meets what is computed from them.
+        let parameter = |id: OpId| facts::view_facts(self.k, self.k.op(id).operands[0]).map(|f| f.param);
+        let shape = |id: OpId| self.k.ty(self.k.op(id).results[0]).shape();
+        let mut known: Vec<_> = self.wishes.iter().map(|(&id, l)| (id, l.clone())).collect();
+        known.sort_by_key(|(id, _)| id.0);
+        let loads = (0..self.k.ops.len() as u32).map(OpId);
+        for load in loads.filter(|&id| matches!(self.k.op(id).kind, OpKind::Load { .. })) {
+            let sibling = known.iter().find(|&&(id, _)| shape(id) == shape(load) && parameter(id) == parameter(load));
+            if let Some((_, layout)) = sibling
+                && self.out.ahead.bulk_load(load).is_none()
+            {
+                self.wishes.entry(load).or_insert(layout.clone());
+            }
+        }
+    }
+
     // -- forwards ----------------------------------------------------------------------------------------------------
 
     fn walk(&mut self, region: RegionId) {
@@ -315,6 +367,7 @@ impl Assigner<'_> {
             OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)
+            | OpKind::Fma
             | OpKind::Select
             | OpKind::Cast
             | OpKind::Bitcast
@@ -335,9 +388,18 @@ impl Assigner<'_> {
             }
             OpKind::Slice { offsets } if !scalar_result => {
                 let shape = k.ty(op.results[0]).shape();
-                let layout = self.home(op.operands[0]).map(|l| match l.slice(offsets, shape) {
-                    Some(map) => map.layout,
-                    None => self.out.default_layout(shape),
+                self.out.work.remove(&id);
+                let layout = self.home(op.operands[0]).map(|l| {
+                    if let Some(map) = l.slice(offsets, shape) {
+                        return map.layout;
+                    }
+                    match l.slice_within_warps(offsets, shape) {
+                        Some(map) => {
+                            self.out.work.insert(id, l);
+                            spread_copies(map.layout)
+                        }
+                        None => self.out.default_layout(shape),
+                    }
                 });
                 self.set(op.results[0], layout, Rank::Derived);
             }
@@ -368,6 +430,9 @@ impl Assigner<'_> {
             // A tile in a ring is read in whatever layout it is needed.
             OpKind::Load { .. } if self.out.ahead.bulk_load(id).is_some() => {
                 self.set(op.results[0], None, Rank::Default);
+            }
+            OpKind::Load { .. } if self.wishes.contains_key(&id) => {
+                self.set(op.results[0], Some(self.wishes[&id].clone()), Rank::Memory);
             }
             OpKind::Load { .. } if !scalar_result => {
                 let shape = k.ty(op.results[0]).shape();
@@ -584,6 +649,10 @@ impl Assigner<'_> {
                     self.demand_home(r);
                 }
             }
+            OpKind::Slice { .. } if self.out.work.contains_key(&id) => {
+                let work = self.out.work[&id].clone();
+                self.demand(op.operands[0], &work);
+            }
             OpKind::Dot(_) => match self.out.dots[&id].clone() {
                 DotPlan::Fma { layout } => {
                     self.demand_home(op.operands[0]);
@@ -761,9 +830,4 @@ pub fn operand_layout(k: &Kernel, op: &Op, i: usize, layout: &LinearLayout) -> O
         }
         _ => layout.clone(),
     })
-}
-
-/// The operands of a tensor-core product, for the two kinds of fragments.
-pub fn fragment(shape: Shape, operand: Operand, bytes: usize, warps: [usize; 2]) -> Option<LinearLayout> {
-    LinearLayout::mma_operand(shape, operand, bytes, warps).ok()
 }

@@ -2,10 +2,9 @@
 //! (`mma.sync`), or by fused multiply-adds where the precision or the shape leaves no other way. Every fall back is
 //! noted, with its reason.
 
-use super::assign::fragment;
 use super::layout::{LinearLayout, Operand};
-use super::{Chip, pipeline};
-use crate::ir::{DType, Def, Kernel, Loc, OpId, OpKind, Precision, ValueId};
+use super::{Chip, origins, pipeline};
+use crate::ir::{DType, Def, Kernel, Loc, OpId, OpKind, Precision, Shape, ValueId};
 
 /// The instruction of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +22,10 @@ pub enum MmaKind {
     U8,
 }
 
-/// A product on the tensor cores.
+/// A product on the tensor cores, or one for each index of a first axis.
 #[derive(Clone, Debug)]
 pub struct MmaPlan {
     pub kind: MmaKind,
-    /// Warps along M and N.
-    pub warps: [usize; 2],
     pub a: LinearLayout,
     pub b: LinearLayout,
     pub acc: LinearLayout,
@@ -140,9 +137,8 @@ const WORTH_A_FENCE: usize = 1 << 19;
 
 /// `MxNxK` of a product.
 fn dot_shape(k: &Kernel, id: OpId) -> String {
-    let op = k.op(id);
-    let shape = k.ty(op.results[0]).shape();
-    format!("{}x{}x{}", shape.dim(0), shape.dim(1), k.ty(op.operands[0]).shape().dim(1))
+    let [batch, m, depth, n] = k.dot_extents(k.op(id));
+    if batch > 1 { format!("{batch} of {m}x{n}x{depth}") } else { format!("{m}x{n}x{depth}") }
 }
 
 /// The plan of a product by warpgroups, or why there is none.
@@ -150,6 +146,9 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
     let op = k.op(id);
     let (a, dtype) = (k.ty(op.operands[0]).shape(), k.ty(op.operands[0]).dtype());
     let shape = k.ty(op.results[0]).shape();
+    if shape.rank() != 2 {
+        return Err("which takes one product at a time");
+    }
     let (m, n, depth) = (shape.dim(0), shape.dim(1), a.dim(1));
     if !matches!(dtype, DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2) {
         return Err("which here takes 16-bit and 8-bit floats");
@@ -202,10 +201,8 @@ pub fn plan(
         }
     }
     let op = k.op(id);
-    let (a, b) = (k.ty(op.operands[0]), k.ty(op.operands[1]));
-    let shape = k.ty(op.results[0]).shape();
-    let (m, n, depth) = (shape.dim(0), shape.dim(1), a.shape().dim(1));
-    let kind = match (a.dtype(), precision) {
+    let [batch, m, depth, n] = k.dot_extents(op);
+    let kind = match (k.ty(op.operands[0]).dtype(), precision) {
         (DType::F16, _) => MmaKind::F16,
         (DType::BF16 | DType::F8E4M3 | DType::F8E5M2, _) => MmaKind::BF16,
         (DType::I8, _) => MmaKind::I8,
@@ -226,12 +223,36 @@ pub fn plan(
         notes.push((op.loc, format!("dot {m}x{n}x{depth}: K is below {}, no tensor cores", 32 / bytes)));
         return None;
     }
-    let grid = warp_grid(k, id, m, n, warps);
-    Some(DotPlan::Mma(Box::new(MmaPlan {
-        kind,
-        warps: grid,
-        a: fragment(a.shape(), Operand::A, bytes, grid)?,
-        b: fragment(b.shape(), Operand::B, bytes, grid)?,
-        acc: LinearLayout::mma_accumulator(shape, grid).ok()?,
-    })))
+    // Matrices first: then nothing of one is in another warp.
+    let side_by_side = batch.min(warps);
+    let warps = warps / side_by_side;
+    let whole = |l: LinearLayout| match k.ty(op.results[0]).shape().rank() {
+        2 => Some(l),
+        _ => l.batched(batch, side_by_side).ok(),
+    };
+    let plan = |grid, runs: bool| {
+        let operand = |shape: [usize; 2], operand| {
+            let l = LinearLayout::mma_operand(matrix(shape), operand, bytes, grid).ok()?;
+            whole(if runs { l.in_runs(operand, bytes) } else { l })
+        };
+        Some(MmaPlan {
+            kind,
+            a: operand([m, depth], Operand::A)?,
+            b: operand([depth, n], Operand::B)?,
+            acc: whole(LinearLayout::mma_accumulator(matrix([m, n]), grid).ok()?)?,
+        })
+    };
+    // Operands that are computed from memory stay where they are computed: rows in one warp, runs along K in a thread.
+    let along_m = (m / 16).clamp(1, warps);
+    if let Some(rows) = plan([along_m, warps / along_m], true)
+        && [(0, &rows.a), (1, &rows.b)].iter().all(|(i, l)| origins::in_runs(k, op.operands[*i], l))
+    {
+        return Some(DotPlan::Mma(Box::new(rows)));
+    }
+    let plan = plan(warp_grid(k, id, m, n, warps), false)?;
+    Some(DotPlan::Mma(Box::new(plan)))
+}
+
+fn matrix([rows, columns]: [usize; 2]) -> Shape {
+    Shape::new(&[rows as u32, columns as u32])
 }

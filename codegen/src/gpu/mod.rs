@@ -1,5 +1,6 @@
 //! From tile IR to what a GPU thread does: where each element of a tile lives ([`layout`]), which facts make accesses
-//! wide ([`facts`]), how products are computed ([`mma`]), and which layouts every value exists in ([`assign`]).
+//! wide ([`facts`]), how products are computed ([`mma`]) and from which loads
+//! ([`origins`]), and which layouts every value exists in ([`assign`]).
 
 pub mod assign;
 #[cfg(test)]
@@ -8,6 +9,7 @@ pub mod bulk;
 pub mod facts;
 pub mod layout;
 pub mod mma;
+pub mod origins;
 pub mod panels;
 pub mod pipeline;
 

@@ -9,6 +9,10 @@
 //! iteration (coordinates computed from the loop's counter by pure scalar operations, a view from outside); if nobody
 //! writes to its parameter; and if 16-byte copies along its last axis are possible. The loop then starts the copies of
 //! iteration i + stages - 1 while it computes iteration i.
+//!
+//! Where no loop's products read rings, what a loop with products loads from such places runs one iteration ahead, too:
+//! each thread copies what it will need into shared memory of its own (a copy in flight to registers would take one of
+//! the few scoreboards, which all that waits for results shares).
 
 use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
@@ -17,6 +21,9 @@ use super::panels::Panels;
 use super::{Chip, facts};
 use crate::ir::{Access, Def, Kernel, Loc, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
+
+/// What a thread may copy for the next iteration, in bytes.
+const SLOT_BYTES: usize = 128;
 
 /// A load that runs ahead.
 #[derive(Clone, Debug)]
@@ -59,6 +66,8 @@ pub struct BulkRegion {
 #[derive(Clone, Debug, Default)]
 pub struct Ahead {
     pub loops: HashMap<OpId, StagedLoop>,
+    /// Loads that run one iteration ahead in slots of each thread's own, by their loop.
+    pub slots: HashMap<OpId, Vec<OpId>>,
     pub bulk: BTreeMap<RegionId, BulkRegion>,
 }
 
@@ -79,8 +88,12 @@ impl Ahead {
     }
 }
 
-/// The load that a product's operand comes from, and whether it is transposed on the way.
+/// The load that a product's operand comes from, and whether it is transposed on the way. None of tiles of rank 3:
+/// their products read no rings.
 pub fn source(k: &Kernel, v: ValueId) -> Option<(OpId, bool)> {
+    if k.ty(v).shape().rank() != 2 {
+        return None;
+    }
     let op = k.defining_op(v)?;
     match k.op(op).kind {
         OpKind::Load { .. } => Some((op, false)),
@@ -106,6 +119,7 @@ fn movable(k: &Kernel, body: RegionId, v: ValueId) -> bool {
                     | OpKind::Unary(_)
                     | OpKind::Binary(_)
                     | OpKind::Compare(_)
+                    | OpKind::Fma
                     | OpKind::Select
                     | OpKind::Cast
             );
@@ -170,6 +184,10 @@ pub fn plan(
         let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
         let bytes: usize = bulk.iter().map(|l| l.bytes).chain(copies.iter().map(|l| l.bytes)).sum();
         if bytes == 0 {
+            let loads = planner.slot_loads(body);
+            if !loads.is_empty() {
+                out.slots.insert(id, loads);
+            }
             continue;
         }
         if chip.warpgroups && bulk.is_empty() {
@@ -187,6 +205,9 @@ pub fn plan(
             let once = planner.nesting.around(id).all(|o| k.op(o).kind == OpKind::If);
             out.bulk.insert(body, BulkRegion { stages, loads: bulk, once });
         }
+    }
+    if !out.loops.is_empty() || !out.bulk.is_empty() {
+        out.slots.clear();
     }
     out
 }
@@ -278,6 +299,35 @@ impl Planner<'_> {
         }
     }
 
+    fn slot_loads(&self, body: RegionId) -> Vec<OpId> {
+        let k = self.k;
+        let ops = &k.region(body).ops;
+        if !ops.iter().any(|o| self.dots.get(o).is_some_and(DotPlan::is_mma)) {
+            return vec![];
+        }
+        let mut left = SLOT_BYTES * 32 * self.warps;
+        let loads = ops.iter().copied().filter(|&load| {
+            let op = k.op(load);
+            let Some(&Type::Tile(dtype, shape)) = op.results.first().map(|&r| k.ty(r)).as_ref() else { return false };
+            let bytes = (shape.numel() * dtype.size()).max(4 * 32 * self.warps);
+            let fits = op.kind == (OpKind::Load { has_other: false }) && shape.rank() > 0 && bytes <= left;
+            let found = fits && self.found_ahead(body, load);
+            left -= if found { bytes } else { 0 };
+            found
+        });
+        loads.collect()
+    }
+
+    /// Whether a load's box can be found for any iteration of the loop with this body, and nobody writes there.
+    fn found_ahead(&self, body: RegionId, load: OpId) -> bool {
+        let k = self.k;
+        let op = k.op(load);
+        let view = op.operands[0];
+        let outside = !matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o));
+        let readable = facts::view_facts(k, view).is_some_and(|f| k.params[f.param].access == Access::Read);
+        outside && readable && op.operands[1..].iter().all(|&c| movable(k, body, c))
+    }
+
     fn async_loads(&self, body: RegionId) -> Vec<StagedLoad<AsyncCopy>> {
         self.k.region(body).ops.iter().filter_map(|&load| self.async_load(body, load)).collect()
     }
@@ -289,15 +339,10 @@ impl Planner<'_> {
             return None;
         }
         let Type::Tile(dtype, shape) = k.ty(op.results[0]) else { return None };
-        let view = op.operands[0];
-        let outside = !matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o));
-        let facts = facts::view_facts(k, view)?;
-        let readable = k.params[facts.param].access == Access::Read;
-        let coords = &op.operands[1..];
-        let movable = coords.iter().all(|&c| movable(k, body, c));
-        if dtype.size() != 2 || shape.rank() != 2 || !outside || !readable || !movable {
+        if dtype.size() != 2 || shape.rank() != 2 || !self.found_ahead(body, load) {
             return None;
         }
+        let (view, coords) = (op.operands[0], &op.operands[1..]);
         let access = facts::access(k, view, shape, coords);
         if access.vector < 8 || access.axis != 1 {
             return None;
@@ -321,12 +366,15 @@ impl Planner<'_> {
 
 /// Whether a product takes operand `i` (0 or 1) straight from panels.
 pub fn fetches(plan: &DotPlan, i: usize, panels: &Panels, transposed: bool) -> bool {
+    if panels.shape.rank() != 2 {
+        return false;
+    }
     match plan {
         DotPlan::Fma { .. } => false,
         DotPlan::Mma(m) => {
             let layout = if i == 0 { &m.a } else { &m.b };
             Ldmatrix::plan(layout, &panels.seen(transposed), 2).is_some()
         }
-        DotPlan::Wgmma(m) => panels.size == m.dtype.size() && panels.shape.rank() == 2,
+        DotPlan::Wgmma(m) => panels.size == m.dtype.size(),
     }
 }

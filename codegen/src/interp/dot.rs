@@ -5,8 +5,8 @@ use super::tile::Data;
 use crate::ir::{DType, Precision};
 use crate::semantics;
 
-/// `dims` = [M, K, N]; a is M×K, b is K×N, acc and the result M×N.
-pub(super) fn dot(precision: Precision, dtype: DType, dims: [usize; 3], a: &Data, b: &Data, acc: &Data) -> Data {
+/// `dims` = [B, M, K, N]; a is B×M×K, b is B×K×N, acc and the result B×M×N: B products, each of its own matrices.
+pub(super) fn dot(precision: Precision, dtype: DType, dims: [usize; 4], a: &Data, b: &Data, acc: &Data) -> Data {
     let Data::W4(acc) = acc else { panic!("dot accumulates 32-bit elements; the verifier refuses such a kernel") };
     let mut acc = acc.clone();
     if !dtype.is_float() {
@@ -32,9 +32,11 @@ pub(super) fn dot(precision: Precision, dtype: DType, dims: [usize; 3], a: &Data
 }
 
 /// The loop order keeps k ascending for every element and walks rows.
-fn multiply<T: Copy, A: Copy>([m, k, n]: [usize; 3], a: &[T], b: &[T], acc: &mut [A], step: impl Fn(A, T, T) -> A) {
-    for i in 0..m {
+fn multiply<T: Copy, A: Copy>([c, m, k, n]: [usize; 4], a: &[T], b: &[T], acc: &mut [A], step: impl Fn(A, T, T) -> A) {
+    // The rows of all matrices of a and acc, one after the other.
+    for i in 0..c * m {
         let row = &mut acc[i * n..(i + 1) * n];
+        let b = &b[i / m * k * n..];
         for l in 0..k {
             let x = a[i * k + l];
             for (sum, &y) in row.iter_mut().zip(&b[l * n..(l + 1) * n]) {

@@ -67,6 +67,10 @@ fn binary_fast(op: BinaryOp, dtype: DType, x: &Data, y: &Data) -> Option<Data> {
     })
 }
 
+pub(super) fn fma(dtype: DType, x: &Data, a: &Data, b: &Data) -> Data {
+    Data::generate(dtype, x.len(), |i| semantics::fma(dtype, x.get(i), a.get(i), b.get(i)))
+}
+
 pub(super) fn compare(op: CmpOp, dtype: DType, x: &Data, y: &Data) -> Data {
     fn typed<T: Copy, U: PartialOrd>(op: CmpOp, x: &[T], y: &[T], decode: impl Fn(T) -> U) -> Vec<u8> {
         match op {

@@ -222,8 +222,8 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
                 shape::join(dtype, self.tile(operand(0)?)?, self.tile(operand(1)?)?, from, *axis as usize)
             }
             OpKind::Dot(precision) => {
-                let (from, a) = self.tile_type(operand(0)?)?;
-                let dims = [a.dim(0), a.dim(1), shape.dim(1)];
+                let from = self.tile_type(operand(0)?)?.0;
+                let dims = self.kernel.dot_extents(op);
                 let [a, b, acc] = [self.tile(operand(0)?)?, self.tile(operand(1)?)?, self.tile(operand(2)?)?];
                 dot::dot(*precision, from, dims, a, b, acc)
             }
@@ -245,6 +245,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             (OpKind::Unary(f), [x]) => elementwise::unary(*f, from, x),
             (OpKind::Binary(f), [x, y]) => elementwise::binary(*f, from, shape, x, y)?,
             (OpKind::Compare(f), [x, y]) => elementwise::compare(*f, from, x, y),
+            (OpKind::Fma, [x, a, b]) => elementwise::fma(from, x, a, b),
             (OpKind::Select, [c, x, y]) => elementwise::select(c, x, y),
             (OpKind::Cast, [x]) => elementwise::cast(from, result, x),
             (OpKind::Bitcast, [x]) => elementwise::bitcast(result, x),

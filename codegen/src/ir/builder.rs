@@ -131,6 +131,12 @@ impl Builder {
         self.emit1(OpKind::Compare(op), &[x, y], Type::Tile(DType::Bool, shape))
     }
 
+    /// x·a + b of floats, the product exact.
+    pub fn fma(&mut self, x: ValueId, a: ValueId, b: ValueId) -> ValueId {
+        let ty = self.ty(x);
+        self.emit1(OpKind::Fma, &[x, a, b], ty)
+    }
+
     pub fn select(&mut self, c: ValueId, x: ValueId, y: ValueId) -> ValueId {
         let ty = self.ty(x);
         self.emit1(OpKind::Select, &[c, x, y], ty)

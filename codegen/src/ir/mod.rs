@@ -192,6 +192,13 @@ impl Kernel {
         }
     }
 
+    /// `[B, M, K, N]` of a `dot`: how many products (1 of tiles of rank 2), and the extents of each.
+    pub fn dot_extents(&self, dot: &Op) -> [usize; 4] {
+        let (a, b) = (self.ty(dot.operands[0]).shape(), self.ty(dot.operands[1]).shape());
+        let row = a.rank() - 2;
+        [if row > 0 { a.dim(0) } else { 1 }, a.dim(row), a.dim(row + 1), b.dim(row + 1)]
+    }
+
     /// The bits of `value`, if it is a constant.
     pub fn constant(&self, value: ValueId) -> Option<Bits> {
         match self.defining_op(value).map(|op| &self.op(op).kind) {

@@ -21,10 +21,10 @@ macro_rules! names {
 }
 
 names!(UnaryOp {
-    Neg = "neg", Abs = "abs", Not = "not", Exp = "exp", Exp2 = "exp2", Log = "log", Log2 = "log2", Sqrt = "sqrt",
-    Rsqrt = "rsqrt", Sin = "sin", Cos = "cos", Tanh = "tanh", Sigmoid = "sigmoid", Silu = "silu",
-    Softplus = "softplus", Erf = "erf", Floor = "floor", Ceil = "ceil", Round = "round", Trunc = "trunc",
-    Recip = "recip",
+    Neg = "neg", Abs = "abs", Not = "not", Exp = "exp", Exp2 = "exp2", Log = "log", Log2 = "log2",
+    Log2Approx = "log2_approx", Sqrt = "sqrt", Rsqrt = "rsqrt", Sin = "sin", Cos = "cos", Tanh = "tanh",
+    Sigmoid = "sigmoid", Silu = "silu", Softplus = "softplus", Erf = "erf", Floor = "floor", Ceil = "ceil",
+    Round = "round", Trunc = "trunc", Recip = "recip",
 });
 names!(BinaryOp {
     Add = "add", Sub = "sub", Mul = "mul", Div = "div", Rem = "rem", Min = "min", Max = "max", And = "and", Or = "or",
@@ -40,7 +40,7 @@ names!(AtomicOp {
 names!(Precision { F32 = "f32", Tf32 = "tf32", Tf32x3 = "tf32x3" });
 
 /// f16, bf16, f32: the floats that take part in arithmetic.
-fn computes(d: DType) -> bool {
+pub(super) fn computes(d: DType) -> bool {
     d.is_float() && !d.is_fp8()
 }
 
@@ -102,6 +102,7 @@ impl OpKind {
             OpKind::Unary(op) => op.name(),
             OpKind::Binary(op) => op.name(),
             OpKind::Compare(op) => op.name(),
+            OpKind::Fma => "fma",
             OpKind::Select => "select",
             OpKind::Cast => "cast",
             OpKind::Bitcast => "bitcast",

@@ -15,9 +15,13 @@ pub enum UnaryOp {
     Not,
     // The rest is for f16, bf16, f32: computed in f32, rounded once to the element type.
     Exp,
+    /// 2^x; results below 2^-126, the least normal f32, are 0.
     Exp2,
     Log,
     Log2,
+    /// The logarithm to base 2 where an absolute error is enough: within 2^-22 for x in [0.5, 2], within 2^-22 of the
+    /// value elsewhere. Below 2^-126, the least normal f32, x counts as 0.
+    Log2Approx,
     Sqrt,
     Rsqrt,
     Sin,
@@ -140,6 +144,9 @@ pub enum OpKind {
     Unary(UnaryOp),
     Binary(BinaryOp),
     Compare(CmpOp),
+    /// (x: T, a: T, b: T) → T: x·a + b for f16, bf16, f32. The product is exact and the sum is rounded to f32, then to T:
+    /// for f32 once in all, for the others as every operation on them is.
+    Fma,
     /// (bool, T, T) → T.
     Select,
     /// T → U, values: float → float rounds to nearest even (overflow to infinity; e4m3 saturates to ±448);
@@ -181,6 +188,7 @@ pub enum OpKind {
 
     // -- matrix ----------------------------------------------------------------------------------------------------
     /// (a: T<MxK>, b: T<KxN>, acc: A<MxN>) → A<MxN>: acc + a·b. T f16/bf16/f32/fp8 with A f32; T i8/u8 with A i32.
+    /// Of tiles of rank 3 one product per index of the first axis: (T<BxMxK>, T<BxKxN>, A<BxMxN>) → A<BxMxN>.
     Dot(Precision),
 
     // -- memory ----------------------------------------------------------------------------------------------------

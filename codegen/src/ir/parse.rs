@@ -469,6 +469,7 @@ impl<'a> Parser<'a> {
                 let axis = self.number("an axis")?;
                 plain(self, OpKind::NumPrograms { axis })
             }
+            "fma" => plain(self, OpKind::Fma),
             "select" => plain(self, OpKind::Select),
             "cast" => plain(self, OpKind::Cast),
             "bitcast" => plain(self, OpKind::Bitcast),

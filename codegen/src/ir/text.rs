@@ -212,8 +212,10 @@ impl Printer<'_> {
             OpKind::Print { message } if o.is_empty() => format!("{message:?}"),
             OpKind::Print { message } => format!("{message:?}, {}", self.values(o)),
             OpKind::For { .. } | OpKind::While => String::new(),
-            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Select | OpKind::Cast => self.values(o),
-            OpKind::Bitcast | OpKind::Broadcast | OpKind::Reshape | OpKind::If | OpKind::Yield => self.values(o),
+            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select => self.values(o),
+            OpKind::Cast | OpKind::Bitcast | OpKind::Broadcast | OpKind::Reshape | OpKind::If | OpKind::Yield => {
+                self.values(o)
+            }
         };
         if !text.is_empty() {
             let _ = write!(self.out, " {text}");

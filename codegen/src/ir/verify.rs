@@ -10,6 +10,7 @@
 //!
 //! Everything after the verifier relies on these rules and may panic where they do not hold.
 
+use super::names::computes;
 use super::*;
 
 /// The most elements of one tile.
@@ -191,6 +192,7 @@ impl Verifier<'_> {
                 | OpKind::Unary(_)
                 | OpKind::Binary(_)
                 | OpKind::Compare(_)
+                | OpKind::Fma
                 | OpKind::Select
                 | OpKind::Cast
                 | OpKind::Bitcast
@@ -256,7 +258,9 @@ impl Verifier<'_> {
             OpKind::Const(_) | OpKind::Iota { .. } | OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } => {
                 self.source(o)
             }
-            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Select => self.elementwise(o),
+            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select => {
+                self.elementwise(o)
+            }
             OpKind::Cast | OpKind::Bitcast | OpKind::Broadcast | OpKind::Reshape => self.conversion(o),
             OpKind::Transpose { .. } | OpKind::Slice { .. } | OpKind::Join { .. } => self.movement(o),
             OpKind::Reduce { axis, combine } => self.along_axis(o, *axis, *combine, true),
@@ -343,6 +347,13 @@ impl Verifier<'_> {
                 self.accepts(op.accepts(d), d)?;
                 self.same("operand 1", x, y)?;
                 self.same("result", Type::Tile(DType::Bool, s), ty)
+            }
+            OpKind::Fma => {
+                let [x, a, b] = self.operands(o)?;
+                self.accepts(computes(self.tile("operand 0", x)?.0), x.dtype())?;
+                self.same("operand 1", x, a)?;
+                self.same("operand 2", x, b)?;
+                self.same("result", x, ty)
             }
             _ => {
                 let [c, x, y] = self.operands(o)?;
@@ -453,11 +464,13 @@ impl Verifier<'_> {
             d if d.is_float() => DType::F32,
             _ => return self.fail("operand 0", "a float, i8 or u8 tile", a),
         };
-        self.require(sa.rank() == 2, "operand 0", "a tile of rank 2", a)?;
-        self.require(sb.rank() == 2, "operand 1", "a tile of rank 2", b)?;
-        let (m, k, n) = (sa.dims()[0], sa.dims()[1], sb.dims()[1]);
-        self.same("operand 1", Type::Tile(d, Shape::new(&[k, n])), b)?;
-        self.same("operand 2", Type::Tile(sums, Shape::new(&[m, n])), acc)?;
+        self.require(matches!(sa.rank(), 2 | 3), "operand 0", "a tile of rank 2 or 3", a)?;
+        self.require(sb.rank() == sa.rank(), "operand 1", format!("a tile of rank {}", sa.rank()), b)?;
+        // One axis of products, perhaps, then rows and columns.
+        let (row, column) = (sa.rank() - 2, sa.rank() - 1);
+        let (depth, columns) = (sa.dims()[column], sb.dims()[column]);
+        self.same("operand 1", Type::Tile(d, sa.with(row, depth).with(column, columns)), b)?;
+        self.same("operand 2", Type::Tile(sums, sa.with(column, columns)), acc)?;
         self.same("result", acc, self.result(o)?)
     }
 

@@ -13,6 +13,7 @@
 use super::lower::{Lower, Result, elementwise};
 use super::memory::{Words, unpack};
 use super::pipeline::Staged;
+use super::shared::EVERYWHERE;
 use super::text::{V, constant, int};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::bulk::{BulkLoad, computable, selections};
@@ -260,7 +261,7 @@ impl<'k> Lower<'k> {
         if let (true, Some(start), Some(end)) = (bulk.once, start, end)
             && self.shared_top == end
         {
-            self.scratch_read = true;
+            self.scratch_busy.push(EVERYWHERE);
             self.shared_top = start;
         }
     }

@@ -4,8 +4,10 @@ use super::simulate::{Order, Simulator, address_of};
 use super::tests_kernels as kernels;
 use super::tests_kernels::{built, view};
 use super::{Target, llvm_text};
+use crate::gpu;
 use crate::interp::{Arg, Buffer, run};
-use crate::ir::{Access, BinaryOp, DType, Kernel, Shape, Type};
+use crate::ir::{Access, BinaryOp, Combine, DType, Kernel, OpKind, Options, Shape, Type};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Numbers that look random.
@@ -110,9 +112,18 @@ use crate::ir::Precision;
 
 #[test]
 fn functions() {
-    compare(&kernels::functions(DType::F32), [1; 3], &[&[256], &[20, 256]], 2e-5);
-    compare(&kernels::functions(DType::BF16), [1; 3], &[&[256], &[20, 256]], 1e-2);
-    compare(&kernels::functions(DType::F16), [1; 3], &[&[256], &[20, 256]], 2e-3);
+    let shapes: &[&[i64]] = &[&[256], &[21, 256]];
+    compare(&kernels::functions(DType::F32), [1; 3], shapes, 2e-5);
+    compare(&kernels::functions(DType::BF16), [1; 3], shapes, 1e-2);
+    compare(&kernels::functions(DType::F16), [1; 3], shapes, 2e-3);
+}
+
+/// Bit for bit; with rounded products the first row would be 0.
+#[test]
+fn fma_keeps_the_product_exact() {
+    for d in [DType::F32, DType::BF16, DType::F16] {
+        compare(&kernels::fused(d), [1; 3], &[&[256], &[256], &[3, 256]], 0.0);
+    }
 }
 
 #[test]
@@ -137,6 +148,68 @@ fn reductions_and_scans() {
         let (r, c) = (rows as i64, n as i64);
         compare(&kernels::argmax_and_scan(rows, n), [1; 3], &[&[r, c], &[r], &[r, c]], 1e-3);
     }
+}
+
+/// The hardware that counts the index of a kernel's scans, from the lowest bit: registers, lanes, warps.
+fn scanned_along(k: &Kernel) -> BTreeSet<String> {
+    let plan = gpu::assign::assign(k, gpu::Chip { warpgroups: false, ring_bytes: 0 });
+    let mut all = BTreeSet::new();
+    for (id, layout) in &plan.work {
+        if let OpKind::Scan { axis, .. } = k.op(*id).kind {
+            let bits = gpu::assign::axis_bits(layout, axis as usize).expect("chosen for that");
+            let mut levels: Vec<char> = bits.iter().map(|(level, _)| format!("{level:?}").remove(0)).collect();
+            levels.dedup();
+            all.insert(String::from_iter(levels));
+        }
+    }
+    all
+}
+
+#[test]
+fn scans_along_all_levels() {
+    let cases = [
+        (64, 8, 0, 1, false),
+        (8, 64, 1, 1, false),
+        (4, 256, 1, 1, false),
+        (64, 8, 0, 4, false),
+        (32, 32, 0, 4, false),
+        (128, 4, 0, 8, false),
+        (2, 1024, 1, 4, false),
+        (1, 512, 1, 8, false),
+        (4, 8, 1, 4, false),
+        (1, 512, 1, 1, true),
+        (1, 512, 1, 4, true),
+        (1, 256, 1, 8, true),
+    ];
+    let mut seen = BTreeSet::new();
+    for (rows, n, axis, warps, mixed) in cases {
+        let k = kernels::scans(rows, n, axis, warps, mixed);
+        let shape: &[i64] = &[rows as i64, n as i64];
+        seen.append(&mut scanned_along(&general(&k)));
+        seen.append(&mut scanned_along(&specialised(&k, &[shape; 12])));
+        compare(&k, [1; 3], &[shape; 12], 0.0);
+    }
+    // All that a step can follow on.
+    for levels in ["L", "LR", "RL", "RLR", "RLW", "RLWR", "WR", "WRWL", "LWLRL"] {
+        assert!(seen.contains(levels), "no scan along {levels}, but {seen:?}");
+    }
+}
+
+/// Four elements of a lane take in one total, which is fetched once.
+#[test]
+fn a_scan_shuffles_once_per_step_and_total() {
+    let k = built("sums", |b| {
+        let (x, out) = (view(b, "x", DType::F32, 1, Access::Read), view(b, "out", DType::F32, 1, Access::Write));
+        let zero = b.i32(0);
+        let t = b.load(x, &[zero], Shape::new(&[128]), None);
+        let t = b.scan(t, 0, Combine::Sum, false);
+        b.store(out, t, &[zero]);
+    });
+    let k = Kernel { options: Options { warps: 1, ..k.options }, ..k };
+    let k = specialised(&k, &[&[128], &[128]]);
+    assert_eq!(scanned_along(&k), BTreeSet::from(["RL".to_owned()]));
+    let text = llvm_text(&k, Target { sm: 90 }).unwrap().text;
+    assert_eq!(text.matches("call i32 @llvm.nvvm.shfl.sync").count(), 5);
 }
 
 #[test]
@@ -176,6 +249,19 @@ fn products() {
         compare(&kernels::gemm(m as u32, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], one, 2e-2);
     }
     compare(&kernels::gemm(4, 32, 16, DType::BF16, Precision::F32), [1, 1, 1], &[&[4, 48], &[48, 32], &[4, 32]], 2e-2);
+}
+
+#[test]
+fn products_of_rank_3() {
+    for (count, m, n, k) in
+        [(1, 16, 16, 16), (2, 16, 32, 16), (4, 16, 16, 32), (4, 8, 4, 2), (2, 1, 1, 4), (2, 32, 16, 16)]
+    {
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::I8] {
+            let [c, rows, columns, depth] = [2 * count, m, n, 2 * k].map(i64::from);
+            let shapes: &[&[i64]] = &[&[c, rows, depth], &[c, columns, depth], &[c, rows, columns]];
+            compare(&kernels::batched(count, m, n, k, dtype), [2, 1, 1], shapes, 1e-3);
+        }
+    }
 }
 
 /// One thread stores a scalar, all of them load it: found by `lab random`, seed 4194846.

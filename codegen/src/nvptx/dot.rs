@@ -15,9 +15,10 @@ use crate::ir::{DType, OpId};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-/// How many fragments an operand or accumulator has.
+/// How many products a warp has, and how many fragments each operand or accumulator of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
+    pub batch: usize,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -46,11 +47,18 @@ impl MmaKind {
 
 pub(super) fn tiling(plan: &MmaPlan) -> Tiling {
     let per_word = 4 / plan.kind.bytes();
-    let k = plan.a.shape().dim(1) / (8 * per_word);
-    let m = plan.a.registers() / (4 * per_word * k);
-    let n = plan.b.registers() / (2 * per_word * k);
-    debug_assert_eq!(4 * m * n, plan.acc.registers(), "fragments of the operands and the accumulator meet");
-    Tiling { m, n, k }
+    let shape = plan.acc.shape();
+    let k = plan.a.shape().dim(shape.rank() - 1) / (8 * per_word);
+    let (a, b, acc) = (plan.a.registers(), plan.b.registers(), plan.acc.registers());
+    // The batch's registers are the outermost, those that all three have.
+    let batch = match shape.rank() {
+        2 => 1,
+        _ => plan.acc.axis_bases(Level::Register, 0).iter().fold(1, |n, b| n << u32::from(*b != 0)),
+    };
+    let m = a / (4 * per_word * k * batch);
+    let n = b / (2 * per_word * k * batch);
+    debug_assert_eq!(4 * m * n * batch, acc, "fragments of the operands and the accumulator meet");
+    Tiling { batch, m, n, k }
 }
 
 impl Lower<'_> {
@@ -66,10 +74,12 @@ impl Lower<'_> {
                 let mut acc = self.get(op.operands[2], &m.acc);
                 let t = tiling(m);
                 let mut ready = self.fragments(&mut a, &mut b, t, 0);
-                for k in 0..t.k {
+                for step in 0..t.batch * t.k {
                     // The next step's fragments are on their way during this step's products.
-                    let next = (k + 1 < t.k).then(|| self.fragments(&mut a, &mut b, t, k + 1));
-                    self.mma_step(m.kind, &ready.0, &ready.1, &mut acc);
+                    let next = (step + 1 < t.batch * t.k).then(|| self.fragments(&mut a, &mut b, t, step + 1));
+                    let each = acc.len() / t.batch;
+                    let acc = &mut acc[step / t.k * each..][..each];
+                    self.mma_step(m.kind, &ready.0, &ready.1, acc);
                     if let Some(next) = next {
                         ready = next;
                     }
@@ -92,9 +102,11 @@ impl Lower<'_> {
         }
     }
 
-    fn fragments(&mut self, a: &mut Source, b: &mut Source, t: Tiling, k: usize) -> (Vec<Fragment>, Vec<Fragment>) {
-        let a = (0..t.m).map(|i| self.fragment(a, 4, i * t.k + k)).collect();
-        let b = (0..t.n).map(|j| self.fragment(b, 2, j * t.k + k)).collect();
+    /// Those of one step along K; steps run through one product after the other.
+    fn fragments(&mut self, a: &mut Source, b: &mut Source, t: Tiling, step: usize) -> (Vec<Fragment>, Vec<Fragment>) {
+        let (product, k) = (step / t.k, step % t.k);
+        let a = (0..t.m).map(|i| self.fragment(a, 4, (product * t.m + i) * t.k + k)).collect();
+        let b = (0..t.n).map(|j| self.fragment(b, 2, (product * t.n + j) * t.k + k)).collect();
         (a, b)
     }
 
@@ -172,14 +184,14 @@ impl Lower<'_> {
     // -- multiply-adds -----------------------------------------------------------------------------------------------
 
     /// Both operands whole in shared memory as 32-bit numbers; a loop over K in which every thread reads its rows of A
-    /// and columns of B.
+    /// and columns of B. Of tiles of rank 3 one matrix lies after the other.
     fn dot_fma(&mut self, id: OpId, layout: &LinearLayout) -> Result<()> {
         let op = self.k.op(id);
         let dtype = self.k.ty(op.operands[0]).dtype();
         let acc_type = self.k.ty(op.results[0]).dtype();
         let ty = llvm_type(acc_type);
         let (a, b) = (self.k.ty(op.operands[0]).shape(), self.k.ty(op.operands[1]).shape());
-        let (depth, n) = (a.dim(1), b.dim(1));
+        let [products, m, depth, n] = self.k.dot_extents(op);
         let acc = self.get(op.operands[2], layout);
         let base = self.scratch(4 * (a.numel() + b.numel()));
         for (v, start) in [(op.operands[0], 0), (op.operands[1], 4 * a.numel())] {
@@ -197,24 +209,39 @@ impl Lower<'_> {
         }
         self.scratch_written();
 
-        // The registers' rows and columns; addresses advance with k.
-        let rows = layout.axis_bases(Level::Register, 0);
-        let columns = layout.axis_bases(Level::Register, 1);
-        let (thread_row, thread_column) = (self.thread_coordinate(layout, 0), self.thread_coordinate(layout, 1));
-        let mut row_at: BTreeMap<u32, V> = BTreeMap::new();
-        let mut column_at: BTreeMap<u32, V> = BTreeMap::new();
+        // The registers' rows and columns, each with the number of its product; addresses advance with k.
+        let first = a.rank() - 2;
+        let rows = layout.axis_bases(Level::Register, first);
+        let columns = layout.axis_bases(Level::Register, first + 1);
+        let matrices = if products > 1 { layout.axis_bases(Level::Register, 0) } else { vec![] };
+        let thread_row = self.thread_coordinate(layout, first);
+        let thread_column = self.thread_coordinate(layout, first + 1);
+        let thread_matrix = (products > 1).then(|| self.thread_coordinate(layout, 0));
+        let mut row_at: BTreeMap<(u32, u32), V> = BTreeMap::new();
+        let mut column_at: BTreeMap<(u32, u32), V> = BTreeMap::new();
         for r in 0..layout.registers() as u32 {
-            let (row, column) = (apply(&rows, r), apply(&columns, r));
-            if let Entry::Vacant(slot) = row_at.entry(row) {
+            let (matrix, row, column) = (apply(&matrices, r), apply(&rows, r), apply(&columns, r));
+            // Where the matrix of this product starts, of an operand with so many elements in each.
+            let start = |lower: &mut Self, elements: usize| match &thread_matrix {
+                Some(thread) => {
+                    let c = lower.w.bin("xor", "i32", thread, &int(matrix));
+                    let c = lower.w.bin("mul", "i32", &c, &int(4 * elements));
+                    lower.w.bin("add", "i32", &base, &c)
+                }
+                None => base.clone(),
+            };
+            if let Entry::Vacant(slot) = row_at.entry((matrix, row)) {
+                let start = start(self, m * depth);
                 let c = self.w.bin("xor", "i32", &thread_row, &int(row));
                 let c = self.w.bin("mul", "i32", &c, &int(4 * depth));
-                let c = self.w.bin("add", "i32", &base, &c);
+                let c = self.w.bin("add", "i32", &start, &c);
                 slot.insert(c);
             }
-            if let Entry::Vacant(slot) = column_at.entry(column) {
+            if let Entry::Vacant(slot) = column_at.entry((matrix, column)) {
+                let start = start(self, depth * n);
                 let c = self.w.bin("xor", "i32", &thread_column, &int(column));
                 let c = self.w.bin("mul", "i32", &c, &int(4));
-                let c = self.w.bin("add", "i32", &base, &c);
+                let c = self.w.bin("add", "i32", &start, &c);
                 let c = self.w.bin("add", "i32", &c, &int(4 * a.numel()));
                 slot.insert(c);
             }
@@ -235,7 +262,7 @@ impl Lower<'_> {
         let row_step = self.w.bin("mul", "i32", &k, &int(4));
         let column_step = self.w.bin("mul", "i32", &k, &int(4 * n));
         for u in 0..unroll {
-            let read = |lower: &mut Self, places: &BTreeMap<u32, V>, step: &V, offset: usize| {
+            let read = |lower: &mut Self, places: &BTreeMap<(u32, u32), V>, step: &V, offset: usize| {
                 let mut values = BTreeMap::new();
                 for (&c, place) in places {
                     let p = lower.w.bin("add", "i32", place, step);
@@ -248,7 +275,8 @@ impl Lower<'_> {
             let left = read(self, &row_at, &row_step, 4 * u);
             let right = read(self, &column_at, &column_step, 4 * n * u);
             for (r, sum) in sums.iter_mut().enumerate() {
-                let (x, y) = (&left[&apply(&rows, r as u32)], &right[&apply(&columns, r as u32)]);
+                let matrix = apply(&matrices, r as u32);
+                let (x, y) = (&left[&(matrix, apply(&rows, r as u32))], &right[&(matrix, apply(&columns, r as u32))]);
                 *sum = if acc_type == DType::F32 {
                     math::fma(&mut self.w, x, y, sum)
                 } else {

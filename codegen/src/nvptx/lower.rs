@@ -9,16 +9,19 @@
 //! between them ([`Lower::order`]).
 
 use super::bulk::{Places, Walk};
-use super::pipeline::Staged;
+use super::pipeline::{Slot, Staged};
+use super::reduce::Exchange;
+use super::shared::EVERYWHERE;
 use super::text::{V, Writer, constant, int, llvm_type};
 use super::wgmma::Flying;
 use super::{Error, TensorMap, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
-use crate::ir::{Access, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
+use crate::ir::{Access, BinaryOp, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 
 /// A view at run time.
 #[derive(Clone)]
@@ -54,8 +57,13 @@ pub(super) struct Lower<'k> {
     owners: HashMap<u32, V>,
     tid: Option<V>,
     pending: Vec<Pending>,
-    /// Whether shared memory may still be read by another thread.
-    pub scratch_read: bool,
+    /// Bytes of shared memory that another thread may still read.
+    pub scratch_busy: Vec<Range<usize>>,
+    /// How often scratch memory has been given out.
+    pub scratches: usize,
+    pub exchange: Option<Exchange>,
+    /// Where the loads that run ahead in each thread's own slots lie for this iteration.
+    pub slots: HashMap<OpId, Slot>,
     /// For the author.
     pub notes: Vec<(crate::ir::Loc, String)>,
     /// Loads of the loops around that lie in shared memory.
@@ -95,7 +103,10 @@ impl<'k> Lower<'k> {
             owners: HashMap::new(),
             tid: None,
             pending: vec![],
-            scratch_read: false,
+            scratch_busy: vec![],
+            scratches: 0,
+            exchange: None,
+            slots: HashMap::new(),
             notes: vec![],
             staged: HashMap::new(),
             rings: HashMap::new(),
@@ -116,9 +127,19 @@ impl<'k> Lower<'k> {
         self.parameters();
         self.take_places();
         self.take_rings();
+        self.wait_for_earlier_grids();
         self.split_roles()?;
         self.region(self.k.body)?;
         Ok(())
+    }
+
+    /// On Hopper a grid may be launched before what the one that it follows wrote is in memory: it waits here, before it
+    /// touches memory ("programmatic dependent launch"). The launcher asks for it. No grid allows the next one to begin
+    /// while its own programs run: their places are worth more than the time to launch.
+    fn wait_for_earlier_grids(&mut self) {
+        if self.sm >= 90 {
+            self.w.asm_effect("void", "griddepcontrol.wait;", "", &[]);
+        }
     }
 
     fn parameters(&mut self) {
@@ -269,7 +290,7 @@ impl<'k> Lower<'k> {
             self.w.asm_effect("void", &ptx, "", &[]);
         }
         self.pending.clear();
-        self.scratch_read = false;
+        self.scratch_busy.clear();
     }
 
     /// Called before a memory operation: puts a barrier where an earlier one must be over in all threads.
@@ -299,7 +320,7 @@ impl<'k> Lower<'k> {
 
     /// At the start and the end of a loop's body: what another iteration did is not known.
     fn forget_order(&mut self) {
-        self.scratch_read = true;
+        self.scratch_busy.push(EVERYWHERE);
         for (param, p) in self.k.params.iter().enumerate() {
             if p.access == Access::Write {
                 self.pending.push(Pending { param, writes: true, key: None });
@@ -407,6 +428,7 @@ impl<'k> Lower<'k> {
                 Ok(())
             }
             _ if op.results.iter().all(|&r| !self.demanded(r)) => Ok(()),
+            OpKind::Slice { offsets } if self.plan.work.contains_key(&id) => self.slice_within_warps(id, offsets),
             OpKind::Load { .. } => self.load(id),
             OpKind::Gather { .. } => self.gather(id),
             OpKind::Reduce { .. } | OpKind::Scan { .. } => self.along_axis(id),
@@ -455,6 +477,7 @@ impl<'k> Lower<'k> {
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
         let ring = self.start_ring(id, &lo, &hi, &step);
+        let slots = self.start_slots(id, &lo, &hi, &step);
         let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
         // With the condition at the end: what is after the last iteration is no matter of a loop that never ran.
         let [pre, body, latch, done, exit] = ["pre", "loop", "latch", "done", "exit"].map(|s| self.w.label(s));
@@ -464,9 +487,9 @@ impl<'k> Lower<'k> {
         self.w.branch(&any, &body, &exit);
         self.w.start(&body);
         let next_stage = format!("%n{}", self.w.fresh());
-        let stage = match ring {
-            Some(_) => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
-            None => int(0),
+        let stage = match ring.is_some() || slots.is_some() {
+            true => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
+            false => int(0),
         };
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
@@ -474,6 +497,9 @@ impl<'k> Lower<'k> {
         self.forget_order();
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
+        }
+        if let Some(slots) = &slots {
+            self.turn_slots(slots, &i, &stage);
         }
         self.define(args[0], vec![i.clone()])?;
         for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
@@ -493,6 +519,9 @@ impl<'k> Lower<'k> {
         if let Some(ring) = &ring {
             let after = self.next_stage(ring, &stage);
             self.w.alias(&next_stage, "i32", &after);
+        }
+        if slots.is_some() {
+            self.w.line(format_args!("{next_stage} = xor i32 {stage}, 1"));
         }
         self.w.line(format_args!("{next} = add i32 {i}, {step}"));
         let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
@@ -520,6 +549,9 @@ impl<'k> Lower<'k> {
         }
         if let Some(ring) = &ring {
             self.end_ring(ring);
+        }
+        if let Some(slots) = &slots {
+            self.end_slots(slots);
         }
         self.forget_order();
         self.end_rings(region);
@@ -692,9 +724,30 @@ impl<'k> Lower<'k> {
             {
                 operands[0].chunks(2).flat_map(|x| math::narrow_pair(&mut self.w, dtype, &x[0], &x[1])).collect()
             }
+            OpKind::Binary(b @ (BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul))
+                if count.is_multiple_of(2) && (dtype == DType::F16 || dtype == DType::BF16 && self.sm >= 90) =>
+            {
+                let pairs = operands[0].chunks(2).zip(operands[1].chunks(2));
+                let of = |p: &'_ [V]| [p[0].clone(), p[1].clone()];
+                let pairs: Vec<_> = pairs.map(|(x, y)| (of(x), of(y))).collect();
+                pairs
+                    .iter()
+                    .flat_map(|(x, y)| math::binary_pair(&mut self.w, *b, dtype, x.each_ref(), y.each_ref()))
+                    .collect()
+            }
+            // Not the instruction for pairs: it rounds once to the type, and this rounds to f32 first.
+            OpKind::Fma if count.is_multiple_of(2) && matches!(dtype, DType::BF16 | DType::F16) => {
+                let mut sums = vec![];
+                for i in 0..count {
+                    let [x, a, b] = [0, 1, 2].map(|o| math::to_f32(&mut self.w, dtype, &operands[o][i]));
+                    sums.push(math::fma(&mut self.w, &x, &a, &b));
+                }
+                sums.chunks(2).flat_map(|x| math::narrow_pair(&mut self.w, dtype, &x[0], &x[1])).collect()
+            }
             OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)
+            | OpKind::Fma
             | OpKind::Select
             | OpKind::Cast
             | OpKind::Bitcast => {
@@ -728,6 +781,30 @@ impl<'k> Lower<'k> {
             }
             other => unreachable!("{other:?} is not pure"),
         })
+    }
+
+    /// A slice whose elements come from other lanes.
+    fn slice_within_warps(&mut self, id: OpId, offsets: &[u32]) -> Result<()> {
+        let op = self.k.op(id);
+        let (operand, result) = (op.operands[0], op.results[0]);
+        let layout = &self.plan.work[&id];
+        let map =
+            layout.slice_within_warps(offsets, self.k.ty(result).shape()).expect("the layout was chosen for this");
+        let regs = self.get(operand, layout);
+        let tid = self.tid();
+        let others = self.w.bin("and", "i32", &tid, &int(31 & !map.mask));
+        let lane = self.w.bin("or", "i32", &others, &int(map.lane));
+        let dtype = self.k.ty(operand).dtype();
+        let mut out = vec![];
+        for r in map.registers {
+            out.extend(self.shuffle(dtype, std::slice::from_ref(&regs[r as usize]), "idx", &lane));
+        }
+        for (i, to) in self.plan.versions[result.index()].iter().enumerate() {
+            let registers = self.convert(&out, dtype, &map.layout, to)?;
+            self.regs.insert((result, i), registers);
+        }
+        self.put(result);
+        Ok(())
     }
 
     /// The combination that a region defines, on scalars.
@@ -880,6 +957,11 @@ pub(super) fn elementwise(w: &mut Writer, kind: &OpKind, from: DType, to: DType,
         OpKind::Unary(op) => math::unary(w, *op, from, xs[0]),
         OpKind::Binary(op) => math::binary(w, *op, from, xs[0], xs[1]),
         OpKind::Compare(op) => math::compare(w, *op, from, xs[0], xs[1]),
+        OpKind::Fma => {
+            let [x, a, b] = [0, 1, 2].map(|i| math::to_f32(w, from, xs[i]));
+            let sum = math::fma(w, &x, &a, &b);
+            math::from_f32(w, from, &sum)
+        }
         OpKind::Select => w.select(xs[0], llvm_type(to), xs[1], xs[2]),
         OpKind::Cast => math::cast(w, from, to, xs[0]),
         OpKind::Bitcast => math::bitcast(w, from, to, xs[0]),

@@ -2,8 +2,9 @@
 //!
 //! Floats narrower than f32 are widened, computed in f32 and rounded once, as the IR demands. Division, square root and
 //! every sum and product are IEEE and never contracted; exponentials, logarithms and the functions built on them are
-//! hardware approximations with a correction, good to about 2^-21 of the value. Hand-written `.ftz` forms are avoided:
-//! they would turn small inputs into zeros that the interpreter does not have; `sigmoid` says why it may.
+//! hardware approximations with a correction, good to about 2^-21 of the value. An instruction's `.ftz` form, which takes
+//! subnormal numbers for zeros and gives zeros for them, is used where the IR says the same (`exp2`, `log2_approx`) or nothing is lost by
+//! it (`sigmoid` says why); elsewhere it would make zeros that the interpreter does not have.
 
 use super::text::{V, Writer, float, int, llvm_type};
 use crate::ir::{BinaryOp, CmpOp, Combine, DType, UnaryOp};
@@ -74,6 +75,26 @@ pub fn narrow_pair(w: &mut Writer, dtype: DType, x: &V, y: &V) -> [V; 2] {
     [w.op(format_args!("trunc i32 {pair} to i16")), w.op(format_args!("trunc i32 {high} to i16"))]
 }
 
+/// A sum, difference or product of two pairs of f16 or bf16 by one instruction. It rounds once; so does the way through
+/// f32, which has more than twice their bits.
+pub fn binary_pair(w: &mut Writer, op: BinaryOp, dtype: DType, x: [&V; 2], y: [&V; 2]) -> [V; 2] {
+    let kind = if dtype == DType::BF16 { "bf16x2" } else { "f16x2" };
+    let name = match op {
+        BinaryOp::Add => "add",
+        BinaryOp::Sub => "sub",
+        BinaryOp::Mul => "mul",
+        other => unreachable!("no instruction for pairs of {other:?}"),
+    };
+    let [x, y] = [x, y].map(|[low, high]| {
+        let [low, high] = [low, high].map(|v| w.convert("zext", "i16", v, "i32"));
+        let high = w.bin("shl", "i32", &high, &int(16));
+        w.bin("or", "i32", &low, &high)
+    });
+    let pair = w.asm("i32", &format!("{name}.rn.{kind} $0, $1, $2;"), "=r,r,r", &[("i32", &x), ("i32", &y)]);
+    let high = w.op(format_args!("lshr i32 {pair}, 16"));
+    [w.op(format_args!("trunc i32 {pair} to i16")), w.op(format_args!("trunc i32 {high} to i16"))]
+}
+
 /// Rounds to an 8-bit float: by integer arithmetic on the bits where the result is normal, and below by adding a number
 /// whose unit in the last place is the subnormals' spacing.
 #[allow(clippy::too_many_arguments)]
@@ -112,8 +133,10 @@ fn encode_f8(
     w.op(format_args!("trunc i32 {code} to i8"))
 }
 
+/// A function of the special function unit, by its PTX name: as an intrinsic, so that a sign of the operand is folded in.
 fn approx(w: &mut Writer, instruction: &str, x: &V) -> V {
-    w.asm("float", &format!("{instruction} $0, $1;"), "=f,f", &[("float", x)])
+    let name = instruction.strip_suffix("32").expect("all are of f32");
+    w.call("float", &format!("llvm.nvvm.{name}"), &[("float", x)])
 }
 
 fn fadd(w: &mut Writer, a: &V, b: &V) -> V {
@@ -297,7 +320,7 @@ fn unary_f32(w: &mut Writer, op: UnaryOp, x: &V) -> V {
         UnaryOp::Abs => intrinsic(w, "fabs", x),
         UnaryOp::Not => unreachable!("not of a float"),
         UnaryOp::Exp => exp(w, x),
-        UnaryOp::Exp2 => approx(w, "ex2.approx.f32", x),
+        UnaryOp::Exp2 => approx(w, "ex2.approx.ftz.f32", x),
         UnaryOp::Log => {
             let (e, m) = log_parts(w, x);
             let low = (std::f64::consts::LN_2 - 0.693_359_375) as f32;
@@ -310,6 +333,7 @@ fn unary_f32(w: &mut Writer, op: UnaryOp, x: &V) -> V {
             let sum = fma(w, &m, &float(consts::LOG2_E), &e);
             log_limits(w, x, &sum)
         }
+        UnaryOp::Log2Approx => approx(w, "lg2.approx.ftz.f32", x),
         UnaryOp::Sqrt => intrinsic(w, "sqrt", x),
         UnaryOp::Rsqrt => approx(w, "rsqrt.approx.f32", x),
         UnaryOp::Sin => sin_cos(w, x, false),

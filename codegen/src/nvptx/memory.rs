@@ -198,10 +198,15 @@ impl<'a> Box<'a> {
 
     /// Registers in groups of one access each.
     pub fn groups(&self, access: facts::Access) -> Vec<Vec<u32>> {
-        if self.base.is_empty() {
-            return (0..self.layout.registers() as u32).map(|r| vec![r]).collect();
-        }
-        self.layout.vectorise(access.axis, access.vector).groups
+        accesses(self.layout, access)
+    }
+}
+
+/// The registers of each access to a box.
+fn accesses(layout: &LinearLayout, access: facts::Access) -> Vec<Vec<u32>> {
+    match layout.shape().rank() {
+        0 => (0..layout.registers() as u32).map(|r| vec![r]).collect(),
+        _ => layout.vectorise(access.axis, access.vector).groups,
     }
 }
 
@@ -257,12 +262,23 @@ impl Lower<'_> {
         if self.plan.ahead.bulk_load(id).is_some() {
             return self.load_staged(id);
         }
+        if let Some(slots) = self.slots.remove(&id) {
+            let form = Words::of(dtype, self.box_accesses(id).0[0].len());
+            let words: Vec<V> = slots.iter().flat_map(|place| self.load_shared(place, form)).collect();
+            let regs = self.box_elements(id, &words);
+            return self.define(r, regs);
+        }
         let layout = self.plan.versions[r.index()][0].clone();
         let coords = &op.operands[1..1 + shape.rank()];
-        let access = facts::access(self.k, op.operands[0], shape, coords);
         self.order(op.operands[0], Some(coords), &layout, false);
-        let other = has_other.then(|| self.scalar(op.operands[1 + shape.rank()]));
         let starts: Vec<V> = coords.iter().map(|&c| self.scalar(c)).collect();
+        if !has_other {
+            let words = self.load_box(id, &starts);
+            let regs = self.box_elements(id, &words);
+            return self.define(r, regs);
+        }
+        let access = facts::access(self.k, op.operands[0], shape, coords);
+        let other = self.scalar(op.operands[1 + shape.rank()]);
         let view = self.view(op.operands[0]);
         let mut place = Box::new(self, view, &layout, &starts, dtype.size());
         let mut regs = vec![int(0); layout.registers()];
@@ -272,13 +288,56 @@ impl Lower<'_> {
             let words = self.load_words(&address, Words::of(dtype, group.len()), mask.as_ref());
             let elements = unpack(&mut self.w, dtype, &words, group.len());
             for (&r, x) in group.iter().zip(elements) {
-                regs[r as usize] = match (&other, &mask) {
-                    (Some(o), Some(m)) => self.w.select(m, llvm_type(dtype), &x, o),
-                    _ => x,
+                regs[r as usize] = match &mask {
+                    Some(m) => self.w.select(m, llvm_type(dtype), &x, &other),
+                    None => x,
                 };
             }
         }
         self.define(r, regs)
+    }
+
+    /// The words of a load's box at these coordinates, access by access: zeros outside of the view.
+    fn load_box(&mut self, id: OpId, starts: &[V]) -> Vec<V> {
+        let op = self.k.op(id);
+        let (dtype, shape) = (self.k.ty(op.results[0]).dtype(), self.k.ty(op.results[0]).shape());
+        let layout = &self.plan.versions[op.results[0].index()][0];
+        let access = facts::access(self.k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
+        let view = self.view(op.operands[0]);
+        let mut place = Box::new(self, view, layout, starts, dtype.size());
+        let mut all = vec![];
+        for group in place.groups(access) {
+            let mask = place.mask(self, group[0]);
+            let address = place.address(self, group[0]);
+            all.extend(self.load_words(&address, Words::of(dtype, group.len()), mask.as_ref()));
+        }
+        all
+    }
+
+    /// The registers of each access to a load's box, and the bytes of one.
+    pub(super) fn box_accesses(&self, id: OpId) -> (Vec<Vec<u32>>, usize) {
+        let op = self.k.op(id);
+        let (dtype, shape) = (self.k.ty(op.results[0]).dtype(), self.k.ty(op.results[0]).shape());
+        let layout = &self.plan.versions[op.results[0].index()][0];
+        let access = facts::access(self.k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
+        let accesses = accesses(layout, access);
+        let bytes = accesses[0].len() * dtype.size();
+        (accesses, bytes)
+    }
+
+    /// The elements of a load's box from its words.
+    fn box_elements(&mut self, id: OpId, words: &[V]) -> Vec<V> {
+        let r = self.k.op(id).results[0];
+        let dtype = self.k.ty(r).dtype();
+        let (accesses, _) = self.box_accesses(id);
+        let mut regs = vec![int(0); self.plan.versions[r.index()][0].registers()];
+        for (group, words) in accesses.iter().zip(words.chunks(words.len() / accesses.len())) {
+            let elements = unpack(&mut self.w, dtype, words, group.len());
+            for (&r, x) in group.iter().zip(elements) {
+                regs[r as usize] = x;
+            }
+        }
+        regs
     }
 
     pub(super) fn store(&mut self, id: OpId) -> Result<()> {

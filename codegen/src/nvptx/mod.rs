@@ -1,7 +1,7 @@
 //! The NVPTX back end: a kernel in, PTX out.
 //!
 //! `gpu` decides where every element of every tile lives; this module writes what each thread does as LLVM text
-//! ([`text`], [`math`], `lower`, `memory`, `shared`, `reduce`, `dot`), and `emit` has LLVM turn it into PTX. Without
+//! ([`text`], [`math`], `lower`, `memory`, `shared`, `reduce`, `scan`, `dot`), and `emit` has LLVM turn it into PTX. Without
 //! the feature `llvm` the text can still be made ([`llvm_text`]); LLVM is needed for the last step only.
 //!
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
@@ -19,6 +19,7 @@ mod memory;
 mod pipeline;
 pub mod ptxas;
 mod reduce;
+mod scan;
 mod shared;
 #[cfg(test)]
 mod simulate;
@@ -26,6 +27,8 @@ mod simulate;
 mod tests;
 #[cfg(test)]
 mod tests_kernels;
+#[cfg(test)]
+mod tests_tiles;
 #[cfg(test)]
 mod tests_warpgroups;
 mod text;

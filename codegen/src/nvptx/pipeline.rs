@@ -6,6 +6,7 @@
 
 use super::lower::{Lower, elementwise};
 use super::memory::Box;
+use super::shared::EVERYWHERE;
 use super::text::{V, constant, int, struct_type};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
@@ -41,12 +42,28 @@ pub(super) struct Ring<'k> {
     starts: Vec<usize>,
 }
 
+/// The slots of a loop's loads that run one iteration ahead: two for each thread, used in turns.
+pub(super) struct Slots {
+    body: RegionId,
+    step: V,
+    hi: V,
+    /// Byte offset of the first thread's first slot.
+    start: usize,
+    /// Bytes from the slots of one iteration to those of the next.
+    bytes: usize,
+    /// The loads and, of each, the byte offset of every access's slots.
+    loads: Vec<(OpId, Vec<usize>)>,
+}
+
+/// A load's slots for one iteration: the address of every access's.
+pub(super) type Slot = Vec<V>;
+
 impl<'k> Lower<'k> {
     /// Takes the buffers and starts the first copies.
     pub(super) fn start_ring(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Ring<'k>> {
         let plan = self.plan.ahead.loops.get(&id)?;
         let body = self.k.op(id).regions[0];
-        if self.scratch_read {
+        if !self.scratch_busy.is_empty() {
             self.barrier();
         }
         let mut starts = vec![];
@@ -103,7 +120,7 @@ impl<'k> Lower<'k> {
     /// After the loop: nothing is under way, and the buffers are free once everybody has arrived.
     pub(super) fn end_ring(&mut self, ring: &Ring<'k>) {
         self.w.asm_effect("void", "cp.async.wait_group 0;", "", &[]);
-        self.scratch_read = true;
+        self.scratch_busy.push(EVERYWHERE);
         for load in &ring.plan.loads {
             self.staged.remove(&load.load);
         }
@@ -180,6 +197,91 @@ impl<'k> Lower<'k> {
         };
         known.insert(v, value.clone());
         value
+    }
+
+    /// Takes the slots of a loop's loads that run ahead in each thread's own, and starts the first copies.
+    pub(super) fn start_slots(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Slots> {
+        let mut bytes = 0;
+        let mut loads = vec![];
+        for &load in self.plan.ahead.slots.get(&id)? {
+            // Copies are of 4, 8 or 16 bytes.
+            if self.demanded(self.k.op(load).results[0])
+                && let (accesses, 4..) = self.box_accesses(load)
+            {
+                let offsets = (0..accesses.len()).map(|i| bytes + 16 * self.threads() * i).collect();
+                bytes += 16 * self.threads() * accesses.len();
+                loads.push((load, offsets));
+            }
+        }
+        if loads.is_empty() {
+            return None;
+        }
+        if !self.scratch_busy.is_empty() {
+            self.barrier();
+        }
+        let start = self.shared_top.next_multiple_of(128);
+        self.shared_top = start + 2 * bytes;
+        self.shared_max = self.shared_max.max(self.shared_top);
+        let slots = Slots { body: self.k.op(id).regions[0], step: step.clone(), hi: hi.clone(), start, bytes, loads };
+        self.fill_slots(&slots, lo, &int(0));
+        Some(slots)
+    }
+
+    /// At the start of an iteration: `i` its counter, `stage` which of its two slots a thread uses.
+    pub(super) fn turn_slots(&mut self, slots: &Slots, i: &V, stage: &V) {
+        self.w.asm_effect("void", "cp.async.wait_group 0;", "", &[]);
+        for (load, offsets) in &slots.loads {
+            let places = offsets.iter().map(|&o| self.slot(slots, o, stage)).collect();
+            self.slots.insert(*load, places);
+        }
+        let next = self.w.bin("add", "i32", i, &slots.step);
+        let other = self.w.bin("xor", "i32", stage, &int(1));
+        self.fill_slots(slots, &next, &other);
+    }
+
+    pub(super) fn end_slots(&mut self, slots: &Slots) {
+        self.scratch_busy.push(EVERYWHERE);
+        self.shared_top = slots.start;
+    }
+
+    /// Starts the copies of the iteration with counter `i`, if there is one.
+    fn fill_slots(&mut self, slots: &Slots, i: &V, stage: &V) {
+        let exists = self.w.icmp("slt", "i32", i, &slots.hi);
+        let mut known = HashMap::new();
+        for (load, offsets) in &slots.loads {
+            let op = self.k.op(*load);
+            let coords: Vec<V> =
+                op.operands[1..].iter().map(|&c| self.scalar_at(slots.body, c, i, &mut known)).collect();
+            let (accesses, bytes) = self.box_accesses(*load);
+            let layout = &self.plan.versions[op.results[0].index()][0];
+            let size = self.k.ty(op.results[0]).dtype().size();
+            let view = self.view(op.operands[0]);
+            let mut place = Box::new(self, view, layout, &coords, size);
+            for (registers, &offset) in accesses.iter().zip(offsets) {
+                let mask = place.mask(self, registers[0]);
+                let from = place.address(self, registers[0]);
+                let to = self.slot(slots, offset, stage);
+                let size = match &mask {
+                    Some(m) => self.w.select(m, "i32", &int(bytes), &int(0)),
+                    None => int(bytes),
+                };
+                let ptx = format!("@$3 cp.async.ca.shared.global [$0], [$1], {bytes}, $2;");
+                let args = [("i32", &to), ("i64", &from), ("i32", &size), ("i1", &exists)];
+                self.w.asm_effect("void", &ptx, "r,l,r,b", &args);
+            }
+        }
+        self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
+    }
+
+    /// The address of this thread's slot.
+    fn slot(&mut self, slots: &Slots, offset: usize, stage: &V) -> V {
+        let tid = self.tid();
+        let own = self.w.bin("mul", "i32", &tid, &int(16));
+        let base = self.shared_base();
+        let own = self.w.bin("add", "i32", &base, &own);
+        let turn = self.w.bin("mul", "i32", stage, &int(slots.bytes));
+        let own = self.w.bin("add", "i32", &own, &turn);
+        self.w.bin("add", "i32", &own, &int(slots.start + offset))
     }
 
     /// A product's operand `i` if it lies in a ring, to be read in this fragment layout.

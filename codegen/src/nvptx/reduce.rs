@@ -1,4 +1,4 @@
-//! Reductions and scans.
+//! Reductions, and what scans share with them.
 //!
 //! Every bit of the index along the axis is counted by one hardware bit: of the register, the lane or the warp. A step
 //! joins neighbouring runs of 2^k indices along one such bit. Named combinations commute, so their steps are taken in
@@ -13,9 +13,21 @@ use crate::gpu::assign::axis_bits;
 use crate::gpu::layout::{Level, LinearLayout};
 use crate::ir::{Combine, DType, Op, OpId, OpKind};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The values of all operands at one place.
-type Row = Vec<V>;
+pub(super) type Row = Vec<V>;
+
+/// What the last exchange between threads left in scratch memory.
+pub(super) struct Exchange {
+    values: Vec<V>,
+    /// Bytes of an element: the text of a constant does not tell.
+    size: usize,
+    base: V,
+    bytes: Range<usize>,
+    block: String,
+    scratches: usize,
+}
 
 impl Lower<'_> {
     pub(super) fn along_axis(&mut self, id: OpId) -> Result<()> {
@@ -30,11 +42,11 @@ impl Lower<'_> {
         }
     }
 
-    fn dtypes(&self, op: &Op) -> Vec<DType> {
+    pub(super) fn dtypes(&self, op: &Op) -> Vec<DType> {
         op.operands.iter().map(|&v| self.k.ty(v).dtype()).collect()
     }
 
-    fn join(&mut self, op: &Op, combine: Combine, left: &Row, right: &Row) -> Row {
+    pub(super) fn join(&mut self, op: &Op, combine: Combine, left: &Row, right: &Row) -> Row {
         if combine == Combine::Region {
             let args: Vec<V> = left.iter().chain(right).cloned().collect();
             return self.inline_region(op.regions[0], &args);
@@ -43,7 +55,7 @@ impl Lower<'_> {
         vec![math::combine(&mut self.w, combine, dtype, &left[0], &right[0])]
     }
 
-    fn select_rows(&mut self, dtypes: &[DType], condition: &V, yes: &Row, no: &Row) -> Row {
+    pub(super) fn select_rows(&mut self, dtypes: &[DType], condition: &V, yes: &Row, no: &Row) -> Row {
         let pick = |(i, d): (usize, &DType)| self.w.select(condition, llvm_type(*d), &yes[i], &no[i]);
         dtypes.iter().enumerate().map(pick).collect()
     }
@@ -68,41 +80,78 @@ impl Lower<'_> {
     /// The rows of all threads that differ in some of these warp bits: `[combination][row]`, the combination's bit i
     /// being the value of warp bit `bits[i]`.
     fn from_warps(&mut self, dtypes: &[DType], rows: &[Row], bits: &[usize]) -> Vec<Vec<Row>> {
-        let threads = self.threads();
-        let mut all = vec![vec![vec![]; rows.len()]; 1 << bits.len()];
         let tid = self.tid();
         let mask: u32 = bits.iter().map(|b| 32 << b).sum();
         let rest = self.w.bin("and", "i32", &tid, &int(!mask as i32));
+        let mut threads = vec![];
+        for c in 0..1 << bits.len() {
+            let warp: u32 = bits.iter().enumerate().filter(|(k, _)| c >> k & 1 == 1).map(|(_, b)| 32 << b).sum();
+            threads.push(self.w.bin("or", "i32", &rest, &int(warp)));
+        }
+        self.from_threads(dtypes, rows, &threads)
+    }
+
+    /// The rows of other threads, by way of shared memory: `[i][row]`, those of thread `from[i]`. What lies there since
+    /// the last exchange is not stored again.
+    pub(super) fn from_threads(&mut self, dtypes: &[DType], rows: &[Row], from: &[V]) -> Vec<Vec<Row>> {
+        let threads = self.threads();
+        let mut all = vec![vec![vec![]; rows.len()]; from.len()];
+        let tid = self.tid();
         for (i, &dtype) in dtypes.iter().enumerate() {
             let size = dtype.size();
-            let words = Words::of(dtype, 1);
             // In parts, so that the scratch stays small.
             for (part, chunk) in rows.chunks(16).enumerate() {
-                let base = self.scratch(chunk.len() * threads * size);
-                let own = self.w.bin("mul", "i32", &tid, &int(size));
-                let own = self.w.bin("add", "i32", &base, &own);
-                for (j, row) in chunk.iter().enumerate() {
-                    let address = self.w.bin("add", "i32", &own, &int(j * threads * size));
-                    let word = pack(&mut self.w, dtype, &row[i..=i]);
-                    self.store_shared(&address, words, &word, None);
-                }
-                self.scratch_written();
-                for (c, rows) in all.iter_mut().enumerate() {
-                    let warp: u32 =
-                        bits.iter().enumerate().filter(|(k, _)| c >> k & 1 == 1).map(|(_, b)| 32 << b).sum();
-                    let thread = self.w.bin("or", "i32", &rest, &int(warp));
-                    let place = self.w.bin("mul", "i32", &thread, &int(size));
+                let values: Vec<V> = chunk.iter().map(|row| row[i].clone()).collect();
+                // Up to 16 bytes at once.
+                let vector = (1 << values.len().trailing_zeros()).min(16 / size);
+                let words = Words::of(dtype, vector);
+                let step = vector * size;
+                let base = match self.exchanged(&values, size) {
+                    Some(base) => base,
+                    None => {
+                        let base = self.scratch(values.len() * threads * size);
+                        let own = self.w.bin("mul", "i32", &tid, &int(step));
+                        let own = self.w.bin("add", "i32", &base, &own);
+                        for (j, group) in values.chunks(vector).enumerate() {
+                            let address = self.w.bin("add", "i32", &own, &int(j * threads * step));
+                            let word = pack(&mut self.w, dtype, group);
+                            self.store_shared(&address, words, &word, None);
+                        }
+                        self.scratch_written();
+                        let (block, scratches) = (self.w.block.clone(), self.scratches);
+                        let bytes = self.scratch_busy.last().cloned().expect("just written");
+                        let (values, base) = (values.clone(), base.clone());
+                        self.exchange = Some(Exchange { values, size, base: base.clone(), bytes, block, scratches });
+                        base
+                    }
+                };
+                for (thread, rows) in from.iter().zip(&mut all) {
+                    let place = self.w.bin("mul", "i32", thread, &int(step));
                     let place = self.w.bin("add", "i32", &base, &place);
-                    for j in 0..chunk.len() {
-                        let address = self.w.bin("add", "i32", &place, &int(j * threads * size));
+                    for j in 0..values.len() / vector {
+                        let address = self.w.bin("add", "i32", &place, &int(j * threads * step));
                         let word = self.load_shared(&address, words);
-                        let x = unpack(&mut self.w, dtype, &word, 1)[0].clone();
-                        rows[part * 16 + j].push(x);
+                        for (k, x) in unpack(&mut self.w, dtype, &word, vector).into_iter().enumerate() {
+                            rows[part * 16 + j * vector + k].push(x);
+                        }
                     }
                 }
             }
         }
         all
+    }
+
+    /// Where these values of all threads lie in scratch memory, if nothing has been written there since; it will be read.
+    fn exchanged(&mut self, values: &[V], size: usize) -> Option<V> {
+        let e = self.exchange.as_ref().filter(|e| e.values == values && e.size == size)?;
+        if e.block != self.w.block || e.scratches != self.scratches {
+            return None;
+        }
+        // A barrier may have freed it.
+        if !self.scratch_busy.contains(&e.bytes) {
+            self.scratch_busy.push(e.bytes.clone());
+        }
+        Some(e.base.clone())
     }
 
     fn reduce(&mut self, op: &Op, layout: &LinearLayout, axis: usize, combine: Combine, rows: Vec<Row>) -> Result<()> {
@@ -181,78 +230,6 @@ impl Lower<'_> {
         for (n, &v) in op.results.iter().enumerate() {
             if self.demanded(v) {
                 let regs = (0..result.registers() as u32).map(|r| by_flat[&result.flat(r, 0, 0)][n].clone()).collect();
-                self.define(v, regs)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// For every bit from the lowest: the upper run's elements take in the total of the lower run; totals are joined.
-    fn scan(
-        &mut self,
-        op: &Op,
-        layout: &LinearLayout,
-        axis: usize,
-        combine: Combine,
-        reverse: bool,
-        mut rows: Vec<Row>,
-    ) -> Result<()> {
-        let dtypes = self.dtypes(op);
-        let steps = axis_bits(layout, axis).expect("the layout was chosen for this");
-        // Totals of the runs joined so far, by register with the joined bits cleared.
-        let mut totals: BTreeMap<u32, Row> = rows.iter().enumerate().map(|(r, x)| (r as u32, x.clone())).collect();
-        let mut joined = 0u32;
-        for (level, bit) in steps {
-            // Reversed, the run that comes first is the one with the bit set.
-            match level {
-                Level::Register => {
-                    let this = 1u32 << bit;
-                    joined |= this;
-                    let old = totals.clone();
-                    for (r, row) in rows.iter_mut().enumerate() {
-                        let r = r as u32;
-                        if (r & this != 0) != reverse {
-                            let before = &old[&((r & !joined) | if reverse { this } else { 0 })];
-                            *row = self.join(op, combine, before, row);
-                        }
-                    }
-                    totals.clear();
-                    for &r in old.keys().filter(|&&r| r & this == 0) {
-                        let (low, high) = (&old[&r], &old[&(r | this)]);
-                        let (first, second) = if reverse { (high, low) } else { (low, high) };
-                        let total = self.join(op, combine, first, second);
-                        totals.insert(r, total);
-                    }
-                }
-                Level::Lane | Level::Warp | Level::Block => {
-                    let keys: Vec<u32> = totals.keys().copied().collect();
-                    let own: Vec<Row> = totals.values().cloned().collect();
-                    let others: Vec<Row> = if level == Level::Lane {
-                        own.iter().map(|row| self.butterfly(&dtypes, row, bit)).collect()
-                    } else {
-                        let mut all = self.from_warps(&dtypes, &own, &[bit]);
-                        let upper = self.thread_bit(5 + bit);
-                        let (high, low) = (all.remove(1), all.remove(0));
-                        high.iter().zip(&low).map(|(h, l)| self.select_rows(&dtypes, &upper, l, h)).collect()
-                    };
-                    let set = self.thread_bit(if level == Level::Lane { bit } else { 5 + bit });
-                    let second = if reverse { self.w.op(format_args!("xor i1 {set}, true")) } else { set };
-                    let others: BTreeMap<u32, Row> = keys.into_iter().zip(others).collect();
-                    for (r, row) in rows.iter_mut().enumerate() {
-                        let sum = self.join(op, combine, &others[&(r as u32 & !joined)], row);
-                        *row = self.select_rows(&dtypes, &second, &sum, row);
-                    }
-                    for (key, total) in &mut totals {
-                        let first = self.select_rows(&dtypes, &second, &others[key], total);
-                        let last = self.select_rows(&dtypes, &second, total, &others[key]);
-                        *total = self.join(op, combine, &first, &last);
-                    }
-                }
-            }
-        }
-        for (n, &v) in op.results.iter().enumerate() {
-            if self.demanded(v) {
-                let regs = rows.iter().map(|row| row[n].clone()).collect();
                 self.define(v, regs)?;
             }
         }

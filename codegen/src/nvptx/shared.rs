@@ -1,7 +1,8 @@
 //! Moves tiles between layouts: by renaming registers, by shuffles within warps, through shared memory.
 //!
-//! The plans come from `gpu::layout`; this module executes them. Scratch memory is one region above what is taken for
-//! good, reused by everyone: whoever writes it first waits until the last readers are done ([`Lower::scratch`]).
+//! The plans come from `gpu::layout`; this module executes them. Scratch memory lies above what is taken for good, reused
+//! by everyone: whoever writes to it takes bytes that nobody may still read, or waits until the last readers are done
+//! ([`Lower::scratch`]).
 
 use super::Target;
 use super::lower::{Lower, Result};
@@ -9,6 +10,12 @@ use super::memory::{Words, pack, unpack};
 use super::text::{V, int, llvm_type, struct_type};
 use crate::gpu::layout::{Affine, Conversion, LinearLayout, ScratchPlan, ScratchSide, ShufflePlan};
 use crate::ir::{Bits, DType};
+use std::ops::Range;
+
+/// All of shared memory: nobody knows who may still read what.
+pub(super) const EVERYWHERE: Range<usize> = 0..usize::MAX;
+/// What scratch memory may take to save barriers.
+const SPARE_BYTES: usize = 8 << 10;
 
 impl Lower<'_> {
     /// Shared memory at byte offset 0, as a 32-bit address.
@@ -19,19 +26,33 @@ impl Lower<'_> {
 
     /// A region of scratch memory, free to be written by everyone; its byte address.
     pub(super) fn scratch(&mut self, bytes: usize) -> V {
-        let start = self.shared_top.next_multiple_of(128);
-        self.shared_max = self.shared_max.max(start + bytes);
-        if self.scratch_read {
+        self.scratches += 1;
+        let bottom = self.shared_top.next_multiple_of(128);
+        let free =
+            |start: usize, busy: &[Range<usize>]| busy.iter().all(|b| start + bytes <= b.start || b.end <= start);
+        // Beside what others still read, if that takes no memory that matters: saves a barrier.
+        let limit = Target { sm: self.sm }.shared_limit();
+        let spare = if self.rings.is_empty() { SPARE_BYTES.min(limit.saturating_sub(bottom)) } else { 0 };
+        let most = self.shared_max.max(bottom + spare).max(bottom + bytes);
+        let ends = self.scratch_busy.iter().filter(|b| b.end < most).map(|b| b.end.next_multiple_of(128));
+        let mut starts: Vec<usize> = std::iter::once(bottom).chain(ends.filter(|&e| e >= bottom)).collect();
+        starts.sort_unstable();
+        let found = starts.into_iter().find(|&s| s + bytes <= most && free(s, &self.scratch_busy));
+        let start = found.unwrap_or_else(|| {
             self.barrier();
-        }
+            bottom
+        });
+        self.shared_max = self.shared_max.max(start + bytes);
+        self.scratch_busy.push(start..start + bytes);
         let base = self.shared_base();
         self.w.op(format_args!("add i32 {base}, {start}"))
     }
 
-    /// What was written to scratch memory becomes visible; it will be read.
+    /// What was written to the last region of scratch memory becomes visible; it will be read.
     pub(super) fn scratch_written(&mut self) {
+        let last = self.scratch_busy.last().cloned();
         self.barrier();
-        self.scratch_read = true;
+        self.scratch_busy.extend(last);
     }
 
     pub(super) fn store_shared(&mut self, address: &V, words: Words, values: &[V], predicate: Option<&V>) {
@@ -74,12 +95,33 @@ impl Lower<'_> {
         let left = Target { sm: self.sm }.shared_limit().saturating_sub(self.shared_top + 128);
         let plan = Conversion::plan_within(from, to, dtype.size(), left.clamp(8 << 10, 64 << 10))
             .map_err(|e| super::Error::Internal { kernel: self.k.name.clone(), message: e.to_string() })?;
-        Ok(match plan {
+        Ok(self.converted(regs, dtype, &plan))
+    }
+
+    fn converted(&mut self, regs: &[V], dtype: DType, plan: &Conversion) -> Vec<V> {
+        match plan {
             Conversion::Identity => regs.to_vec(),
             Conversion::Registers(map) => map.iter().map(|&r| regs[r as usize].clone()).collect(),
-            Conversion::Shuffle(plan) => self.shuffle_plan(regs, dtype, &plan),
-            Conversion::Shared(plan) => self.through_scratch(regs, dtype, &plan),
-        })
+            Conversion::Shuffle(plan) => self.shuffle_plan(regs, dtype, plan),
+            Conversion::Transpose { pair, then } => {
+                let regs = self.transposed_within_warps(regs, dtype, *pair);
+                self.converted(&regs, dtype, then)
+            }
+            Conversion::Shared(plan) => self.through_scratch(regs, dtype, plan),
+        }
+    }
+
+    /// 8×8 matrices of 16-bit elements, neighbours in registers whose numbers differ in this bit.
+    fn transposed_within_warps(&mut self, regs: &[V], dtype: DType, pair: usize) -> Vec<V> {
+        let mut out = regs.to_vec();
+        for low in (0..regs.len()).filter(|r| r >> pair & 1 == 0) {
+            let high = low | 1 << pair;
+            let word = pack(&mut self.w, dtype, &[regs[low].clone(), regs[high].clone()]);
+            let word = self.w.asm("i32", "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "=r,r", &[("i32", &word[0])]);
+            let elements = unpack(&mut self.w, dtype, &[word], 2);
+            (out[low], out[high]) = (elements[0].clone(), elements[1].clone());
+        }
+        out
     }
 
     fn through_scratch(&mut self, regs: &[V], dtype: DType, plan: &ScratchPlan) -> Vec<V> {
@@ -92,22 +134,21 @@ impl Lower<'_> {
             } else {
                 base = self.scratch(plan.bytes);
             }
-            let thread = self.side_address(&plan.store, size);
+            let (thread, taken) = self.side_address(&plan.store, size);
             for access in &pass.stores {
-                let address = self.scratch_address(&base, &thread, access.offset * size);
+                let address = self.scratch_address(&base, &thread, taken, access.offset * size);
                 let elements: Vec<V> = access.registers.iter().map(|&r| regs[r as usize].clone()).collect();
                 let words = pack(&mut self.w, dtype, &elements);
                 self.store_shared(&address, Words::of(dtype, elements.len()), &words, None);
             }
             if plan.warp_local {
                 self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
-                self.scratch_read = true;
             } else {
                 self.scratch_written();
             }
-            let thread = self.side_address(&plan.load, size);
+            let (thread, taken) = self.side_address(&plan.load, size);
             for access in &pass.loads {
-                let address = self.scratch_address(&base, &thread, access.offset * size);
+                let address = self.scratch_address(&base, &thread, taken, access.offset * size);
                 let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
                 let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
                 for (&r, x) in access.registers.iter().zip(elements) {
@@ -119,13 +160,19 @@ impl Lower<'_> {
         plan.copies.iter().map(|&r| written[r as usize].clone()).collect()
     }
 
-    fn side_address(&mut self, side: &ScratchSide, size: u32) -> V {
-        self.thread_part(side.thread.iter().map(|&b| b * size).collect())
+    /// The thread's part of an address, and the bits that it may have.
+    fn side_address(&mut self, side: &ScratchSide, size: u32) -> (V, u32) {
+        let bases: Vec<u32> = side.thread.iter().map(|&b| b * size).collect();
+        let taken = bases.iter().fold(0, |m, b| m | b);
+        (self.thread_part(bases), taken)
     }
 
-    fn scratch_address(&mut self, base: &V, thread: &V, offset: u32) -> V {
-        let place = self.w.bin("xor", "i32", thread, &int(offset));
-        self.w.bin("add", "i32", base, &place)
+    /// Of the bits of `offset` those that the thread's part may have are joined to it; the rest is added last, as the
+    /// constant that an access takes.
+    fn scratch_address(&mut self, base: &V, thread: &V, taken: u32, offset: u32) -> V {
+        let place = self.w.bin("xor", "i32", thread, &int(offset & taken));
+        let place = self.w.bin("add", "i32", base, &place);
+        self.w.bin("add", "i32", &place, &int(offset & !taken))
     }
 
     /// The thread-dependent part of an affine function.
@@ -225,14 +272,14 @@ impl Lower<'_> {
         let thread = self.thread_image(layout, |b| b * size);
         let copies = layout.redundant().register;
         for r in (0..layout.registers() as u32).filter(|r| r & copies == 0) {
-            let address = self.scratch_address(&base, &thread, layout.flat(r, 0, 0) * size);
+            let address = self.scratch_address(&base, &thread, !0, layout.flat(r, 0, 0) * size);
             let word = pack(&mut self.w, dtype, &regs[r as usize..=r as usize]);
             self.store_shared(&address, words, &word, owner.as_ref());
         }
         self.scratch_written();
         let mut out = vec![];
         for r in 0..layout.registers() as u32 {
-            let address = self.scratch_address(&base, &thread, layout.flat(r, 0, 0) * size);
+            let address = self.scratch_address(&base, &thread, !0, layout.flat(r, 0, 0) * size);
             let word = self.load_shared(&address, words);
             out.push(unpack(&mut self.w, dtype, &word, 1)[0].clone());
         }

@@ -16,7 +16,7 @@ fn check(k: &Kernel, sm: u32) -> (Ptx, ptxas::Report) {
     (ptx, report)
 }
 
-fn check_both(k: &Kernel, registers: u32) {
+pub(super) fn check_both(k: &Kernel, registers: u32) {
     for sm in [80, 90] {
         let (ptx, report) = check(k, sm);
         println!("{} sm_{sm}: {report:?}, {} bytes of shared memory", k.name, ptx.shared_bytes);

@@ -75,6 +75,63 @@ pub(super) fn gemm(m: u32, n: u32, k: u32, dtype: DType, precision: Precision) -
     }))
 }
 
+/// Products of tiles of rank 3: in a loop, of a transposed operand, and of sums of such products.
+pub(super) fn batched(count: u32, m: u32, n: u32, k: u32, dtype: DType) -> Kernel {
+    contiguous(built(&format!("batched_{count}_{m}_{n}_{k}_{dtype}"), |b| {
+        let (x, y) = (view(b, "a", dtype, 3, Access::Read), view(b, "b", dtype, 3, Access::Read));
+        let sums = if dtype.is_float() { DType::F32 } else { DType::I32 };
+        let out = view(b, "c", sums, 3, Access::Write);
+        let (pid, each, zero) = (b.program_id(0), b.i32(count as i32), b.i32(0));
+        let first = b.binary(BinaryOp::Mul, pid, each);
+        let acc = b.splat(sums, Shape::new(&[count, m, n]), 0.0);
+        let depth = b.dim(x, 2);
+        let sum = for_loop(b, depth, k as i32, &[acc], |b, i, c| {
+            let p = b.load(x, &[first, zero, i], Shape::new(&[count, m, k]), None);
+            let q = b.load(y, &[first, zero, i], Shape::new(&[count, n, k]), None);
+            let q = b.transpose(q, &[0, 2, 1]);
+            vec![b.dot(p, q, c[0], Precision::F32)]
+        });
+        let mut sum = sum[0];
+        if dtype.is_float() {
+            // Small, so that little is lost where the sums of sums cancel.
+            let scale = b.splat(sums, Shape::new(&[count, m, n]), 1.0 / 64.0);
+            sum = b.binary(BinaryOp::Mul, sum, scale);
+            let t = b.transpose(sum, &[0, 2, 1]);
+            let none = b.splat(sums, Shape::new(&[count, m, m]), 0.0);
+            let square = b.dot(sum, t, none, Precision::F32);
+            sum = b.dot(square, sum, sum, Precision::F32);
+        }
+        b.store(out, sum, &[first, zero, zero]);
+    }))
+}
+
+/// What is lost when x·a is rounded, by an exact product; x·a + x; and the first of these for the first elements alone.
+pub(super) fn fused(dtype: DType) -> Kernel {
+    contiguous(built(&format!("fused_{dtype}"), |b| {
+        let (x, a) = (view(b, "x", dtype, 1, Access::Read), view(b, "a", dtype, 1, Access::Read));
+        let out = view(b, "out", dtype, 2, Access::Write);
+        let zero = b.i32(0);
+        let [tx, ta] = [x, a].map(|v| b.load(v, &[zero], Shape::new(&[256]), None));
+        let [sx, sa] = [x, a].map(|v| {
+            let t = b.load(v, &[zero], Shape::new(&[1]), None);
+            b.reshape(t, Shape::SCALAR)
+        });
+        let [lost, first] = [(tx, ta), (sx, sa)].map(|(x, a)| {
+            let nothing = b.splat(dtype, b.ty(x).shape(), 0.0);
+            let rounded = b.fma(x, a, nothing);
+            let negative = b.unary(UnaryOp::Neg, rounded);
+            b.fma(x, a, negative)
+        });
+        let sum = b.fma(tx, ta, tx);
+        let first = b.broadcast(first, Shape::new(&[256]));
+        for (row, t) in [lost, sum, first].into_iter().enumerate() {
+            let row = b.i32(row as i32);
+            let t = b.reshape(t, Shape::new(&[1, 256]));
+            b.store(out, t, &[row, zero]);
+        }
+    }))
+}
+
 pub(super) fn rmsnorm(n: u32) -> Kernel {
     contiguous(built("rmsnorm", |b| {
         let x = view(b, "x", DType::BF16, 2, Access::Read);
@@ -150,8 +207,8 @@ pub(super) fn attention(m: u32, n: u32, d: u32) -> Kernel {
 pub(super) fn functions(dtype: DType) -> Kernel {
     use UnaryOp::*;
     let all = [
-        Neg, Abs, Exp, Exp2, Log, Log2, Sqrt, Rsqrt, Sin, Cos, Tanh, Sigmoid, Silu, Softplus, Erf, Floor, Ceil, Round,
-        Trunc, Recip,
+        Neg, Abs, Exp, Exp2, Log, Log2, Log2Approx, Sqrt, Rsqrt, Sin, Cos, Tanh, Sigmoid, Silu, Softplus, Erf, Floor,
+        Ceil, Round, Trunc, Recip,
     ];
     contiguous(built("functions", |b| {
         let x = view(b, "x", dtype, 1, Access::Read);
@@ -228,6 +285,53 @@ pub(super) fn argmax_and_scan(rows: u32, n: u32) -> Kernel {
         let s = b.scan(t, 0, Combine::Max, false);
         b.store(sums, s, &[zero, zero]);
     }))
+}
+
+/// Scans of rows or columns (or of a row whose index bits are `mixed`) in both directions: sums, maxima, and compositions of the affine maps x ↦ a·x + b, whose
+/// order matters. All exact: what is summed as bf16 is 1 or -1.
+pub(super) fn scans(rows: u32, n: u32, axis: usize, warps: u8, mixed: bool) -> Kernel {
+    let mut k = contiguous(built(&format!("scans_{rows}_{n}_{axis}_{warps}_{mixed}"), |b| {
+        let zero = b.i32(0);
+        let shape = Shape::new(&[rows, n]);
+        let load = |b: &mut Builder, d: DType| {
+            let x = view(b, d.name(), d, 2, Access::Read);
+            let x = b.load(x, &[zero, zero], shape, None);
+            if !mixed {
+                return x;
+            }
+            let x = b.reshape(x, Shape::new(&[4, 2, 2, n / 16]));
+            let x = b.transpose(x, &[3, 1, 0, 2]);
+            b.reshape(x, shape)
+        };
+        let (x, y) = (load(b, DType::I32), load(b, DType::I64));
+        let [one, two] = [1.0, 2.0].map(|c| b.splat(DType::I32, shape, c));
+        let z = b.binary(BinaryOp::And, x, two);
+        let z = b.binary(BinaryOp::Sub, z, one);
+        let z = b.cast(z, DType::BF16);
+        // Odd factors, whose products do not become 0.
+        let one = b.splat(DType::I64, shape, 1.0);
+        let a = b.binary(BinaryOp::Or, y, one);
+        for reverse in [false, true] {
+            let maps = b.scan_by(&[a, x], axis, reverse, |b, l, r| {
+                let factor = b.binary(BinaryOp::Mul, l[0], r[0]);
+                let narrow = b.cast(r[0], DType::I32);
+                let moved = b.binary(BinaryOp::Mul, l[1], narrow);
+                vec![factor, b.binary(BinaryOp::Add, moved, r[1])]
+            });
+            let sums = [
+                b.scan(x, axis, Combine::Sum, reverse),
+                b.scan(y, axis, Combine::Max, reverse),
+                b.scan(z, axis, Combine::Sum, reverse),
+            ];
+            for v in maps.into_iter().chain(sums) {
+                let d = b.ty(v).dtype();
+                let out = view(b, "out", d, 2, Access::Write);
+                b.store(out, v, &[zero, zero]);
+            }
+        }
+    }));
+    k.options.warps = warps;
+    k
 }
 
 /// Gather, scatter, atomics of all kinds, asserts and prints.

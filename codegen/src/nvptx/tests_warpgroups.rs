@@ -119,6 +119,31 @@ fn check_gemm(tile: [u32; 3], warps: u8, dtype: DType, turned: [bool; 2], [m, n,
     check(&kernel, grid, &[&a, &b, &[m, n]]);
 }
 
+/// One loop with a product by warpgroups and one of tiles of rank 3: the tile of its load may come to a ring with the
+/// others, but is read from there like any tile.
+#[test]
+fn a_product_of_rank_3_beside_one_by_warpgroups() {
+    let kernel = built("beside", |b| {
+        let (x, y) = (view(b, "a", DType::BF16, 2, Access::Read), view(b, "b", DType::BF16, 2, Access::Read));
+        let several = view(b, "d", DType::BF16, 3, Access::Read);
+        let (out, other) = (view(b, "c", DType::F32, 2, Access::Write), view(b, "e", DType::F32, 3, Access::Write));
+        let zero = b.i32(0);
+        let acc = zeros(b, [64, 32]);
+        let sums = b.splat(DType::F32, Shape::new(&[2, 16, 16]), 0.0);
+        let depth = b.dim(x, 1);
+        let sum = for_loop(b, depth, 32, &[acc, sums], |b, i, c| {
+            let p = tile(b, x, [64, 32], [zero, i], false);
+            let q = tile(b, y, [32, 32], [i, zero], false);
+            let r = b.load(several, &[zero, zero, i], Shape::new(&[2, 16, 32]), None);
+            let turned = b.transpose(r, &[0, 2, 1]);
+            vec![dot(b, p, q, c[0]), dot(b, r, turned, c[1])]
+        });
+        b.store(out, sum[0], &[zero, zero]);
+        b.store(other, sum[1], &[zero, zero, zero]);
+    });
+    check(&kernel, [1; 3], &[&[64, 128], &[128, 32], &[2, 16, 128], &[64, 32], &[2, 16, 16]]);
+}
+
 const TURNS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
 
 #[test]

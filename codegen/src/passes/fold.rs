@@ -20,6 +20,7 @@ pub fn fold(k: &Kernel, op: &Op) -> Option<Bits> {
         OpKind::Unary(_)
             | OpKind::Binary(_)
             | OpKind::Compare(_)
+            | OpKind::Fma
             | OpKind::Select
             | OpKind::Cast
             | OpKind::Bitcast
@@ -40,6 +41,7 @@ pub fn fold(k: &Kernel, op: &Op) -> Option<Bits> {
         OpKind::Unary(f) => Some(semantics::unary(f, from, x[0])),
         OpKind::Binary(f) => semantics::binary(f, from, x[0], x[1]),
         OpKind::Compare(f) => Some(Bits(semantics::compare(f, from, x[0], x[1]) as u64)),
+        OpKind::Fma => Some(semantics::fma(from, x[0], x[1], x[2])),
         OpKind::Select => Some(if x[0].0 != 0 { x[1] } else { x[2] }),
         OpKind::Cast => Some(semantics::cast(from, to, x[0])),
         OpKind::Bitcast => Some(canonical(from, x[0])),

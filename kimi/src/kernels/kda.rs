@@ -19,6 +19,7 @@ pub use state::kda_state;
 pub use step::kda_step;
 
 use kiln::prelude::*;
+use std::f32::consts::LOG2_E;
 
 /// Over a block of S tokens a decay of less than `FLOOR_BITS / S` bits a token is set to that.
 ///
@@ -26,30 +27,34 @@ use kiln::prelude::*;
 /// in blocks of 8 (f32) 2^-28. The state itself decays by the exact sum.
 const FLOOR_BITS: f32 = 224.0;
 
-/// Logarithm to base 2 of what a channel keeps, at most 0. x `[tokens, channels]` with its bias; rate = exp(A_log).
+/// Logarithm to base 2 of what a channel keeps, at most 0: scale times a function of x `[tokens, channels]` (with its
+/// bias), for rate = exp(A_log) and scale as [`decay_scale`], or 0 where nothing decays.
 ///
 /// −rate·softplus(x), which has no bound, or the bounded gate lower_bound·sigmoid(rate·x).
 #[device]
 fn log2_decay<const BOUNDED: bool, const C: usize, const N: usize>(
     x: Tile<f32, C, N>,
+    bias: Tile<f32, N>,
     rate: Tile<f32>,
-    lower_bound: Tile<f32>,
+    scale: Tile<f32, C>,
 ) -> Tile<f32, C, N> {
     if BOUNDED {
-        (x * rate).sigmoid() * (lower_bound * std::f32::consts::LOG2_E)
+        ((x + bias.row()) * rate).sigmoid() * scale.col()
     } else {
-        -(x.softplus() * (rate * std::f32::consts::LOG2_E))
+        // softplus(x)·log2 e = log2(1 + 2^y), y = x·log2 e, x with its bias; an error of the logarithm is one of the exponent.
+        let y = x.mul_add(LOG2_E, (bias * LOG2_E).row());
+        let small = (-y.abs()).exp2() + 1.0;
+        (y.max(0.0) + small.log2_approx()) * scale.col()
     }
+}
+
+#[device]
+fn decay_scale<const BOUNDED: bool>(rate: Tile<f32>, lower_bound: Tile<f32>) -> Tile<f32> {
+    if BOUNDED { lower_bound * LOG2_E } else { -rate }
 }
 
 /// What makes a vector of unit length: (Σ x² + 1e-6)^-½.
 #[device]
 fn unit<const N: usize>(x: Tile<f32, N>) -> Tile<f32> {
     ((x * x).sum::<0>() + 1e-6).rsqrt()
-}
-
-/// [`unit`] of each row.
-#[device]
-fn row_units<const C: usize, const N: usize>(x: Tile<f32, C, N>) -> Tile<f32, C> {
-    ((x * x).sum::<1>() + 1e-6).rsqrt()
 }

@@ -108,6 +108,22 @@ impl Device {
         }
     }
 
+    /// Asks for the work of both closures, in this order; a GPU may do the two side by side, and begins with the first.
+    /// Neither may touch what the other writes.
+    ///
+    /// # Errors
+    /// The first that a closure reports, or the device.
+    pub fn beside(self, first: impl FnOnce() -> Result<()>, second: impl FnOnce() -> Result<()>) -> Result<()> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(n) => cuda::Context::get(n)?.beside(first, second),
+            _ => {
+                first()?;
+                second()
+            }
+        }
+    }
+
     /// Waits until everything asked of the device is done. On CUDA this is where a failure inside a kernel shows.
     pub fn synchronize(self) -> Result<()> {
         match self {

@@ -1,6 +1,6 @@
-//! Reductions and scans along an axis, and `dot`.
+//! Reductions and scans along an axis, `dot` and `dot_batch`.
 
-use super::{Axis, D0, D2, DotElement, Element, Number, Shape, Tile};
+use super::{Axis, D0, D2, D3, DotElement, Element, Number, Shape, Tile};
 use crate::stage;
 use kiln_codegen::ir::{Combine, OpKind, Precision, Type, ValueId};
 
@@ -165,5 +165,27 @@ pub fn dot_with<T: DotElement, const M: usize, const K: usize, const N: usize>(
     acc: Tile<T::Acc, D2<M, N>>,
     precision: Precision,
 ) -> Tile<T::Acc, D2<M, N>> {
+    Tile::from_id(stage::emit(|builder| builder.dot(a.id(), b.id(), acc.id(), precision)))
+}
+
+/// [`dot`] of every matrix of `a` with the matrix of `b` at the same place: `acc[i] + a[i]·b[i]` for a B×M×K, b B×K×N,
+/// acc B×M×N. Many small products in one keep a program busy that one of them would not.
+#[track_caller]
+pub fn dot_batch<T: DotElement, const B: usize, const M: usize, const K: usize, const N: usize>(
+    a: Tile<T, D3<B, M, K>>,
+    b: Tile<T, D3<B, K, N>>,
+    acc: Tile<T::Acc, D3<B, M, N>>,
+) -> Tile<T::Acc, D3<B, M, N>> {
+    dot_batch_with(a, b, acc, Precision::F32)
+}
+
+/// [`dot_batch`] with f32 operands in the given precision.
+#[track_caller]
+pub fn dot_batch_with<T: DotElement, const B: usize, const M: usize, const K: usize, const N: usize>(
+    a: Tile<T, D3<B, M, K>>,
+    b: Tile<T, D3<B, K, N>>,
+    acc: Tile<T::Acc, D3<B, M, N>>,
+    precision: Precision,
+) -> Tile<T::Acc, D3<B, M, N>> {
     Tile::from_id(stage::emit(|builder| builder.dot(a.id(), b.id(), acc.id(), precision)))
 }

@@ -119,11 +119,16 @@ impl<T: Number, S: Shape> Tile<T, S> {
     pub fn min(self, rhs: impl Operand<T, S>) -> Self {
         self.binary(BinaryOp::Min, rhs.operand())
     }
+}
 
-    /// `self · a + b`, rounded as the two operations are.
+impl<T: Float, S: Shape> Tile<T, S> {
+    /// `self · a + b` with the exact product: for `f32` rounded once, by one instruction where the device has it. For
+    /// narrower floats the sum is rounded to f32 and then to `T`, as for every operation on them. `self * a + b` rounds
+    /// the product, too; the compiler never makes one of the other.
     #[track_caller]
     pub fn mul_add(self, a: impl Operand<T, S>, b: impl Operand<T, S>) -> Self {
-        self * a.operand() + b.operand()
+        let (a, b) = (a.operand(), b.operand());
+        Tile::from_id(stage::emit(|builder| builder.fma(self.id(), a.id(), b.id())))
     }
 }
 
@@ -139,11 +144,17 @@ macro_rules! float_functions {
 }
 float_functions! {
     exp Exp;
-    /// 2^x.
+    /// 2^x; 0 where that is below 2^-126, the least normal `f32`.
     exp2 Exp2;
     /// Natural logarithm.
     log Log;
+    /// Logarithm to base 2, to a few units of the last place even where it is near 0.
     log2 Log2;
+    /// Logarithm to base 2 by the device's instruction, where it has one: within 2^-22 of the true value for x in
+    /// [0.5, 2], within 2^-22 times the value elsewhere. Cheaper than [`log2`](Self::log2) and as good for exponents,
+    /// whose absolute error matters; not for values near 0 that something is divided by. An x below 2^-126 (the least
+    /// normal `f32`) counts as 0, whose logarithm is -∞.
+    log2_approx Log2Approx;
     sqrt Sqrt;
     /// 1 / √x.
     rsqrt Rsqrt;

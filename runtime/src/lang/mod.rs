@@ -12,7 +12,7 @@ mod shaping;
 mod tile;
 mod view;
 
-pub use along::{dot, dot_with};
+pub use along::{dot, dot_batch, dot_batch_with, dot_with};
 pub use element::{DotElement, Element, Float, Int, Logical, Number, bf16, f8e4m3, f8e5m2, f16};
 pub use kiln_codegen::ir::Precision;
 pub use shape::{Axis, D0, D1, D2, D3, D4, Ranked, Shape};

@@ -266,7 +266,17 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     const TAPS: usize = 4;
     let (heads, eps) = (2, 1e-5);
     for nature in NATURES {
-        for (lengths, width) in [(&[1][..], 128), (&[1, 1, 1], 64), (&[2, 0, 1, 8], 64), (&[5], 64)] {
+        // One token each of few and of many sequences, up to four, and more.
+        let batches: [(&[usize], usize); 7] = [
+            (&[1], 128),
+            (&[1; 5], 128),
+            (&[1, 1, 1], 64),
+            (&[2, 1, 3], 128),
+            (&[4], 64),
+            (&[2, 0, 1, 8], 64),
+            (&[15], 128),
+        ];
+        for (lengths, width) in batches {
             let (n, channels): (usize, usize) = (lengths.iter().sum(), heads * width);
             let mut layer = Layer::new::<T>(trial, n, heads, width, nature)?;
             let x = layer.qkv;
@@ -280,21 +290,26 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
             let at = Batch::new(trial.ops::<T, f32>(), lengths, &places)?;
             let (decay, beta) = (&layer.decay.tensor, &layer.beta.tensor);
             let taps_first = weight.tensor.transpose(0, 1)?.contiguous()?;
-            let got = trial.ops::<T, f32>().kda_step(
-                &x.tensor,
-                &taps_first,
-                decay,
-                beta,
-                &layer.a_log.tensor,
-                &layer.dt_bias.tensor,
-                layer.gate,
-                &gate.tensor,
-                &norm.tensor,
-                eps,
-                &mut inputs.tensor,
-                &mut state.tensor,
-                &at,
-            )?;
+            let (a_log, dt_bias) = (&layer.a_log.tensor, &layer.dt_bias.tensor);
+            let ops = trial.ops::<T, f32>();
+            // Tokens `first .. first + n`.
+            let step = |first: usize, n: usize, inputs: &mut Tensor, state: &mut Tensor, at: &Batch| {
+                let part = |tensor: &Tensor| tensor.narrow(0, first, n);
+                let (x, decay, beta, gate) = (part(&x.tensor)?, part(decay)?, part(beta)?, part(&gate.tensor)?);
+                let (kind, norm) = (layer.gate, &norm.tensor);
+                ops.kda_step(&x, &taps_first, &decay, &beta, a_log, dt_bias, kind, &gate, norm, eps, inputs, state, at)
+            };
+            let (mut inputs_alone, mut state_alone) = (inputs.tensor.deep_clone()?, state.tensor.deep_clone()?);
+            let got = step(0, n, &mut inputs.tensor, &mut state.tensor, &at)?;
+
+            // The last sequence alone: the same to the bit.
+            let (&last, &place) = (lengths.last().expect("not empty"), places.last().expect("not empty"));
+            let at = Batch::new(ops, &[last], &[place])?;
+            let alone = step(n - last, last, &mut inputs_alone, &mut state_alone, &at)?;
+            let same = alone.to_bytes()? == got.narrow(0, n - last, last)?.to_bytes()?
+                && state_alone.select(0, place)?.to_bytes()? == state.tensor.select(0, place)?.to_bytes()?;
+            let what = format!("{nature:?}, sequences of {lengths:?}, the last alone");
+            trial.report.add(&what, f64::from(u8::from(!same)), 0.0);
 
             let (row, size) = (3 * channels, heads * width * width);
             let (mut convolved, mut first) = (vec![], 0);

@@ -229,6 +229,7 @@ impl Generator {
         match self.rng.below(20) {
             0 | 1 => self.unary(),
             2..=4 => self.binary(),
+            5 if self.rng.chance(30) => self.fma(),
             5 => self.compare_and_select(),
             6 | 7 => self.cast(),
             8 | 9 => self.movement(),
@@ -268,6 +269,14 @@ impl Generator {
         let (a, b) = if self.rng.chance(50) || op == BinaryOp::Div || op == BinaryOp::Rem { (x, y) } else { (y, x) };
         let v = self.b.binary(op, a.v, b.v);
         self.push(v, a.small && b.small && matches!(op, BinaryOp::Min | BinaryOp::Max));
+    }
+
+    fn fma(&mut self) {
+        let x = self.any(|d| d.is_float() && !d.is_fp8());
+        let (dtype, shape) = (self.dtype(x.v), self.shape(x.v));
+        let (a, b) = (self.value(dtype, shape), self.value(dtype, shape));
+        let v = self.b.fma(x.v, a.v, b.v);
+        self.push(v, false);
     }
 
     fn compare_and_select(&mut self) {
@@ -455,15 +464,20 @@ impl Generator {
         results.into_iter().for_each(|r| self.push(r, false));
     }
 
-    /// Extents of a product of matrices, small enough for tiles.
-    pub(super) fn dot_extents(&mut self) -> [u32; 3] {
-        let limit = self.limits.elements.ilog2() as usize / 2;
-        std::array::from_fn(|_| 1 << self.rng.below(limit.min(5) + 1))
+    /// Shapes of a product of matrices, or of several: both operands, what they are added to.
+    pub(super) fn dot_shapes(&mut self) -> [Shape; 3] {
+        let bits = self.limits.elements.ilog2() as usize;
+        let products = self.rng.chance(30).then(|| self.rng.below(bits.min(3)));
+        let limit = (bits - products.unwrap_or(0)) / 2;
+        let [m, k, n] = std::array::from_fn(|_| 1u32 << self.rng.below(limit.min(5) + 1));
+        [[m, k], [k, n], [m, n]].map(|[rows, columns]| match products {
+            Some(p) => Shape::new(&[1 << p, rows, columns]),
+            None => Shape::new(&[rows, columns]),
+        })
     }
 
     fn dot(&mut self) {
-        let [m, k, n] = self.dot_extents();
-        let (sa, sb, sc) = (Shape::new(&[m, k]), Shape::new(&[k, n]), Shape::new(&[m, n]));
+        let [sa, sb, sc] = self.dot_shapes();
         let d =
             self.rng.pick(&[DType::I8, DType::U8, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2]);
         let precision = self.rng.pick(Precision::ALL);

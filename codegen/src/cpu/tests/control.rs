@@ -120,6 +120,20 @@ fn a_carried_square_that_is_transposed_each_time() {
     c.within(1e-5, 100.0).check();
 }
 
+/// Of a tile that a loop carries: the product cannot be computed where its operand lies.
+#[test]
+fn products_of_rank_3_in_loops() {
+    let mut c = Case::new();
+    let (a, b) = (c.input(BF16, &[2, 8, 8]), c.input(BF16, &[2, 8, 8]));
+    let acc = c.input(F32, &[2, 8, 8]);
+    let out = for_loop(&mut c.b, (0, 3, 1), &[acc], |bl, _, v| vec![bl.dot(a, b, v[0], Precision::F32)]);
+    c.output(out[0]);
+    let x = c.input(F32, &[4, 4, 4]);
+    let out = for_loop(&mut c.b, (0, 2, 1), &[x], |bl, _, v| vec![bl.dot(v[0], x, v[0], Precision::F32)]);
+    c.output(out[0]);
+    c.within(1e-4, 400.0).check();
+}
+
 #[test]
 fn loops_in_loops_and_loops_of_nothing() {
     let mut c = Case::new();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ir::{BinaryOp, CmpOp, UnaryOp};
+use crate::semantics;
 
 /// Interesting f32 values: limits, ties, and a sweep of all magnitudes.
 fn f32_sweep(random: &mut Random) -> Vec<Bits> {
@@ -46,11 +47,12 @@ fn f32_sweep(random: &mut Random) -> Vec<Bits> {
     v.into_iter().map(|x| Bits(x.to_bits() as u64)).collect()
 }
 
-const MATH: [UnaryOp; 13] = [
+const MATH: [UnaryOp; 14] = [
     UnaryOp::Exp,
     UnaryOp::Exp2,
     UnaryOp::Log,
     UnaryOp::Log2,
+    UnaryOp::Log2Approx,
     UnaryOp::Sqrt,
     UnaryOp::Rsqrt,
     UnaryOp::Sin,
@@ -82,6 +84,74 @@ fn transcendental_functions_are_within_three_ulp() {
             c.within(ULP3, subnormals(op)).check();
         }
     }
+}
+
+/// 2^x for an x below -126 is 0 and not a subnormal number; of a subnormal x it is 1.
+#[test]
+fn exp2_has_no_subnormal_results() {
+    let cases = [
+        (-125.0, 2f64.powi(-125)),
+        (-126.0, 2f64.powi(-126)),
+        ((-126f32).next_down(), 0.0),
+        (-126.5, 0.0),
+        (-130.0, 0.0),
+        (-149.0, 0.0),
+        (-1e30, 0.0),
+        (f32::NEG_INFINITY, 0.0),
+        (1e-45, 1.0),
+        (-1e-45, 1.0),
+        (128.0, f64::INFINITY),
+        (f32::INFINITY, f64::INFINITY),
+        (f32::NAN, f64::NAN),
+    ];
+    for dtype in [F32, BF16] {
+        let mut c = Case::new();
+        let values: Vec<Bits> = cases.iter().map(|&(x, _)| Bits::from_f64(dtype, x as f64)).collect();
+        for (&x, (_, want)) in values.iter().zip(cases) {
+            let got = semantics::unary(UnaryOp::Exp2, dtype, x).to_f64(dtype);
+            // Rounded to bf16, the number below -126 is -126.
+            let want = if x.to_f64(dtype) == -126.0 { 2f64.powi(-126) } else { want };
+            assert!(got == want || got.is_nan() && want.is_nan(), "2^{} is {got}, not {want}", x.to_f64(dtype));
+        }
+        let values: Vec<Bits> = values.into_iter().cycle().take(32).collect();
+        let x = c.input_bits(dtype, &[32], &values);
+        let y = c.b.unary(UnaryOp::Exp2, x);
+        c.output(y);
+        c.check();
+    }
+}
+
+/// Where `log2` and `log2_approx` differ here: the logarithm of a subnormal number is that of 0.
+#[test]
+fn log2_approx_takes_subnormal_numbers_for_zero() {
+    let nan = f64::NAN;
+    let infinity = f64::INFINITY;
+    let cases = [
+        (f32::MIN_POSITIVE, -126.0),
+        (f32::MIN_POSITIVE.next_down(), -infinity),
+        (-1e-45, -infinity),
+        (0.0, -infinity),
+        (-0.0, -infinity),
+        (1.0, 0.0),
+        (0.5, -1.0),
+        (1024.0, 10.0),
+        (f32::INFINITY, infinity),
+        (-f32::MIN_POSITIVE, nan),
+        (-1.0, nan),
+        (-f32::INFINITY, nan),
+        (f32::NAN, nan),
+    ];
+    let mut c = Case::new();
+    let values: Vec<Bits> = cases.iter().map(|&(x, _)| Bits::from_f64(F32, x as f64)).collect();
+    for (&x, (_, want)) in values.iter().zip(cases) {
+        let got = semantics::unary(UnaryOp::Log2Approx, F32, x).to_f64(F32);
+        assert!(got == want || got.is_nan() && want.is_nan(), "log2 {} is {got}, not {want}", x.to_f64(F32));
+    }
+    let values: Vec<Bits> = values.into_iter().cycle().take(32).collect();
+    let x = c.input_bits(F32, &[32], &values);
+    let y = c.b.unary(UnaryOp::Log2Approx, x);
+    c.output(y);
+    c.check();
 }
 
 #[test]
@@ -160,6 +230,42 @@ fn binary_operations_and_comparisons_are_exact() {
                 c.output(w);
             }
             c.check();
+        }
+    }
+}
+
+/// With the instruction and without, on vectors and on what is left over.
+#[test]
+fn fma_keeps_the_product_exact() {
+    for dtype in [F32, BF16, DType::F16] {
+        let mut c = Case::new();
+        // (1 + e)(1 - e) - 1 is -e², which a rounded product loses: there it is 0.
+        let e = 2f64.powi(if dtype == F32 { -13 } else { -7 });
+        let known = [1.0 + e, 1.0 - e, -1.0].map(|x| Bits::from_f64(dtype, x));
+        let columns =
+            known.map(|first| [vec![first], c.random.hostile(dtype, 127), c.random.values(dtype, 130)].concat());
+        let inputs = columns.each_ref().map(|column| {
+            let (most, rest) = column.split_at(256);
+            [c.input_bits(dtype, &[256], most), c.input_bits(dtype, &[2], rest)]
+        });
+        for part in 0..2 {
+            let y = c.b.fma(inputs[0][part], inputs[1][part], inputs[2][part]);
+            c.output(y);
+        }
+        let [x, a, b] = &columns;
+        let want: Vec<Bits> = (0..x.len()).map(|i| semantics::fma(dtype, x[i], a[i], b[i])).collect();
+        assert_eq!(want[0].to_f64(dtype), -e * e);
+        let mut kernel = c.b.finish();
+        for fma in [has_fma(), false] {
+            let (result, memory) = launch_for(fma, &mut kernel, &c.args, [1; 3], false);
+            result.expect("runs");
+            let bytes: Vec<u8> = memory[6..].iter().flat_map(|m| m[GUARD..m.len() - GUARD].to_vec()).collect();
+            assert_eq!(bytes.len(), want.len() * dtype.size());
+            for (i, (found, want)) in bytes.chunks_exact(dtype.size()).zip(&want).enumerate() {
+                let found = Bits(found.iter().rev().fold(0, |x, &b| x << 8 | b as u64));
+                let nan = found.to_f64(dtype).is_nan() && want.to_f64(dtype).is_nan();
+                assert!(found == *want || nan, "{dtype}, instruction {fma}, [{i}]: {found:x?}, not {want:x?}");
+            }
         }
     }
 }

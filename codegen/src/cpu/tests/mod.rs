@@ -11,7 +11,7 @@ mod random;
 mod speed;
 mod tiles;
 
-use super::{CpuError, compile};
+use super::{CpuError, compile_for, has_fma};
 use crate::interp::{self, Buffer};
 use crate::ir::{Access, Bits, Builder, DType, Kernel, Loc, Shape, SlotKind, Type, ValueId, verify};
 use std::sync::Arc;
@@ -224,6 +224,17 @@ fn compare(
 
 /// Compiles and launches on copies of the arguments; the result, and for each view its memory with guards around.
 fn launch(kernel: &mut Kernel, args: &[Arg], grid: [u32; 3], with_facts: bool) -> (Result<(), CpuError>, Vec<Vec<u8>>) {
+    launch_for(has_fma(), kernel, args, grid, with_facts)
+}
+
+/// The same as if the machine had, or had not, an instruction that multiplies and adds.
+fn launch_for(
+    fma: bool,
+    kernel: &mut Kernel,
+    args: &[Arg],
+    grid: [u32; 3],
+    with_facts: bool,
+) -> (Result<(), CpuError>, Vec<Vec<u8>>) {
     let mut memory: Vec<Vec<u8>> = args
         .iter()
         .map(|a| match a {
@@ -243,7 +254,7 @@ fn launch(kernel: &mut Kernel, args: &[Arg], grid: [u32; 3], with_facts: bool) -
     }
     kernel.facts = if with_facts { Kernel::facts_of(&kernel.slots(), &slots) } else { vec![] };
     assert!(kernel.slots().iter().all(|s| matches!(s.kind, SlotKind::Scalar) || !slots.is_empty()));
-    let compiled = compile(kernel).expect("compiles");
+    let compiled = compile_for(kernel, fma).expect("compiles");
     // SAFETY: each view's elements lie in `memory`, which is not touched meanwhile; the interpreter has found no races.
     let result = unsafe { compiled.launch(&slots, grid) };
     (result, memory)

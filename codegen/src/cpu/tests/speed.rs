@@ -1,6 +1,7 @@
 //! Measurements: `cargo test --release -p kiln-codegen cpu::tests::speed -- --ignored --nocapture --test-threads 1`.
 
 use super::*;
+use crate::cpu::compile;
 use crate::ir::{BinaryOp, Combine, OpKind, Precision, UnaryOp};
 use std::time::Instant;
 

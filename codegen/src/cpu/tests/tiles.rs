@@ -178,3 +178,40 @@ fn products_of_all_shapes_and_dtypes() {
         }
     }
 }
+
+#[test]
+fn products_of_rank_3() {
+    let shapes = [(16, 16, 16), (4, 2, 1), (2, 8, 2), (16, 8, 4), (1, 1, 8), (1, 16, 32), (8, 4, 8), (1, 1, 1)];
+    for count in [1, 2, 4] {
+        for (m, k, n) in shapes {
+            for dtype in [F32, BF16, DType::F16, DType::F8E4M3, DType::I8] {
+                let mut c = Case::new();
+                let (a, b) = (c.input(dtype, &[count, m, k]), c.input(dtype, &[count, k, n]));
+                let sum = if dtype.is_int() { I32 } else { F32 };
+                let acc = c.input(sum, &[count, m, n]);
+                let y = c.b.dot(a, b, acc, Precision::F32);
+                c.output(y);
+                // Matrices that lie across, and products that do not lie one after the other.
+                let (at, bt) = (c.input(dtype, &[count, k, m]), c.input(dtype, &[n, count, k]));
+                let at = c.b.transpose(at, &[0, 2, 1]);
+                let bt = c.b.transpose(bt, &[1, 2, 0]);
+                let zero = c.b.splat(sum, dims(&[count, m, n]), 0.0);
+                let z = c.b.dot(at, bt, zero, Precision::F32);
+                c.output(z);
+                let outer = c.input(dtype, &[m, count, k]);
+                let outer = c.b.transpose(outer, &[1, 0, 2]);
+                let ones = c.b.splat(dtype, dims(&[count, k, n]), 1.0);
+                let y = c.b.dot(outer, ones, y, Precision::F32);
+                c.output(y);
+                // The sums of one are an operand of the next; of its own transposed, too.
+                if !dtype.is_int() {
+                    let turned = c.b.transpose(y, &[0, 2, 1]);
+                    let zero = c.b.splat(F32, dims(&[count, m, m]), 0.0);
+                    let square = c.b.dot(y, turned, zero, Precision::F32);
+                    c.output(square);
+                }
+                c.within(1e-5, 4.0 * (k * n) as f64).check();
+            }
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! From one layout of a tile to another, by the cheapest of: nothing, other register numbers, shuffles within the
-//! warp, shared memory.
+//! warp, transpositions of small matrices there, shared memory.
 //!
 //! The planner looks for a linear map from the destination's places to the source's, with the same element at both.
 //! Where the source holds copies there are many such maps; it takes those that stay in the thread, else in the warp.
@@ -23,6 +23,9 @@ pub enum Conversion {
     Registers(Vec<u32>),
     /// Through the lanes of each warp.
     Shuffle(ShufflePlan),
+    /// By transposing 8×8 matrices of 16-bit elements, whose rows' neighbours differ in bit `pair` of the register's
+    /// number ([`LinearLayout::transposed_within_warps`]), and then further.
+    Transpose { pair: usize, then: Box<Conversion> },
     /// Through shared memory.
     Shared(ScratchPlan),
 }
@@ -131,6 +134,26 @@ impl Conversion {
         elem_bytes: usize,
         scratch_bytes: usize,
     ) -> Result<Conversion, LayoutError> {
+        let direct = Conversion::plan_directly(src, dst, elem_bytes, scratch_bytes)?;
+        if elem_bytes != 2 || matches!(direct, Conversion::Identity | Conversion::Registers(_)) {
+            return Ok(direct);
+        }
+        let transposed = (0..src.bases(Level::Register).len()).find_map(|pair| {
+            let between = src.transposed_within_warps(pair)?;
+            let then = Box::new(Conversion::plan_directly(&between, dst, elem_bytes, scratch_bytes).ok()?);
+            Some(Conversion::Transpose { pair, then })
+        });
+        let cost = |c: &Conversion| c.cost(src.registers(), elem_bytes);
+        Ok(transposed.filter(|t| cost(t) < cost(&direct)).unwrap_or(direct))
+    }
+
+    /// Without transpositions.
+    fn plan_directly(
+        src: &LinearLayout,
+        dst: &LinearLayout,
+        elem_bytes: usize,
+        scratch_bytes: usize,
+    ) -> Result<Conversion, LayoutError> {
         let threads = |l: &LinearLayout| [Level::Lane, Level::Warp, Level::Block].map(|v| l.size(v));
         if src.shape() != dst.shape() || threads(src) != threads(dst) {
             return Err(LayoutError::Mismatch(format!("{src} to {dst}")));
@@ -162,10 +185,21 @@ impl Conversion {
         })
     }
 
+    /// Instructions per warp, roughly, from so many registers.
+    fn cost(&self, registers: usize, elem_bytes: usize) -> usize {
+        match self {
+            Conversion::Identity | Conversion::Registers(_) => 0,
+            Conversion::Shuffle(plan) => plan.cost(elem_bytes),
+            Conversion::Transpose { then, .. } => registers / 2 + then.cost(registers, elem_bytes),
+            Conversion::Shared(plan) => plan.cost(elem_bytes),
+        }
+    }
+
     /// The scratch memory needed, in bytes.
     pub fn scratch_bytes(&self) -> usize {
         match self {
             Conversion::Shared(plan) => plan.bytes,
+            Conversion::Transpose { then, .. } => then.scratch_bytes(),
             _ => 0,
         }
     }

@@ -79,18 +79,51 @@ fn through_scratch(p: &ScratchPlan, v: &Values, elem_bytes: usize) -> Values {
     map(&out, |t| p.copies.iter().map(|&r| t[r as usize]).collect())
 }
 
+/// `movmatrix`, as the PTX manual has it: lane l holds elements 2(l mod 4) and 2(l mod 4) + 1 of row l / 4 of a matrix,
+/// before, and of the transposed one after.
+fn transpose(pair: usize, v: &Values) -> Values {
+    let mut out = v.clone();
+    for (warp, out) in v.iter().zip(&mut out) {
+        for low in (0..warp[0].len()).filter(|r| r >> pair & 1 == 0) {
+            let register = |column: usize| low | (column % 2) << pair;
+            for (row, column) in (0..8).flat_map(|r| (0..8).map(move |c| (r, c))) {
+                let from = warp[4 * row + column / 2][register(column)];
+                out[4 * column + row / 2][register(row)] = from;
+            }
+        }
+    }
+    out
+}
+
+fn execute(plan: &Conversion, have: &Values, elem_bytes: usize) -> Values {
+    match plan {
+        Conversion::Identity => have.clone(),
+        Conversion::Registers(from) => map(have, |t| from.iter().map(|&r| t[r as usize]).collect()),
+        Conversion::Shuffle(p) => shuffle(p, have),
+        Conversion::Transpose { pair, then } => {
+            assert_eq!(elem_bytes, 2, "{plan:?}");
+            execute(then, &transpose(*pair, have), elem_bytes)
+        }
+        Conversion::Shared(p) => through_scratch(p, have, elem_bytes),
+    }
+}
+
+/// What of a plan goes through shared memory.
+fn scratch_of(plan: &Conversion) -> Option<&ScratchPlan> {
+    match plan {
+        Conversion::Shared(p) => Some(p),
+        Conversion::Transpose { then, .. } => scratch_of(then),
+        _ => None,
+    }
+}
+
 /// Plans, executes, compares; returns the plan.
 fn check(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize, limit: usize) -> Conversion {
     let plan = Conversion::plan_within(src, dst, elem_bytes, limit).unwrap();
     let (have, want) = (fill(src), fill(dst));
-    let got = match &plan {
-        Conversion::Identity => have,
-        Conversion::Registers(from) => map(&have, |t| from.iter().map(|&r| t[r as usize]).collect()),
-        Conversion::Shuffle(p) => shuffle(p, &have),
-        Conversion::Shared(p) => through_scratch(p, &have, elem_bytes),
-    };
+    let got = execute(&plan, &have, elem_bytes);
     assert_eq!(got, want, "{src} to {dst}: {plan:?}");
-    if let Conversion::Shared(p) = &plan {
+    if let Some(p) = scratch_of(&plan) {
         for warp in 0..src.warps() as u32 {
             for w in p.wavefronts(elem_bytes, warp) {
                 assert_eq!(w.conflicts(), 0, "bank conflicts: {src} to {dst}, {elem_bytes} bytes: {plan:?}");
@@ -108,7 +141,7 @@ pub(in crate::gpu) fn check_conversion(src: &LinearLayout, dst: &LinearLayout, e
 #[test]
 fn random_conversions_arrive_without_bank_conflicts() {
     let mut rng = Rng::new(20);
-    let mut kinds = [0; 4];
+    let mut kinds = [0; 5];
     for round in 0..1200 {
         let shape = rng.shape(11);
         let warp_bits = rng.below(3) as usize;
@@ -120,6 +153,7 @@ fn random_conversions_arrive_without_bank_conflicts() {
             Conversion::Registers(_) => 1,
             Conversion::Shuffle(_) => 2,
             Conversion::Shared(_) => 3,
+            Conversion::Transpose { .. } => 4,
         }] += 1;
     }
     assert!(kinds[1] > 10 && kinds[2] > 10 && kinds[3] > 200, "{kinds:?}");
@@ -180,8 +214,11 @@ fn the_layouts_of_a_product_convert() {
     for (src, dst) in [(&row, &a), (&row, &b), (&c, &row), (&row, &column), (&column, &row), (&w, &row), (&b, &column)]
     {
         for elem_bytes in [1, 2, 4, 8] {
-            let Conversion::Shared(p) = check(src, dst, elem_bytes, SCRATCH_BYTES) else { panic!("{src} to {dst}") };
-            assert_eq!(p.bytes, 4096 * elem_bytes);
+            let plan = check(src, dst, elem_bytes, SCRATCH_BYTES);
+            assert_eq!(scratch_of(&plan).expect("elements change warps").bytes, 4096 * elem_bytes, "{src} to {dst}");
+            // Where both sides would like long runs, along different axes, runs are made first.
+            let runs = [(&row, &column), (&column, &row)].contains(&(src, dst)) && elem_bytes == 2;
+            assert_eq!(matches!(plan, Conversion::Transpose { .. }), runs, "{src} to {dst}: {plan:?}");
         }
     }
     // The epilogue of a matrix product: 16-byte accesses by rows on the load side.

@@ -199,6 +199,47 @@ impl LinearLayout {
         Ok(b.finish(&[k_axis, other]))
     }
 
+    /// An operand of [`LinearLayout::mma_operand`] for which the instruction's K stands for other indices of the tile: a
+    /// sum may be taken in any order, so the lowest bits of K go to the registers, and each thread holds runs of up to
+    /// 16 bytes along K. Both operands of a product must be in runs, or neither.
+    pub fn in_runs(&self, operand: Operand, elem_bytes: usize) -> LinearLayout {
+        let shape = *self.shape();
+        let axis = shape.rank() - if operand == Operand::A { 1 } else { 2 };
+        // The instruction's bits: neighbours in a 32-bit register, two bits of the lane, the upper half; beyond it,
+        // fragments.
+        let (bits, pair) = (axis_bits(&shape, axis) as usize, log2(4 / elem_bytes));
+        let mut order: Vec<usize> = (0..pair).collect();
+        order.push(pair + 2);
+        order.extend((bits > pair + 3).then_some(pair + 3));
+        order.extend([pair, pair + 1]);
+        order.extend(order.len()..bits);
+        let shift = axis_shift(&shape, axis);
+        let mask = ((1u32 << bits) - 1) << shift;
+        self.map_bases(shape, |b| {
+            let moved = |(to, &from): (usize, &usize)| (b >> (shift as usize + from) & 1) << (shift as usize + to);
+            b & !mask | order.iter().enumerate().map(moved).fold(0, |x, y| x | y)
+        })
+    }
+
+    /// A matrix's layout for `batch` matrices one after another: over `warps` times as many warps, then in further
+    /// registers.
+    ///
+    /// # Errors
+    /// If the numbers are no powers of two.
+    pub fn batched(&self, batch: usize, warps: usize) -> Result<LinearLayout, LayoutError> {
+        let mut dims = vec![batch as u32];
+        dims.extend(self.shape().dims());
+        let shape = Shape::new(&dims);
+        extents_ok(&shape)?;
+        need(warps.is_power_of_two(), "matrices side by side", "powers of two of warps", warps)?;
+        let first = axis_shift(&shape, 0);
+        let mut steps = (0..log2(batch)).map(|i| 1u32 << (first as usize + i));
+        let [mut register, lane, mut warp, block] = Level::ALL.map(|l| self.bases(l).to_vec());
+        warp.extend((0..log2(warps)).map(|_| steps.next().unwrap_or(0)));
+        register.extend(steps);
+        LinearLayout::new(shape, register, lane, warp, block)
+    }
+
     /// The accumulator of `wgmma.mma_async.m64nNk…`: an M×N tile over `warpgroups` = [along M, along N] of four
     /// warps, each warp 16 rows. `n` is the instruction's N: register bits are those of the instruction's operand
     /// list (column, row + 8, columns + 8, …), then further instructions along N, then along M.

@@ -44,10 +44,13 @@ mod scratch;
 mod shared;
 mod shuffle;
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_fragments;
 mod transfer;
+mod transpose;
 
 pub use bits::{ShiftTerm, coords, extents_ok, flat};
 pub use convert::{Affine, Conversion, SCRATCH_BYTES};
@@ -60,7 +63,7 @@ pub use linear::{Level, LinearLayout, Place, VectorAccess};
 pub use scratch::{ScratchAccess, ScratchPass, ScratchPlan, ScratchSide};
 pub use shared::{SharedLayout, Swizzle, Wavefronts, wavefronts_of};
 pub use shuffle::{ShufflePlan, ShuffleRound};
-pub use transfer::{JoinMap, SliceMap};
+pub use transfer::{JoinMap, LaneSlice, SliceMap};
 
 /// What is wrong with a layout or a request for one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -134,7 +134,7 @@ impl ScratchPlan {
     pub(super) fn cost(&self, elem_bytes: usize) -> usize {
         let wavefronts: usize = self.wavefronts(elem_bytes, 0).iter().map(|w| w.actual).sum();
         let accesses: usize = self.passes.iter().map(|p| p.stores.len() + p.loads.len()).sum();
-        wavefronts + accesses + self.passes.len() * if self.warp_local { 24 } else { 48 }
+        wavefronts + accesses + self.passes.len() * if self.warp_local { 8 } else { 48 }
     }
 }
 
@@ -234,7 +234,9 @@ fn best_scratch(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize) -> Sh
     // Common vectors that no thread's position interferes with.
     let mut clear = Span::of(&[threads(src), threads(dst)].concat());
     let mut common = registers(src).intersection(&registers(dst));
-    common.sort_unstable();
+    // In the order of the destination's registers: the first of them are packed into words again.
+    let wanted = registers(dst);
+    common.sort_unstable_by_key(|&v| wanted.solve(v));
     let vector: Vec<u32> = common.into_iter().filter(|&v| clear.insert(v, 0)).take(max_vector).collect();
 
     let mut candidates = Vec::new();

@@ -24,6 +24,16 @@ pub struct JoinMap {
     pub registers: Vec<(u8, u32)>,
 }
 
+/// A box of a tile for which each thread reads its elements from a lane of its warp: for each register of the result
+/// the operand's register, and the bits of the lane's number that are set to those of `lane`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneSlice {
+    pub layout: LinearLayout,
+    pub registers: Vec<u32>,
+    pub mask: u32,
+    pub lane: u32,
+}
+
 impl LinearLayout {
     /// The layout of the transposed tile, whose axis i is axis `perm[i]` of this one. Registers keep their numbers.
     pub fn transpose(&self, perm: &[u8]) -> LinearLayout {
@@ -121,6 +131,36 @@ impl LinearLayout {
         let register = register.into_iter().map(cut).collect();
         let layout = LinearLayout::new(shape, register, lane, warp, block).ok()?;
         Some(SliceMap { layout, registers })
+    }
+
+    /// The layout of the box of `shape` at `offsets` if lanes of the same warp, the same for all elements, hold it: each
+    /// of the lanes that held something else gets a copy.
+    pub fn slice_within_warps(&self, offsets: &[u32], shape: Shape) -> Option<LaneSlice> {
+        let from = *self.shape();
+        let outside = (0..from.rank())
+            .fold(0, |m, a| m | (axis_mask(&from, a) & !((shape.dims()[a] - 1) << axis_shift(&from, a))));
+        let [registers, lanes] = [Level::Register, Level::Lane].map(|l| self.bases(l));
+        let apart = registers.iter().chain(lanes).all(|b| b & outside == 0 || b & !outside == 0);
+        let fixed = [Level::Warp, Level::Block].iter().all(|&l| self.bases(l).iter().all(|b| b & outside == 0));
+        if !apart || !fixed {
+            return None;
+        }
+        let mut span = Span::new();
+        for (i, &b) in registers.iter().chain(lanes).enumerate() {
+            span.insert(b & outside, 1 << i);
+        }
+        let place = span.solve(flat(&from, offsets) & outside)?;
+        let first = place & ((1 << registers.len()) - 1);
+        let kept: Vec<usize> = (0..registers.len()).filter(|&i| registers[i] & outside == 0).collect();
+        let number = |r: u32| kept.iter().enumerate().fold(first, |n, (i, &bit)| n | (r >> i & 1) << bit);
+        let mask = lanes.iter().enumerate().fold(0, |m, (i, &b)| m | u32::from(b & outside != 0) << i);
+        let cut = |b: u32| flat(&shape, &coords(&from, b & !outside));
+        let [lane, warp, block] =
+            [Level::Lane, Level::Warp, Level::Block].map(|l| self.bases(l).iter().map(|&b| cut(b)).collect());
+        let register = kept.iter().map(|&i| cut(registers[i])).collect();
+        let layout = LinearLayout::new(shape, register, lane, warp, block).ok()?;
+        let registers = (0..1 << kept.len()).map(number).collect();
+        Some(LaneSlice { layout, registers, mask, lane: place >> self.bases(Level::Register).len() })
     }
 
     /// The registers of a thread whose elements have the bits `mask` of the flat coordinate equal to `value`, if that

@@ -13,6 +13,7 @@ fn one_of_each() -> Vec<OpKind> {
         OpKind::Iota { axis: 0 },
         OpKind::ProgramId { axis: 0 },
         OpKind::NumPrograms { axis: 0 },
+        OpKind::Fma,
         OpKind::Select,
         OpKind::Cast,
         OpKind::Bitcast,
@@ -47,7 +48,7 @@ fn one_of_each() -> Vec<OpKind> {
         .map(|kind| match kind {
             OpKind::Const(_) | OpKind::Iota { .. } | OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } => 0,
             OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) => 1,
-            OpKind::Select | OpKind::Cast | OpKind::Bitcast => 2,
+            OpKind::Fma | OpKind::Select | OpKind::Cast | OpKind::Bitcast => 2,
             OpKind::Broadcast | OpKind::Reshape | OpKind::Transpose { .. } | OpKind::Slice { .. } => 3,
             OpKind::Join { .. } | OpKind::Reduce { .. } | OpKind::Scan { .. } | OpKind::Dot(_) => 4,
             OpKind::Dim { .. } | OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } => 5,

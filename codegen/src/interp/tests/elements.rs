@@ -58,6 +58,27 @@ fn unary_and_binary() {
 }
 
 #[test]
+fn fma_keeps_the_product_exact() {
+    // (1 + e)(1 - e) - 1 is -e²; the rounded product is 1.
+    let e = 2f64.powi(-13);
+    let mut c = Case::new();
+    let x = c.input(F32, &[4], &[1.0 + e, 3e38, f64::INFINITY, -0.0]);
+    let a = c.input(F32, &[4], &[1.0 - e, 2.0, 0.0, 1.0]);
+    let b = c.input(F32, &[4], &[-1.0, -3e38, 1.0, -0.0]);
+    let y = c.b.fma(x, a, b);
+    let v = c.values(y);
+    assert_eq!((v[0], v[1], v[2].is_nan(), v[3]), (-e * e, 3e38f32 as f64, true, 0.0));
+    assert!(v[3].is_sign_negative());
+    // 1.25 · 205 = 256.25 is 256 in bf16. With 1 added it is 257.25, which is nearer to 258; 256 + 1 would be 256.
+    let mut c = Case::new();
+    let x = c.input(DType::BF16, &[2], &[1.25, 1.25]);
+    let a = c.input(DType::BF16, &[2], &[205.0, 205.0]);
+    let b = c.input(DType::BF16, &[2], &[1.0, 0.0]);
+    let y = c.b.fma(x, a, b);
+    assert_eq!(c.values(y), [258.0, 256.0]);
+}
+
+#[test]
 fn comparisons_and_select() {
     let mut c = Case::new();
     let x = c.input(F32, &[4], &[1.0, f64::NAN, -0.0, f64::NEG_INFINITY]);
@@ -162,6 +183,35 @@ fn dots() {
     // NaN and ∞ - ∞ reach the result.
     let v = product(F32, Precision::F32, &[f64::INFINITY, 1., 1., f64::NAN], &[1., 0., f64::NEG_INFINITY, 0.], 0.0);
     assert!(v[0].is_nan() && v[2].is_nan());
+}
+
+#[test]
+fn dots_of_rank_3_multiply_matrix_by_matrix() {
+    // [1 2] · [5 6; 1 2] + 1, [3 4] · [2 1; 0 3] + 2; then the second matrix of b turned.
+    let (a, b) = ([1., 2., 3., 4.], [5., 6., 1., 2., 2., 1., 0., 3.]);
+    for dtype in [F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::I8, DType::U8] {
+        let sum = if dtype.is_float() { F32 } else { I32 };
+        for (turn, want) in [(false, [8., 11., 8., 17.]), (true, [18., 6., 12., 14.])] {
+            let mut c = Case::new();
+            let a = c.input(dtype, &[2, 1, 2], &a);
+            let mut b = c.input(dtype, &[2, 2, 2], &b);
+            if turn {
+                b = c.b.transpose(b, &[0, 2, 1]);
+            }
+            let acc = c.input(sum, &[2, 1, 2], &[1., 1., 2., 2.]);
+            let d = c.b.dot(a, b, acc, Precision::F32);
+            assert_eq!(c.values(d), want, "{dtype}");
+        }
+    }
+    // Precisions, too: of 1 + 2⁻¹² only 1 is left.
+    let x = 1.0 + 2f64.powi(-12);
+    for (precision, want) in [(Precision::Tf32, 1.0), (Precision::Tf32x3, x), (Precision::F32, x)] {
+        let mut c = Case::new();
+        let (a, b) = (c.input(F32, &[2, 1, 1], &[x, 2.0 * x]), c.input(F32, &[2, 1, 1], &[1.0, 2.0]));
+        let acc = c.b.splat(F32, dims(&[2, 1, 1]), 0.0);
+        let d = c.b.dot(a, b, acc, precision);
+        assert_eq!(c.values(d), [want, 4.0 * want]);
+    }
 }
 
 #[test]

@@ -65,12 +65,11 @@ pub struct Ptx {
 pub enum Op {
     Move,
     Trap,
-    Exp2,
-    Reciprocal,
-    InverseRoot,
     Tf32,
     /// Two f32 to 16 bits each; whether to f16.
     Pair(bool),
+    /// Arithmetic on two f16 or bf16 in a word.
+    Paired,
     /// Shared or global; bytes of a word; words.
     Load(bool, usize, usize),
     Store(bool, usize, usize),
@@ -93,8 +92,11 @@ pub enum Op {
     /// Whether for equality.
     Setp(bool),
     MaxRegisters,
+    /// There are none.
+    OtherGrids,
     Mma,
     Ldmatrix,
+    Movmatrix,
     WgmmaFence,
     WgmmaCommit,
     WgmmaWait,
@@ -111,11 +113,9 @@ impl Op {
         match (parts[0], parts.get(1).copied().unwrap_or_default()) {
             ("mov", _) => Op::Move,
             ("trap", _) => Op::Trap,
-            ("ex2", _) => Op::Exp2,
-            ("rcp", _) => Op::Reciprocal,
-            ("rsqrt", _) => Op::InverseRoot,
             ("cvt", _) if name.contains("tf32") => Op::Tf32,
             ("cvt", _) if name.contains("x2") => Op::Pair(name.contains("f16x2") && !name.contains("bf16x2")),
+            ("add" | "sub" | "mul", "rn") if name.ends_with("f16x2") => Op::Paired,
             ("ld", _) => Op::Load(shared, size, count),
             ("st", _) => Op::Store(shared, size, count),
             ("atom", _) => Op::Atomic(size),
@@ -135,8 +135,10 @@ impl Op {
             ("setp", "eq") => Op::Setp(true),
             ("setp", "ne") => Op::Setp(false),
             ("setmaxnreg", _) => Op::MaxRegisters,
+            ("griddepcontrol", _) => Op::OtherGrids,
             ("mma", "sync") => Op::Mma,
             ("ldmatrix", _) => Op::Ldmatrix,
+            ("movmatrix", _) if name == "movmatrix.sync.aligned.m8n8.trans.b16" => Op::Movmatrix,
             ("wgmma", "fence") => Op::WgmmaFence,
             ("wgmma", "commit_group") => Op::WgmmaCommit,
             ("wgmma", "wait_group") => Op::WgmmaWait,
@@ -147,7 +149,7 @@ impl Op {
 
     fn scope(self) -> Scope {
         match self {
-            Op::Mma | Op::Ldmatrix | Op::WgmmaWait => Scope::Warp,
+            Op::Mma | Op::Ldmatrix | Op::Movmatrix | Op::WgmmaWait => Scope::Warp,
             Op::Wgmma | Op::WgmmaFence | Op::WgmmaCommit | Op::MaxRegisters => Scope::Group,
             _ => Scope::Thread,
         }
@@ -274,9 +276,6 @@ impl Simulator {
         match p.op {
             Op::Move => env[p.args[0].register()] = value(1, env),
             Op::Trap => panic!("trap"),
-            Op::Exp2 => env[0] = b(f(env[1]).exp2()),
-            Op::Reciprocal => env[0] = b(1.0 / f(env[1])),
-            Op::InverseRoot => env[0] = b(1.0 / f(env[1]).sqrt()),
             Op::Tf32 => env[0] = (env[1] as u32).wrapping_add(0x1000) as u64 & 0xffff_e000,
             Op::Setp(equal) => env[p.args[0].register()] = u64::from((value(1, env) == value(2, env)) == equal),
             Op::Load(shared, size, count) => {
@@ -284,6 +283,9 @@ impl Simulator {
                 assert_eq!(address as usize % (size * count), 0, "misaligned vector");
                 for i in 0..count {
                     let at = address + (i * size) as u64;
+                    if shared {
+                        self.shared.read(at, size, t.event());
+                    }
                     let bytes = if shared { self.shared.load(at, size) } else { self.memory(at, size) };
                     env[p.args[i].register()] = word(bytes);
                 }
@@ -295,6 +297,7 @@ impl Simulator {
                     let bytes = &value(1 + i, env).to_le_bytes()[..size];
                     let at = address + (i * size) as u64;
                     if shared {
+                        self.shared.written(at, bytes, t.event());
                         self.shared.store(at, bytes);
                         t.remember(at, bytes);
                     } else {
@@ -322,6 +325,7 @@ impl Simulator {
                     if read > 0 {
                         bytes[..read].copy_from_slice(self.memory(from, read));
                     }
+                    self.shared.written(to, &bytes, t.event());
                     self.shared.store(to, &bytes);
                     t.remember(to, &bytes);
                 }
@@ -330,6 +334,9 @@ impl Simulator {
                 let size = value(2, env) as usize;
                 let read = if p.args.len() > 3 { value(3, env) as usize } else { size };
                 let copy = (value(0, env), value(1, env), size, read);
+                // From now on it may be written to.
+                let now = self.shared.load(copy.0, size).to_vec();
+                self.shared.written(copy.0, &now, t.event());
                 t.copies.last_mut().expect("a group is open").push(copy);
             }
             Op::Pair(half) => {
@@ -339,6 +346,7 @@ impl Simulator {
                 };
                 env[0] = narrow(value(1, env)) << 16 | narrow(value(2, env));
             }
+            Op::Paired => env[0] = paired(&p.name, value(1, env), value(2, env)),
             Op::BarrierArrive => {
                 let (id, count) = (value(0, env), value(1, env) as usize);
                 let arrived = self.arrived.entry(id).or_default();
@@ -363,6 +371,7 @@ impl Simulator {
             Op::Again => panic!("the wait before returns when it has succeeded"),
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
+            Op::OtherGrids => {}
             Op::BulkCopy => {
                 let n = p.args.len();
                 let at = (2..n - 1).map(|i| value(i, env) as u32 as i32 as i64).collect();
@@ -372,6 +381,7 @@ impl Simulator {
             }
             Op::Mma
             | Op::Ldmatrix
+            | Op::Movmatrix
             | Op::MaxRegisters
             | Op::WgmmaFence
             | Op::WgmmaCommit
@@ -382,6 +392,24 @@ impl Simulator {
         }
         None
     }
+}
+
+/// Sums, differences or products of the halves of two words. Exact in f64, or rounded to more than twice the bits.
+fn paired(name: &str, x: u64, y: u64) -> u64 {
+    let narrow = name.ends_with(".f16x2");
+    let half = |shift: u32| {
+        let [x, y] = [x, y].map(|v| (v >> shift) as u16);
+        let [x, y] =
+            [x, y].map(|v| if narrow { half::f16::from_bits(v).to_f64() } else { half::bf16::from_bits(v).to_f64() });
+        let r = match &name[..3] {
+            "add" => x + y,
+            "sub" => x - y,
+            _ => x * y,
+        };
+        let bits = if narrow { half::f16::from_f64(r).to_bits() } else { half::bf16::from_f64(r).to_bits() };
+        u64::from(bits) << shift
+    };
+    half(0) | half(16)
 }
 
 /// What an atomic operation puts in the place of `old`.

@@ -100,11 +100,30 @@ pub fn cast(op: &str, from: &str, to: &str, x: u64) -> u64 {
     }
 }
 
+/// What an instruction of this name makes of an operand or a result: in `.ftz` forms, a zero of a subnormal number.
+fn flushed(name: &str, x: f32) -> f32 {
+    if x.is_subnormal() && name.contains(".ftz") { 0f32.copysign(x) } else { x }
+}
+
+/// The special function unit.
+fn special_function(name: &str, x: f32) -> u64 {
+    let x = flushed(name, x);
+    let y = match name.trim_start_matches("llvm.nvvm.") {
+        "ex2.approx.ftz.f" | "ex2.approx.f" => x.exp2(),
+        "lg2.approx.ftz.f" => x.log2(),
+        "rcp.approx.ftz.f" => 1.0 / x,
+        "rsqrt.approx.f" => 1.0 / x.sqrt(),
+        other => panic!("intrinsic {other}"),
+    };
+    b(flushed(name, y))
+}
+
 /// An LLVM intrinsic that needs nothing but its arguments.
 pub fn intrinsic(name: &str, a: &[u64]) -> u64 {
     let parts: Vec<&str> = name.split('.').collect();
     let ty = parts.last().copied().unwrap_or_default();
     match parts[1] {
+        "nvvm" => special_function(name, f(a[0])),
         "fma" => b(f(a[0]).mul_add(f(a[1]), f(a[2]))),
         "minnum" => b(f(a[0]).min(f(a[1]))),
         "maxnum" => b(f(a[0]).max(f(a[1]))),

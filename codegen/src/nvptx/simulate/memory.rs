@@ -30,8 +30,37 @@ impl Mbarrier {
     }
 }
 
+/// Who last wrote a byte of shared memory, and who has read it since the last barrier; when: barriers and barriers of
+/// the warp so far.
+#[derive(Clone, Copy, Default)]
+struct Trace {
+    write: Option<Event>,
+    read: Option<Event>,
+    /// Whether threads of several warps, or several threads, have read it.
+    warps: bool,
+    threads: bool,
+}
+
+/// What a thread did between two barriers.
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    pub thread: usize,
+    pub barriers: usize,
+    pub warp_barriers: usize,
+}
+
+impl Event {
+    /// Whether a barrier that both came to lies between this and a later event.
+    fn before(&self, later: &Event, several_warps: bool) -> bool {
+        let same_warp = self.thread / 32 == later.thread / 32 && !several_warps;
+        self.barriers < later.barriers || same_warp && self.warp_barriers < later.warp_barriers
+    }
+}
+
 #[derive(Default)]
 pub struct Shared {
+    /// Per byte, if races are looked for.
+    traces: Vec<Trace>,
     bytes: Vec<u8>,
     /// As asynchronous instructions see it.
     proxy: Vec<u8>,
@@ -47,9 +76,10 @@ pub fn swizzled(address: u64, bytes: u64) -> u64 {
 }
 
 impl Shared {
-    pub fn new(size: usize) -> Shared {
+    pub fn new(size: usize, traced: bool) -> Shared {
         let bytes = vec![0xee; size.next_multiple_of(16)];
         Shared {
+            traces: vec![Trace::default(); if traced { size } else { 0 }],
             proxy: bytes.clone(),
             readers: vec![0; bytes.len() / 16],
             bytes: bytes[..size].to_vec(),
@@ -66,6 +96,55 @@ impl Shared {
 
     pub fn load(&self, address: u64, size: usize) -> &[u8] {
         &self.bytes[self.range(address, size)]
+    }
+
+    /// An ordinary load by a thread: what another one wrote must be separated from it by a barrier.
+    pub fn read(&mut self, address: u64, size: usize, event: Event) {
+        let range = self.range(address, size);
+        if self.traces.is_empty() {
+            return;
+        }
+        for trace in &mut self.traces[range] {
+            if let Some(w) = trace.write
+                && w.thread != event.thread
+            {
+                let why = "is read without a barrier after it was written";
+                assert!(w.before(&event, false), "{address:#x} {why}: {w:?}, {event:?}");
+            }
+            match trace.read.filter(|r| !r.before(&event, trace.warps)) {
+                Some(r) => {
+                    trace.warps |= r.thread / 32 != event.thread / 32;
+                    trace.threads |= r.thread != event.thread;
+                }
+                None => (trace.warps, trace.threads) = (false, false),
+            }
+            trace.read = Some(event);
+        }
+    }
+
+    /// An ordinary store by a thread: what others read, or wrote if it is something else, must be separated from it by a
+    /// barrier.
+    pub fn written(&mut self, address: u64, bytes: &[u8], event: Event) {
+        let range = self.range(address, bytes.len());
+        if self.traces.is_empty() {
+            return;
+        }
+        for ((trace, old), new) in self.traces[range.clone()].iter_mut().zip(&self.bytes[range]).zip(bytes) {
+            if let Some(r) = trace.read
+                && (r.thread != event.thread || trace.threads)
+            {
+                let why = "is written without a barrier after it was read";
+                assert!(r.before(&event, trace.warps), "{address:#x} {why}: {r:?}, {event:?}");
+            }
+            if let Some(w) = trace.write
+                && w.thread != event.thread
+                && old != new
+            {
+                let why = "is written twice without a barrier between";
+                assert!(w.before(&event, false), "{address:#x} {why}: {w:?}, {event:?}");
+            }
+            trace.write = Some(event);
+        }
     }
 
     /// An ordinary store.

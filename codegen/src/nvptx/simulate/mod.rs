@@ -3,7 +3,9 @@
 //!
 //! Every thread runs alone until it needs others (a barrier, a shuffle, a tensor-core instruction); there they must
 //! have arrived at the same place, and a warp that can go on does so before the next one moves, unless one of its
-//! threads has arrived at an mbarrier. Since threads do not take turns in between, in one of the two orders of threads a missing barrier shows as a wrong or unwritten value.
+//! threads has arrived at an mbarrier. Since threads do not take turns in between, in one of the two orders of threads a
+//! missing barrier shows as a wrong or unwritten value. In programs without mbarriers, also accesses to shared memory by
+//! two threads without a barrier between are looked for.
 //! Asynchronous copies happen when they are waited for, no sooner (or, bulk copies, at once). Results of unfinished
 //! products are marked, and nobody may look at them. A program in which nobody can go on fails with a list of what
 //! everybody waits for.
@@ -20,7 +22,7 @@ use super::Lowered;
 use asm::Scope;
 use bulk::{Copy, EncodedMap};
 use compute::mask;
-use memory::Shared;
+use memory::{Event, Shared};
 use parse::{Code, Operand, Program, Special};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -71,6 +73,9 @@ pub struct Thread {
     id: usize,
     pc: usize,
     wait: Wait,
+    /// Barriers that it has passed, and those of its warp.
+    barriers: usize,
+    warp_barriers: usize,
     values: Vec<u64>,
     block: usize,
     previous: usize,
@@ -115,6 +120,11 @@ impl Thread {
         self.held[slot] = group;
     }
 
+    /// What it does now.
+    fn event(&self) -> Event {
+        Event { thread: self.id, barriers: self.barriers, warp_barriers: self.warp_barriers }
+    }
+
     /// An ordinary store to shared memory.
     fn remember(&mut self, address: u64, bytes: &[u8]) {
         if self.keeps_stores {
@@ -146,6 +156,8 @@ pub struct Simulator {
     shared_bytes: usize,
     /// Whether asynchronous instructions read shared memory.
     asynchronous: bool,
+    /// Whether only barriers order accesses to shared memory.
+    traced: bool,
     pub global: Vec<Vec<u8>>,
     // Of the program that runs.
     shared: Shared,
@@ -176,6 +188,7 @@ impl Simulator {
             threads: lowered.threads as usize,
             shared_bytes: lowered.shared_bytes as usize,
             asynchronous: lowered.text.contains("wgmma"),
+            traced: !["mbarrier", "bar.sync", "bar.arrive"].iter().any(|b| lowered.text.contains(b)),
             global,
             shared: Shared::default(),
             maps: vec![],
@@ -194,7 +207,7 @@ impl Simulator {
     /// Runs one program. `params`: the launch slots.
     pub fn run(&mut self, params: &[u64], place: [u32; 3], grid: [u32; 3], order: Order) {
         let program = self.program.clone();
-        self.shared = Shared::new(self.shared_bytes);
+        self.shared = Shared::new(self.shared_bytes, self.traced);
         self.arrived.clear();
         self.maps = self.maps_wanted.iter().map(|m| EncodedMap::new(m, params)).collect();
         (self.backwards, self.early, self.place, self.grid) = (order.backwards, order.early, place, grid);
@@ -209,6 +222,8 @@ impl Simulator {
                 id,
                 pc: 0,
                 wait: Wait::Nothing,
+                barriers: 0,
+                warp_barriers: 0,
                 values: values.clone(),
                 block: 0,
                 previous: 0,
@@ -304,6 +319,7 @@ impl Simulator {
                 let t = &mut threads[m];
                 assert!(t.pc == pc && t.wait == wait, "threads meet at different barriers");
                 self.shared.publish(&mut t.fenced);
+                t.barriers += 1;
                 (t.wait, t.pc) = (Wait::Nothing, pc + 1);
             }
             if count == self.threads {

@@ -9,7 +9,7 @@ impl Simulator {
     /// One instruction of a whole warp.
     pub fn together(&mut self, code: &Code, warp: &mut [Thread]) {
         match code {
-            Code::WarpBarrier => {}
+            Code::WarpBarrier => warp.iter_mut().for_each(|t| t.warp_barriers += 1),
             Code::Shuffle(out, value, lane, exclusive) => {
                 let sent: Vec<u64> = warp.iter().map(|t| t.get(value)).collect();
                 for (i, t) in warp.iter_mut().enumerate() {
@@ -21,6 +21,7 @@ impl Simulator {
                 assert_eq!(asm.code.len(), 1, "one instruction at a time");
                 match asm.code[0].op {
                     Op::Ldmatrix => self.ldmatrix(asm, warp),
+                    Op::Movmatrix => movmatrix(asm, warp),
                     Op::WgmmaWait => self.wait_for_products(asm, warp),
                     _ => {
                         let read = |lane: usize, i: usize| warp[lane].get(&asm.args[i]);
@@ -46,12 +47,23 @@ impl Simulator {
                         if trans { (2 * (lane % 4) + half, lane / 4) } else { (lane / 4, 2 * (lane % 4) + half) };
                     let base = addresses[8 * j + row];
                     assert_eq!(base % 16, 0, "ldmatrix rows are aligned");
+                    self.shared.read(base + 2 * column as u64, 2, t.event());
                     let bytes = self.shared.load(base + 2 * column as u64, 2);
                     word |= (u16::from_le_bytes([bytes[0], bytes[1]]) as u64) << (16 * half);
                 }
                 t.set(asm.out + j, word);
             }
         }
+    }
+}
+
+/// Lane l holds elements 2(l mod 4) and 2(l mod 4) + 1 of row l / 4 of a matrix; then of the transposed one.
+fn movmatrix(asm: &Asm, warp: &mut [Thread]) {
+    let words: Vec<u64> = warp.iter().map(|t| t.get(&asm.args[0])).collect();
+    let element = |row: usize, column: usize| words[4 * row + column / 2] >> (16 * (column % 2)) & 0xffff;
+    for (lane, t) in warp.iter_mut().enumerate() {
+        let (row, column) = (lane / 4, 2 * (lane % 4));
+        t.set(asm.out, element(column, row) | element(column + 1, row) << 16);
     }
 }
 

@@ -22,13 +22,11 @@
 //! For pair and half both factors are at most 1. Within a block half of them are more; a decay below `224 / S` bits a
 //! token is set to that, so that no factor exceeds 2^112. Exponents are of base 2.
 
-use super::{FLOOR_BITS, log2_decay, row_units};
+use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
-/// Channels at a time, and beside each other for two and four blocks.
-const B: usize = 16;
-const B2: usize = 2 * B;
-const B4: usize = 4 * B;
+/// Channels at a time.
+const B: usize = 32;
 
 /// Of each chunk of `C` = 2·`M` = 4·`S` tokens and each head.
 ///
@@ -62,130 +60,125 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let qkv = qkv.narrow(0, first, length);
     let decay_input = decay_input.narrow(0, first, length);
     let token = iota::<C>();
-    let (block, second, odd) = (token / S, token >= M, token / S % 2 == 1);
+    let (second, odd) = (token >= M, token / S % 2 == 1);
     let rate = a_log.get(head).exp();
+    let scale: Tile<f32, C> = full(1.0) * decay_scale::<BOUNDED>(rate, lower_bound);
+    let scale = select(token < length, scale, 0.0);
+    let (q_at, k_at) = (head * D, (heads + head) * D);
 
-    let q_all: Tile<T, C, D> = qkv.load((0, head * D));
-    let k_all: Tile<T, C, D> = qkv.load((0, (heads + head) * D));
-    let q_unit = row_units::<C, D>(q_all.cast()) * (D as f32).powf(-0.5);
-    let k_unit = row_units::<C, D>(k_all.cast());
+    let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
+    // The squares of the lengths are on the diagonals of the products of q and k with themselves.
+    let mut q_squares: Tile<f32, 4, S, S> = zeros();
+    let mut k_squares: Tile<f32, 4, S, S> = zeros();
+    for step in unroll(0..D / B) {
+        let q: Tile<T, C, B> = qkv.load((0, q_at + step * B));
+        let k: Tile<T, C, B> = qkv.load((0, k_at + step * B));
+        let (q, k): (Tile<T, 4, S, B>, Tile<T, 4, S, B>) = (q.reshape(), k.reshape());
+        q_squares = dot_batch(q, q.t(), q_squares);
+        k_squares = dot_batch(k, k.t(), k_squares);
+    }
+    let q_unit = (diagonal::<C, S>(q_squares.reshape()) + 1e-6).rsqrt() * (D as f32).powf(-0.5);
+    let k_unit = (diagonal::<C, S>(k_squares.reshape()) + 1e-6).rsqrt();
 
     // A and P by block, before masks and β.
-    let mut a_own: Tile<f32, C, S> = zeros();
-    let mut a_pair: Tile<f32, C, S> = zeros();
+    let mut a_own: Tile<f32, 4, S, S> = zeros();
+    let mut p_own: Tile<f32, 4, S, S> = zeros();
+    let mut a_pair: Tile<f32, 2, M, S> = zeros();
+    let mut p_pair: Tile<f32, 2, M, S> = zeros();
     let mut a_half: Tile<f32, C, M> = zeros();
-    let mut p_own: Tile<f32, C, S> = zeros();
-    let mut p_pair: Tile<f32, C, S> = zeros();
     let mut p_half: Tile<f32, C, M> = zeros();
+    let number = iota::<4>().reshape::<D3<4, 1, 1>>().broadcast::<D3<4, 1, B>>();
     for d in (0..D).step_by(B) {
         let x: Tile<f32, C, B> = decay_input.load((0, head * D + d)).cast();
         let bias: Tile<f32, B> = dt_bias.load(head * D + d);
-        let g = log2_decay::<BOUNDED, C, B>(x + bias.row(), rate, lower_bound);
-        let g = select((token < length).col(), g, 0.0);
-        let kept = g.sum::<0>().exp2();
+        let g = log2_decay::<BOUNDED, C, B>(x, bias, rate, scale).max(-FLOOR_BITS / S as f32);
 
-        // Sums of decays: within the block up to the token, of the block, in the chunk before the block.
-        let g: Tile<f32, 4, S, B> = g.max(-FLOOR_BITS / S as f32).reshape();
-        let sums = g.cumsum::<1>();
-        let blocks: Tile<f32, 4, B> = sums.slice::<D3<4, 1, B>, 3>([0, S - 1, 0]).reshape();
-        let before = blocks.cumsum::<0>() - blocks;
-        let middle: Tile<f32, 4, B> = sums.slice::<D3<4, 1, B>, 3>([0, S / 2 - 1, 0]).reshape();
-        let half: Tile<f32, B> = before.slice::<D2<1, B>, 2>([2, 0]).reshape();
-        let within: Tile<f32, C, B> = sums.reshape();
-        let sum = within + per_block::<C, S, B>(before);
-        let total = blocks.sum::<0>();
+        // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
+        let within = g.reshape::<D3<4, S, B>>().cumsum::<1>();
+        let middle: Tile<f32, 4, 1, B> = within.slice([0, S / 2 - 1, 0]);
+        let sum: Tile<f32, 4, 1, B> = within.slice([0, S - 1, 0]);
+        let before = sum.cumsum::<0>() - sum;
+        let total: Tile<f32, 1, B> = sum.sum::<0>();
+        let half: Tile<f32, 2, B> = sum.reshape::<D3<2, 2, B>>().sum::<1>();
+        let half: Tile<f32, 2, 2, B> = half.reshape::<D3<2, 1, B>>().broadcast();
+        let half: Tile<f32, 4, 1, B> = half.reshape();
 
-        let q: Tile<f32, C, B> = qkv.load((0, head * D + d)).cast();
-        let k: Tile<f32, C, B> = qkv.load((0, (heads + head) * D + d)).cast();
-        let (q, k) = (q * q_unit.col(), k * k_unit.col());
+        let q: Tile<f32, C, B> = qkv.load((0, q_at + d)).cast();
+        let k: Tile<f32, C, B> = qkv.load((0, k_at + d)).cast();
+        let q: Tile<f32, 4, S, B> = (q * q_unit.col()).reshape();
+        let k: Tile<f32, 4, S, B> = (k * k_unit.col()).reshape();
 
-        let factor = sum.exp2();
-        let rest = (total.row().tile() - sum).exp2();
+        // Relative to the middle of its own block.
+        let from_middle = within - middle.broadcast::<D3<4, S, B>>();
+        let later = from_middle.exp2();
+        let (q, k, earlier_k) = (q * later, k * later, k * (-from_middle).exp2());
+        let (q_own, k_own, earlier_own) = (q.cast::<T>(), k.cast::<T>(), earlier_k.cast::<T>());
+        a_own = dot_batch(k_own, earlier_own.t(), a_own);
+        p_own = dot_batch(q_own, earlier_own.t(), p_own);
+
+        // Moved to the end of a half's first block, and of the first half.
+        let factor = select(number % 2 == 1, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<4, S, B>>();
+        let columns: Tile<T, 2, S, B> = (earlier_own * factor).reshape::<D3<2, M, B>>().slice([0, 0, 0]);
+        a_pair = dot_batch((k_own * factor).reshape(), columns.t(), a_pair);
+        p_pair = dot_batch((q_own * factor).reshape(), columns.t(), p_pair);
+
+        let before_in_half = select(number % 2 == 1, half - sum, 0.0) + middle;
+        let factor = select(number >= 2, before_in_half, half - before_in_half);
+        let factor = factor.exp2().cast::<T>().broadcast::<D3<4, S, B>>();
+        let columns: Tile<T, M, B> = (earlier_own * factor).reshape::<D2<C, B>>().slice([0, 0]);
+        a_half = dot((k_own * factor).reshape(), columns.t(), a_half);
+        p_half = dot((q_own * factor).reshape(), columns.t(), p_half);
+
+        let middle = before + middle;
+        let total = total.reshape::<D3<1, 1, B>>();
+        let factor = middle.exp2().broadcast::<D3<4, S, B>>();
+        let rest = (total.broadcast::<D3<4, 1, B>>() - middle).exp2().broadcast::<D3<4, S, B>>();
         let place = (head, chunk * C, d);
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
-            keep.store((head, chunk, d), kept.reshape::<D3<1, 1, B>>());
+            keep.store((head, chunk, d), total.exp2());
             k_in.store(place, (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
             q_in.store(place, (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
-            k_out.store(place, (k * rest).cast::<T>().reshape::<D3<1, C, B>>());
+            k_out.store(place, (earlier_k * rest).cast::<X>().bitcast::<T>().reshape::<D3<1, C, B>>());
         }
-
-        let factor = -(sum - half.row()).abs();
-        let factor = factor.exp2();
-        let (rows_q, rows_k) = ((q * factor).cast::<X>(), (k * factor).cast::<X>());
-        let columns: Tile<X, M, B> = rows_k.slice([0, 0]);
-        a_half = dot(rows_k, columns.t(), a_half);
-        p_half = dot(rows_q, columns.t(), p_half);
-
-        let factor = select(odd.col(), within, per_block::<C, S, B>(blocks) - within).exp2();
-        let (rows_q, rows_k) = ((q * factor).cast::<X>(), (k * factor).cast::<X>());
-        let columns: Tile<X, 2, S, B> = rows_k.reshape::<D3<2, M, B>>().slice([0, 0, 0]);
-        let columns: Tile<X, B2, S> = columns.t().reshape();
-        a_pair = dot(spread::<X, C, B, 2, B2>(rows_k, token / M), columns, a_pair);
-        p_pair = dot(spread::<X, C, B, 2, B2>(rows_q, token / M), columns, p_pair);
-
-        let factor = within - per_block::<C, S, B>(middle);
-        let columns: Tile<T, 4, S, B> = (k * (-factor).exp2()).cast::<T>().reshape();
-        let columns: Tile<T, B4, S> = columns.t().reshape();
-        let factor = factor.exp2();
-        let (rows_q, rows_k) = ((q * factor).cast::<T>(), (k * factor).cast::<T>());
-        a_own = dot(spread::<T, C, B, 4, B4>(rows_k, block), columns, a_own);
-        p_own = dot(spread::<T, C, B, 4, B4>(rows_q, block), columns, p_own);
     }
 
     let (row, column) = ((token % S).col().tile(), iota::<S>().row().tile());
-    let p_own = select(column <= row, p_own, 0.0);
-    let scores = beside::<C, M, C>(beside::<C, S, M>(p_own, p_pair, odd), p_half, second);
+    let p_own = select(column <= row, p_own.reshape(), 0.0);
+    let scores = beside::<C, M, C>(beside::<C, S, M>(p_own, p_pair.reshape(), odd), p_half, second);
 
-    let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
     let beta = beta.sigmoid();
-    let a_own = select(column < row, a_own * beta.col(), 0.0);
-    let a_pair = select(odd.col(), a_pair * beta.col(), 0.0).cast::<X>();
+    let a_own = select(column < row, a_own.reshape() * beta.col(), 0.0);
+    let a_pair = (a_pair.reshape::<D2<C, S>>() * beta.col()).cast::<X>();
     let a_half = select(second.col(), a_half * beta.col(), 0.0).cast::<X>();
-    let own = invert_blocks::<X, C, S>(a_own);
+    let own = invert::<X, 4, S>(a_own.reshape());
     // The inverse of [[L₁, 0], [L₂₁, L₂]] has −L₂⁻¹ L₂₁ L₁⁻¹ in its lower left corner.
-    let narrow = own.cast::<X>();
-    let corner = dot(spread::<X, C, S, 4, C>(narrow, block), a_pair, zeros());
-    let corner = dot(spread::<X, C, S, 4, C>(corner.cast(), block - 1), narrow, zeros());
-    let pair = beside::<C, S, M>(own, -corner, odd);
-    let narrow = pair.cast::<X>();
-    let corner = dot(spread::<X, C, M, 2, C>(narrow, token / M), a_half, zeros());
-    let corner = dot(corner.cast::<X>(), narrow.slice::<D2<M, M>, 2>([0, 0]), zeros());
+    let narrow: Tile<X, 4, S, S> = own.cast();
+    let first: Tile<X, 2, S, S> = narrow.reshape::<D3<2, M, S>>().slice([0, 0, 0]);
+    let corner = dot_batch(narrow, a_pair.reshape::<D3<4, S, S>>(), zeros());
+    let corner = dot_batch(corner.cast::<X>().reshape::<D3<2, M, S>>(), first, zeros());
+    let pair = beside::<C, S, M>(own.reshape(), -corner.reshape::<D2<C, S>>(), odd);
+    let narrow: Tile<X, C, M> = pair.cast();
+    let corner = dot_batch(narrow.reshape::<D3<2, M, M>>(), a_half.reshape::<D3<2, M, M>>(), zeros());
+    let corner = dot(corner.cast::<X>().reshape::<D2<C, M>>(), narrow.slice::<D2<M, M>, 2>([0, 0]), zeros());
     let inverse = beside::<C, M, C>(pair, -corner, second);
     let inverse = (inverse * beta.row()).cast::<X>();
     let scores = dot(scores.cast::<X>(), inverse, zeros()).cast::<T>();
 
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
-    for d in (0..D).step_by(B) {
-        let kept: Tile<T, 1, C, B> = k_out.load((head, chunk * C, d));
-        let kept: Tile<X, C, B> = kept.reshape().cast();
-        let sum = dot(inverse.t(), kept, zeros()).cast::<T>();
-        // SAFETY: as above.
-        unsafe { k_out.store((head, chunk * C, d), sum.reshape::<D3<1, C, B>>()) };
-    }
+    let rest: Tile<T, 1, C, D> = k_out.load((head, chunk * C, 0));
+    let rest: Tile<X, C, D> = rest.bitcast::<X>().reshape();
+    let sum = dot(inverse.t(), rest, zeros()).cast::<T>();
+    // SAFETY: as above.
+    unsafe { k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>()) };
 }
 
-/// Element (i, d) = x[block of i, d].
+/// Element i of row i, and of row i + `S`, …
 #[device]
-fn per_block<const C: usize, const S: usize, const N: usize>(x: Tile<f32, 4, N>) -> Tile<f32, C, N> {
-    let x: Tile<f32, 4, 1, N> = x.reshape();
-    let x: Tile<f32, 4, S, N> = x.broadcast();
-    x.reshape()
-}
-
-/// Row i moved to the columns `place[i]·K ..` of a matrix with `L` = `N`·`K` columns, zero elsewhere: so the product of
-/// that with blocks `[K, _]` one below another multiplies every row with the block that it names.
-#[device]
-fn spread<X: Float, const C: usize, const K: usize, const N: usize, const L: usize>(
-    x: Tile<X, C, K>,
-    place: Tile<i32, C>,
-) -> Tile<X, C, L> {
-    let x: Tile<X, C, 1, K> = x.reshape();
-    let x: Tile<X, C, N, K> = x.broadcast();
-    let here: Tile<bool, C, N> = place.col().tile() == iota::<N>().row().tile();
-    let here: Tile<bool, C, N, 1> = here.reshape();
-    select(here.broadcast::<D3<C, N, K>>(), x, 0.0).reshape()
+fn diagonal<const C: usize, const S: usize>(x: Tile<f32, C, S>) -> Tile<f32, C> {
+    let here = (iota::<C>() % S).col().tile() == iota::<S>().row().tile();
+    select(here, x, 0.0).sum::<1>()
 }
 
 /// Lower triangular blocks of twice the width: `own` on the diagonal, `corner` (in the second rows) left of it.
@@ -200,25 +193,25 @@ fn beside<const C: usize, const W: usize, const W2: usize>(
     left.join(right, 1)
 }
 
-/// (I + A)⁻¹ for the strictly lower triangular blocks A of `S` rows that stand one below another.
+/// (I + A)⁻¹ for strictly lower triangular matrices A of `S` rows.
 ///
 /// Blocks of 1, 2, 4, … rows are inverted in place: with T the inverse of the blocks on the diagonal so far and A_b the
 /// part of A that joins two of them, the inverse of the joined blocks is T − T A_b T. No entry of these inverses
 /// exceeds 1 (`docs/kda.md`), so nothing grows on the way.
 #[device]
-fn invert_blocks<X: Float + DotElement<Acc = f32>, const C: usize, const S: usize>(
-    a: Tile<f32, C, S>,
-) -> Tile<f32, C, S> {
-    let block = iota::<C>() / S;
-    let (row, column) = ((iota::<C>() % S).col().tile(), iota::<S>().row().tile());
-    let identity: Tile<f32, C, S> = select(row == column, full(1.0), 0.0);
+fn invert<X: Float + DotElement<Acc = f32>, const N: usize, const S: usize>(
+    a: Tile<f32, N, S, S>,
+) -> Tile<f32, N, S, S> {
+    let row: Tile<i32, N, S, S> = iota::<S>().reshape::<D3<1, S, 1>>().broadcast();
+    let column: Tile<i32, N, S, S> = iota::<S>().reshape::<D3<1, 1, S>>().broadcast();
+    let identity: Tile<f32, N, S, S> = select(row == column, full(1.0), 0.0);
     let mut inverse = identity - select((row % 2 == 1) & (column + 1 == row), a, 0.0);
     for level in unroll(1..S.trailing_zeros() as usize) {
         let size = 1usize << level;
         let joins = (row / size % 2 == 1) & (column / size + 1 == row / size);
         let narrow = inverse.cast::<X>();
-        let corner = dot(spread::<X, C, S, 4, C>(narrow, block), select(joins, a, 0.0).cast::<X>(), zeros());
-        inverse -= dot(spread::<X, C, S, 4, C>(corner.cast(), block), narrow, zeros());
+        let corner = dot_batch(narrow, select(joins, a, 0.0).cast::<X>(), zeros());
+        inverse -= dot_batch(corner.cast::<X>(), narrow, zeros());
     }
     inverse
 }

@@ -1,6 +1,6 @@
 //! The recurrence, token by token: few tokens of many sequences (decode).
 
-use super::{log2_decay, unit};
+use super::{decay_scale, log2_decay, unit};
 use kiln::prelude::*;
 
 /// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read.
@@ -21,6 +21,7 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
     let rate = a_log.get(head).exp();
+    let scale = decay_scale::<BOUNDED>(rate, lower_bound);
     let bias: Tile<f32, D> = dt_bias.load(head * D);
     let stored: Tile<f32, 1, 1, D, V> = state.load((slot, head, 0, column));
     let mut s: Tile<f32, D, V> = stored.reshape();
@@ -31,7 +32,7 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
         let v: Tile<f32, V> = row.load((heads * 2 + head) * D + column).cast();
         let (q, k) = (q * unit(q) * (D as f32).powf(-0.5), k * unit(k));
         let x: Tile<f32, D> = decay_input.select(0, t).load(head * D).cast();
-        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>((x + bias).reshape(), rate, lower_bound).reshape();
+        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>(x.reshape(), bias, rate, scale.reshape()).reshape();
         let beta = beta_input.get((t, head)).cast::<f32>().sigmoid();
         s = s * g.exp2().col();
         let u = (v - (s * k.col()).sum::<0>()) * beta;

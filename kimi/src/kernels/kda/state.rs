@@ -10,9 +10,10 @@ use kiln::prelude::*;
 /// it from registers, and all second operands come from memory as they lie there.
 ///
 /// qkv `[n, 3·heads·D]`; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
-/// replaced → o `[n, heads, D]`. Program: (block of `V` value columns, head, sequence).
+/// replaced → o `[n, heads, D]`. `AHEAD` chunks are in shared memory at a time. Program: (block of `V` value columns,
+/// head, sequence).
 #[kernel]
-pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
+pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD: usize>(
     qkv: &View<T, 2>,
     k_in: &View<T, 3>,
     q_in: &View<T, 3>,
@@ -37,7 +38,7 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize>(
 
     let stored: Tile<f32, D, V> = state.load((0, column));
     let mut s: Tile<f32, V, D> = stored.t();
-    for t in (0..end - first).step_by(C) {
+    for t in (0..end - first).step_by(C).stages(AHEAD as u8) {
         let row = chunk * C + t;
         // Beyond the sequence's end k_in, k_out and the rows of p that count are zero, whatever v is there.
         let v: Tile<T, C, V> = qkv.load((first + t, values));

@@ -1,19 +1,35 @@
 //! One step of decoding: everything between a layer's projections, in one kernel.
 
-use super::{log2_decay, unit};
+use super::{decay_scale, log2_decay};
 use kiln::prelude::*;
 
 /// Short convolution with its state, SiLU, normalisation of q and k, gate, β, the recurrence, and the gated RMSNorm.
 ///
 /// - x `[n, 3, heads·D]`, the projections of q, k and v; weight `[J, 3, heads·D]`; inputs `[slots, J-1, 3, heads·D]`,
 ///   the convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound
-///   and sequences as of [`super::kda_recurrent`]; state `[slots, heads, DD]` f32, replaced, DD = D².
-/// - gate `[n, heads, D]`, norm `[D]` → out `[n, heads, D]` = RMSNorm(o)·norm·sigmoid(gate).
+///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: D rows, their D = B·V
+///   columns in blocks of V.
+/// - gate `[n, heads, B, V]`, norm `[B, V]` → out `[n, heads, B, V]` = RMSNorm(o)·norm·sigmoid(gate).
 ///
-/// A sequence has few tokens: they are taken one after another. `J` is 2, 3 or 4. Program: (head, sequence), with its
-/// whole state in registers, so that this is read and written once, by 16 bytes a thread.
-#[kernel(warps = 8)]
-pub fn kda_step<T: Float, const D: usize, const DD: usize, const J: usize, const BOUNDED: bool>(
+/// A sequence has at most `N` tokens, `J` is 2, 3 or 4. Program: (head, sequence); `P` of them share a multiprocessor.
+///
+/// Columns of the state do not depend on each other: after what all of them need, `C` of the blocks at a time (`C2` =
+/// 2·C) go through all tokens, while the next are loaded. So a program takes few registers, and others on the same
+/// multiprocessor load and store while it computes. Neither `N` nor `C` changes a result: the sums over rows are the
+/// same in any number of blocks, and what depends on `N` moves elements only.
+#[kernel(warps = 4, min_programs_per_sm = P)]
+pub fn kda_step<
+    T: Float,
+    const N: usize,
+    const D: usize,
+    const B: usize,
+    const V: usize,
+    const C: usize,
+    const C2: usize,
+    const J: usize,
+    const BOUNDED: bool,
+    const P: u8,
+>(
     x: &View<T, 3>,
     weight: &View<f32, 3>,
     decay_input: &View<T, 2>,
@@ -21,30 +37,36 @@ pub fn kda_step<T: Float, const D: usize, const DD: usize, const J: usize, const
     a_log: &View<f32, 1>,
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
-    gate: &View<T, 3>,
-    norm: &View<f32, 1>,
+    gate: &View<T, 4>,
+    norm: &View<f32, 2>,
     eps: f32,
     sequences: &View<i32, 2>,
     inputs: &mut View<T, 4>,
-    state: &mut View<f32, 3>,
-    out: &mut View<T, 3>,
+    state: &mut View<f32, 4>,
+    out: &mut View<T, 4>,
 ) {
-    let (head, sequence) = (program_id(0), program_id(1));
+    let (head, sequence, heads) = (program_id(0), program_id(1), out.dim(1));
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
+    let count = if N == 1 { full(1.0) } else { end - first };
     let channels = head * D;
-    let mut state = state.select(0, slot).select(0, head);
+    let mut state = state.select(0, slot * heads + head);
     let mut inputs = inputs.select(0, slot);
-    let rate = a_log.get(head).exp();
 
-    // In one row, so that all its addresses are one and an offset.
-    let stored: Tile<f32, DD> = state.load(0);
-    let mut s: Tile<f32, D, D> = stored.reshape();
+    // The first blocks are on their way while the program computes what does not need the state.
+    let mut next: Tile<f32, C, D, V> = state.load((0, 0, 0));
+
     // Inputs of q, k, v (and a row of zeros) one, two and three tokens back; beyond J-1 tokens they lie outside.
     let mut back_1: Tile<T, 1, 4, D> = inputs.load((J as i32 - 2, 0, channels));
     let mut back_2: Tile<T, 1, 4, D> = inputs.load((J as i32 - 3, 0, channels));
     let mut back_3: Tile<T, 1, 4, D> = inputs.load((J as i32 - 4, 0, channels));
-    for t in first..end {
+    let rate = a_log.get(head).exp();
+    let scale = decay_scale::<BOUNDED>(rate, lower_bound);
+    // Of each token q and k of unit length, v, e^g; β; and the product of q and k.
+    let mut vectors: Tile<f32, N, 4, D> = zeros();
+    let (mut betas, mut products): (Tile<f32, N, 1, 1>, Tile<f32, N, 1, 1>) = (zeros(), zeros());
+    for i in 0..count {
+        let t = first + i;
         let now: Tile<T, 1, 4, D> = x.load((t, 0, channels));
         // The last tap meets the current token; taps that there are not are zero.
         let tap = |back: i32| -> Tile<f32, 1, 4, D> { weight.load((J as i32 - 1 - back, 0, channels)) };
@@ -54,35 +76,113 @@ pub fn kda_step<T: Float, const D: usize, const DD: usize, const J: usize, const
         sum += back_3.cast::<f32>() * tap(3);
         (back_3, back_2, back_1) = (back_2, back_1, now);
         let qkv: Tile<f32, 4, D> = sum.silu().reshape();
-        let q: Tile<f32, D> = qkv.slice::<D2<1, D>, 2>([0, 0]).reshape();
-        let k: Tile<f32, D> = qkv.slice::<D2<1, D>, 2>([1, 0]).reshape();
-        let v: Tile<f32, D> = qkv.slice::<D2<1, D>, 2>([2, 0]).reshape();
+        let q: Tile<f32, 1, D> = qkv.slice([0, 0]);
+        let k: Tile<f32, 1, D> = qkv.slice([1, 0]);
+        let v: Tile<f32, 1, D> = qkv.slice([2, 0]);
 
         let bias: Tile<f32, D> = dt_bias.load(channels);
         let a: Tile<f32, D> = decay_input.select(0, t).load(channels).cast();
-        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>((a + bias).reshape(), rate, lower_bound).reshape();
+        let g: Tile<f32, 1, D> = log2_decay::<BOUNDED, 1, D>(a.reshape(), bias, rate, scale.reshape());
         let beta = beta_input.get((t, head)).cast::<f32>().sigmoid();
 
-        // Each vector is made where it is needed: beside the state it takes a register for each row.
-        s = s * g.exp2().col();
-        let k = k * unit(k);
-        let u = (v - (s * k.col()).sum::<0>()) * beta;
-        s += k.col().tile() * u.row();
-        let q = q * unit(q) * (D as f32).powf(-0.5);
-        let o = (s * q.col()).sum::<0>();
-
-        let open: Tile<f32, D> = gate.select(0, t).select(0, head).load(0).cast();
-        let norm: Tile<f32, D> = norm.load(0);
-        let scale = ((o * o).sum::<0>() / (D as f32) + eps).rsqrt();
-        let y = (o * scale * norm * open.sigmoid()).cast::<T>();
-        // SAFETY: a program writes its own sequence's tokens, and of them its head.
-        unsafe { out.store((t, head, 0), y.reshape::<D3<1, 1, D>>()) };
+        // All sums over the channels at once.
+        let squares: Tile<f32, 2, D> = (q * q).join(k * k, 0);
+        let sums: Tile<f32, 4, D> = squares.join((q * k).join(q * k, 0), 0);
+        let sums = sums.sum::<1>();
+        let one = |at: usize| -> Tile<f32> { sums.slice::<D1<1>, 1>([at]).reshape() };
+        let (q_unit, k_unit) = ((one(0) + 1e-6).rsqrt() * (D as f32).powf(-0.5), (one(1) + 1e-6).rsqrt());
+        let product = one(2) * q_unit * k_unit;
+        let qk: Tile<f32, 2, D> = (q * q_unit).join(k * k_unit, 0);
+        let qkvg: Tile<f32, 4, D> = qk.join(v.join(g.exp2(), 0), 0);
+        vectors = put(i, qkvg, vectors);
+        betas = put(i, beta.reshape(), betas);
+        products = put(i, product.reshape(), products);
     }
     // SAFETY: a slot belongs to one sequence, and this program to its head.
     unsafe {
-        state.store(0, s.reshape::<D1<DD>>());
         inputs.store((J as i32 - 2, 0, channels), back_1);
         inputs.store((J as i32 - 3, 0, channels), back_2);
         inputs.store((J as i32 - 4, 0, channels), back_3);
     }
+
+    let mut o: Tile<f32, N, B, V> = zeros();
+    let mut squares: Tile<f32, N, 1, 1> = zeros();
+    for column in (0..B).step_by(C) {
+        let mut s = next;
+        if C < B {
+            next = state.load((column + C, 0, 0));
+        }
+        for i in 0..count {
+            let vectors = take(i, vectors);
+            let row = |at: usize| -> Tile<f32, C, D, V> {
+                let row: Tile<f32, 1, D> = vectors.slice([at, 0]);
+                row.reshape::<D3<1, D, 1>>().broadcast()
+            };
+            let v: Tile<f32, 1, D> = vectors.slice([2, 0]);
+            let v = v.reshape::<D2<B, V>>();
+            let v: Tile<f32, C, V> = if C == B {
+                v.reshape()
+            } else {
+                let here = iota::<B>().row().tile::<C>() == (iota::<C>() + column).col();
+                let here = here.reshape::<D3<C, B, 1>>().broadcast::<D3<C, B, V>>();
+                select(here, v.reshape::<D3<1, B, V>>().broadcast::<D3<C, B, V>>(), 0.0).sum::<1>()
+            };
+            let (beta, product): (Tile<f32>, Tile<f32>) = (take(i, betas).reshape(), take(i, products).reshape());
+
+            s = s * row(3);
+            // What the state says of k, and of q before this token: o = Sᵀq + (kᵀq) u.
+            let both: Tile<f32, C2, D, V> = (s * row(1)).join(s * row(0), 0);
+            let sums = both.sum::<1>();
+            let (said, before): (Tile<f32, C, V>, Tile<f32, C, V>) = (sums.slice([0, 0]), sums.slice([C, 0]));
+            let u = (v - said) * beta;
+            s = row(1).mul_add(u.reshape::<D3<C, 1, V>>().broadcast::<D3<C, D, V>>(), s);
+            let block = before + u * product;
+            let sums = (block * block).sum::<1>();
+            let mut sum: Tile<f32> = take(i, squares).reshape();
+            // One after the other, however many there are at a time.
+            for c in unroll(0..C) {
+                sum += sums.slice::<D1<1>, 1>([c]).reshape::<D0>();
+                let here =
+                    (iota::<B>() == column + c).reshape::<D3<1, B, 1>>().broadcast::<D3<N, B, V>>() & is::<N, B, V>(i);
+                let part: Tile<f32, 1, V> = block.slice([c, 0]);
+                o = select(here, part.reshape::<D3<1, 1, V>>().broadcast::<D3<N, B, V>>(), o);
+            }
+            squares = put(i, sum.reshape(), squares);
+        }
+        // SAFETY: as above.
+        unsafe { state.store((column, 0, 0), s) };
+    }
+
+    let (gate, out) = (gate.select(1, head), out.select(1, head));
+    let mut out = out.narrow(0, first, end - first);
+    let open: Tile<T, N, B, V> = gate.load((first, 0, 0));
+    let norm: Tile<f32, B, V> = norm.load((0, 0));
+    let scale = (squares / (D as f32) + eps).rsqrt();
+    let scale: Tile<f32, N, B, V> = scale.broadcast();
+    let norm: Tile<f32, N, B, V> = norm.reshape::<D3<1, B, V>>().broadcast();
+    let y = (o * scale * norm * open.cast::<f32>().sigmoid()).cast::<T>();
+    // SAFETY: a program writes its own sequence's tokens, and of them its head.
+    unsafe { out.store((0, 0, 0), y) };
+}
+
+/// `all` with x in place i.
+#[device]
+fn put<const N: usize, const A: usize, const E: usize>(
+    i: Tile<i32>,
+    x: Tile<f32, A, E>,
+    all: Tile<f32, N, A, E>,
+) -> Tile<f32, N, A, E> {
+    let x: Tile<f32, 1, A, E> = x.reshape();
+    if N == 1 { x.broadcast() } else { select(is::<N, A, E>(i), x.broadcast::<D3<N, A, E>>(), all) }
+}
+
+/// What is in place i.
+#[device]
+fn take<const N: usize, const A: usize, const E: usize>(i: Tile<i32>, all: Tile<f32, N, A, E>) -> Tile<f32, A, E> {
+    if N == 1 { all.sum::<0>() } else { select(is::<N, A, E>(i), all, 0.0).sum::<0>() }
+}
+
+#[device]
+fn is<const N: usize, const A: usize, const E: usize>(i: Tile<i32>) -> Tile<bool, N, A, E> {
+    (iota::<N>() == i).reshape::<D3<N, 1, 1>>().broadcast()
 }

@@ -28,8 +28,8 @@ struct DeltaInput<'a> {
 
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 const SHORT: usize = 16;
-/// Tokens of a batch whose chunks are in memory at once: 28 KiB each with 32 heads of 128 in bf16.
-const TOKENS_AT_ONCE: usize = 16384;
+/// Tokens of a batch whose chunks are prepared at once: 28 KiB each with 32 heads of 128 in bf16, twice.
+const TOKENS_AT_ONCE: usize = 8192;
 
 /// Tokens in a chunk of the delta rule.
 fn chunk_tokens<T: Element>() -> usize {
@@ -48,11 +48,22 @@ pub struct Batch {
     chunk: usize,
     /// Short sequences [count, 4]: 0, first token, end, slot.
     short: Option<Tensor>,
+    /// The most tokens that one of them has.
+    longest_short: usize,
     /// Of the other sequences, piece after piece.
     pieces: Vec<Piece>,
 }
 
-/// Chunks that are computed together: some of each sequence.
+/// What [`kda::kda_chunk`] leaves for [`kda::kda_state`].
+struct Chunks {
+    k_in: Tensor,
+    q_in: Tensor,
+    k_out: Tensor,
+    p: Tensor,
+    keep: Tensor,
+}
+
+/// Chunks that are computed together.
 struct Piece {
     /// [count, 4]: first token, end of the sequence, 0, 0. (Rows of 16 bytes stay aligned.)
     chunks: Tensor,
@@ -66,7 +77,7 @@ impl Batch {
         Batch::in_pieces(ops, lengths, slots, TOKENS_AT_ONCE)
     }
 
-    /// The same with so many tokens' chunks in memory at once, or one chunk of each sequence.
+    /// The same with so many tokens' chunks prepared at once, or one chunk.
     pub fn in_pieces<T: Activation, W: Float>(
         ops: Ops<T, W>,
         lengths: &[usize],
@@ -75,7 +86,7 @@ impl Batch {
     ) -> Result<Batch> {
         let chunk = chunk_tokens::<T>();
         let (mut bounds, mut start, mut slot) = (vec![0], vec![], vec![]);
-        let (mut short, mut long) = (vec![], vec![]);
+        let (mut short, mut long): (Vec<[i32; 4]>, Vec<[i32; 4]>) = (vec![], vec![]);
         for (&length, &place) in lengths.iter().zip(slots) {
             let first = *bounds.last().expect("starts with 0");
             let (end, place) = (first + length as i32, place as i32);
@@ -89,18 +100,23 @@ impl Batch {
             }
         }
         let table = |rows: &[[i32; 4]]| Tensor::from_slice(rows.as_flattened(), &[rows.len(), 4], ops.device);
-        let mut pieces = vec![];
-        while !long.is_empty() {
-            let each = (tokens_at_once / (chunk * long.len())).max(1) * chunk;
-            let (mut chunks, mut sequences) = (vec![], vec![]);
-            for [_, first, end, place] in &mut long {
-                let here = (*first + each as i32).min(*end);
-                sequences.push([chunks.len() as i32, *first, here, *place]);
-                chunks.extend((*first..here).step_by(chunk).map(|token| [token, here, 0, 0]));
-                *first = here;
+        // Chunks in the order of the tokens, as many to a piece as are allowed.
+        let most = (tokens_at_once / chunk).max(1);
+        let (mut pieces, mut chunks, mut sequences) = (vec![], vec![], vec![]);
+        for [_, mut first, end, place] in long {
+            while first < end {
+                if chunks.len() == most {
+                    pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
+                    (chunks, sequences) = (vec![], vec![]);
+                }
+                let here = (first + ((most - chunks.len()) * chunk) as i32).min(end);
+                sequences.push([chunks.len() as i32, first, here, place]);
+                chunks.extend((first..here).step_by(chunk).map(|token| [token, here, 0, 0]));
+                first = here;
             }
+        }
+        if !chunks.is_empty() {
             pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
-            long.retain(|[_, first, end, _]| first < end);
         }
         Ok(Batch {
             bounds: ops.integers(&bounds)?,
@@ -108,6 +124,7 @@ impl Batch {
             slot: ops.integers(&slot)?,
             chunk,
             short: if short.is_empty() { None } else { Some(table(&short)?) },
+            longest_short: short.iter().map(|[_, first, end, _]| (end - first) as usize).max().unwrap_or(0),
             pieces,
         })
     }
@@ -179,13 +196,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
             if let Some(sequences) = &at.short {
                 self.delta_rule_short::<D>(&input, sequences, state, &mut o)?;
             }
-            for piece in &at.pieces {
-                // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
-                if at.chunk == 64 {
-                    self.delta_rule_chunks::<f16, D, 64, 32, 16>(&input, piece, state, &mut o)?;
-                } else {
-                    self.delta_rule_chunks::<f32, D, 32, 16, 8>(&input, piece, state, &mut o)?;
-                }
+            // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
+            if at.chunk == 64 {
+                self.delta_rule_chunks::<f16, D, 64, 32, 16>(&input, &at.pieces, state, &mut o)?;
+            } else {
+                self.delta_rule_chunks::<f32, D, 32, 16, 8>(&input, &at.pieces, state, &mut o)?;
             }
         });
         Ok(o)
@@ -216,38 +231,81 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(())
     }
 
-    /// Chunks of `C` = 2·`M` = 4·`S` tokens.
+    /// Chunks of `C` = 2·`M` = 4·`S` tokens: while the states walk one piece's, the next one's are prepared.
     fn delta_rule_chunks<X: Activation, const D: usize, const C: usize, const M: usize, const S: usize>(
         self,
         input: &DeltaInput,
-        Piece { chunks, sequences }: &Piece,
+        pieces: &[Piece],
         state: &mut Tensor,
         o: &mut Tensor,
     ) -> Result<()> {
-        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
-        let (heads, count) = (state.shape()[1], chunks.shape()[0]);
+        let heads = state.shape()[1];
+        let mut ready: Option<(&Piece, Chunks)> = None;
+        for piece in pieces {
+            let mut next = self.chunks::<D, C>(heads, piece)?;
+            match &ready {
+                None => self.prepare_chunks::<X, D, C, M, S>(input, piece, &mut next)?,
+                // Two chunks ahead leave room for the other kernel on the same multiprocessor.
+                Some((piece_before, before)) => self.device.beside(
+                    || self.walk_chunks::<D, C, 2>(input, piece_before, before, state, o),
+                    || self.prepare_chunks::<X, D, C, M, S>(input, piece, &mut next),
+                )?,
+            }
+            ready = Some((piece, next));
+        }
+        if let Some((piece, last)) = &ready {
+            self.walk_chunks::<D, C, 3>(input, piece, last, state, o)?;
+        }
+        Ok(())
+    }
+
+    fn chunks<const D: usize, const C: usize>(self, heads: usize, piece: &Piece) -> Result<Chunks> {
+        let count = piece.chunks.shape()[0];
         let by_token = [heads, count * C, D];
-        let (mut k_in, mut q_in) = (self.empty::<T>(&by_token)?, self.empty::<T>(&by_token)?);
-        let mut k_out = self.empty::<T>(&by_token)?;
-        let mut p = self.empty::<T>(&[heads, count * C, C])?;
-        let mut keep = self.empty::<f32>(&[heads, count, D])?;
+        Ok(Chunks {
+            k_in: self.empty::<T>(&by_token)?,
+            q_in: self.empty::<T>(&by_token)?,
+            k_out: self.empty::<T>(&by_token)?,
+            p: self.empty::<T>(&[heads, count * C, C])?,
+            keep: self.empty::<f32>(&[heads, count, D])?,
+        })
+    }
+
+    fn prepare_chunks<X: Activation, const D: usize, const C: usize, const M: usize, const S: usize>(
+        self,
+        input: &DeltaInput,
+        piece: &Piece,
+        Chunks { k_in, q_in, k_out, p, keep }: &mut Chunks,
+    ) -> kiln::Result<()> {
+        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
+        let (heads, count, chunks) = (k_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
         match gate {
             Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, false>(
-                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
+                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, k_in, q_in, k_out, p, keep,
             )
             .grid([count, heads])
-            .run()?,
+            .run(),
             Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, true>(
-                qkv, decay, beta, a_log, dt_bias, low, chunks, &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
+                qkv, decay, beta, a_log, dt_bias, low, chunks, k_in, q_in, k_out, p, keep,
             )
             .grid([count, heads])
-            .run()?,
+            .run(),
         }
+    }
+
+    fn walk_chunks<const D: usize, const C: usize, const AHEAD: usize>(
+        self,
+        input: &DeltaInput,
+        piece: &Piece,
+        Chunks { k_in, q_in, k_out, p, keep }: &Chunks,
+        state: &mut Tensor,
+        o: &mut Tensor,
+    ) -> kiln::Result<()> {
         const V: usize = 64;
-        kda::kda_state::<T, D, C, V>(qkv, &k_in, &q_in, &k_out, &p, &keep, sequences, state, o)
+        let (heads, sequences) = (k_in.shape()[0], &piece.sequences);
+        kda::kda_state::<T, D, C, V, AHEAD>(input.qkv, k_in, q_in, k_out, p, keep, sequences, state, o)
             .grid([D / V, heads, sequences.shape()[0]])
-            .run()?;
-        Ok(())
+            .run()
     }
 
     /// All of a layer between its projections, for a batch of [short](Batch::is_short) sequences: convolution, delta
@@ -273,29 +331,53 @@ impl<T: Activation, W: Float> Ops<T, W> {
         if !at.is_short() {
             return Err(EngineError::Device("a step takes sequences of few tokens only".into()));
         }
-        let mut out = self.empty::<T>(gate.shape())?;
+        let out = self.empty::<T>(gate.shape())?;
         let Some(sequences) = &at.short else { return Ok(out) };
         let (taps, channels) = (conv.shape()[0], conv.shape()[1] / 3);
         let x = &x.reshape(&[x.shape()[0], 3, channels])?;
         let conv = &conv.reshape(&[taps, 3, channels])?;
         let inputs = &mut inputs.reshape(&[inputs.shape()[0], taps - 1, 3, channels])?;
         let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
-        let state = &mut state.reshape(&[slots, heads, width * width])?;
-        let (eps, grid) = (eps as f32, [heads, sequences.shape()[0]]);
+        let eps = eps as f32;
+        let grid = [heads, sequences.shape()[0]];
+        // Many programs share multiprocessors, few have one each for a whole state.
+        let few = grid[0] * grid[1] < 2 * self.multiprocessors;
         with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-                const DD: usize = D * D;
-                match kind {
-                    Gate::Softplus => kda::kda_step::<T, D, DD, J, false>(
-                        x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, inputs, state, &mut out,
-                    )
-                    .grid(grid)
-                    .run()?,
-                    Gate::Bounded(low) => kda::kda_step::<T, D, DD, J, true>(
-                        x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, inputs, state, &mut out,
-                    )
-                    .grid(grid)
-                    .run()?,
+                const V: usize = 32;
+                const B: usize = D / V;
+                let blocks = |tensor: &Tensor| tensor.reshape(&[tensor.shape()[0], heads, B, V]);
+                let (gate, norm) = (&blocks(gate)?, &norm.reshape(&[B, V])?);
+                let by_block = &mut blocks(&out)?;
+                let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
+                // Tokens, blocks at a time, programs that the registers are to suffice for.
+                macro_rules! step {
+                    ($N:literal, $C:literal, $P:literal) => {
+                        match kind {
+                            Gate::Softplus => {
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $P>(
+                                    x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, inputs,
+                                    state, by_block,
+                                )
+                                .grid(grid)
+                                .run()?
+                            }
+                            Gate::Bounded(low) => {
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $P>(
+                                    x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, inputs,
+                                    state, by_block,
+                                )
+                                .grid(grid)
+                                .run()?
+                            }
+                        }
+                    };
+                }
+                match at.longest_short {
+                    1 if few => step!(1, 2, 2),
+                    1 => step!(1, 1, 4),
+                    2..=4 => step!(4, 1, 3),
+                    _ => step!(16, 1, 2),
                 }
             })
         });

@@ -59,12 +59,15 @@ impl<T: Activation, W: Float> Ops<T, W> {
     }
 
     /// Into how many parts, at most 8, the inner dimension of a product is cut: as many as give each multiprocessor three
-    /// programs, if each keeps some steps. Only for few rows, whose tiles alone would leave the memory idle.
+    /// programs, if each keeps some steps. Only for few rows and columns, whose tiles would leave multiprocessors idle.
     fn parts<C: Activation>(self, rows: usize, columns: usize, inner: usize) -> usize {
         if !self.gpu || C::DTYPE.size() != 2 || !(2..=64).contains(&rows) {
             return 1;
         }
         let tiles = columns.div_ceil(64).max(1);
+        if tiles >= self.multiprocessors {
+            return 1;
+        }
         (3 * self.multiprocessors / tiles).min(inner.div_ceil(64) / 4).clamp(1, 8)
     }
 

@@ -37,7 +37,7 @@ impl Pool {
         Some((block, found))
     }
 
-    fn give(&mut self, address: u64, size: usize) {
+    pub(super) fn give(&mut self, address: u64, size: usize) {
         self.free.entry(size).or_default().push(address);
     }
 }
@@ -56,7 +56,8 @@ impl Memory {
         let mut queue = context.queue()?;
         let refused = |detail: String| Error::OutOfMemory { device: context.device(), bytes, detail };
         let size = Pool::block_size(bytes).ok_or_else(|| refused(String::new()))?;
-        let mut found = queue.capture.as_ref().and_then(|c| c.reuse(size));
+        let reused = queue.capture.as_ref().filter(|_| queue.fork.is_none());
+        let mut found = reused.and_then(|c| c.reuse(size));
         if found.is_none() {
             let (address, size) = match queue.pool.take(size) {
                 Some(block) => block,
@@ -97,9 +98,10 @@ impl Memory {
 
     /// Sets every byte of the block.
     pub(crate) fn fill(&self, byte: u8) -> Result<()> {
-        let _queue = self.context.queue()?;
+        let queue = self.context.queue()?;
+        let stream = self.context.stream(&queue);
         // SAFETY: the block is `size` bytes long and belongs to this context.
-        let code = unsafe { sys::cuMemsetD8Async(self.address, byte, self.size, self.context.stream) };
+        let code = unsafe { sys::cuMemsetD8Async(self.address, byte, self.size, stream) };
         self.context.check("cuMemsetD8Async", code)
     }
 
@@ -108,16 +110,18 @@ impl Memory {
         if out.is_empty() {
             return Ok(());
         }
+        let stream;
         {
-            let _queue = self.context.queue_uncaptured("a copy to the host")?;
+            let queue = self.context.queue_uncaptured("a copy to the host")?;
+            stream = self.context.stream(&queue);
             let (to, from) = (out.as_mut_ptr().cast(), self.address + offset as u64);
             // SAFETY: `out` outlives the copy, which is waited for below; the source is inside the block.
-            let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, out.len(), self.context.stream) };
+            let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, out.len(), stream) };
             self.context.check("cuMemcpyDtoHAsync", code)?;
         }
         crate::device::count_wait();
         // SAFETY: the context's own stream. Failing here, the copy is over as well: the context is in error.
-        self.context.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.context.stream) })
+        self.context.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
     }
 
     /// Returns once `data` may be changed; the copy itself takes its turn on the stream.
@@ -126,11 +130,12 @@ impl Memory {
         if data.is_empty() {
             return Ok(());
         }
-        let _queue = self.context.queue_uncaptured("a copy from the host")?;
+        let queue = self.context.queue_uncaptured("a copy from the host")?;
+        let stream = self.context.stream(&queue);
         let (to, from) = (self.address + offset as u64, data.as_ptr().cast());
         // SAFETY: the target is inside the block. `data` is ordinary (pageable)
         // memory, which the driver has read when it returns.
-        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, data.len(), self.context.stream) };
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, data.len(), stream) };
         self.context.check("cuMemcpyHtoDAsync", code)
     }
 
@@ -143,12 +148,13 @@ impl Memory {
     ) -> Result<()> {
         let mut queue = self.context.queue()?;
         capture::keep(&mut queue.capture, storages.into_iter());
+        let stream = self.context.stream(&queue);
         for (to, at, len) in pieces {
             self.assert_inside(to, len);
             from.assert_inside(at, len);
             let (to, at) = (self.address + to as u64, from.address + at as u64);
             // SAFETY: both ranges are inside their blocks, which belong to this context.
-            let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, at, len, self.context.stream) };
+            let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, at, len, stream) };
             self.context.check("cuMemcpyDtoDAsync", code)?;
         }
         Ok(())
@@ -157,7 +163,11 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.context.lock().pool.give(self.address, self.size);
+        let mut queue = self.context.lock();
+        match &mut queue.fork {
+            Some(fork) => fork.held.push((self.address, self.size)),
+            None => queue.pool.give(self.address, self.size),
+        }
     }
 }
 

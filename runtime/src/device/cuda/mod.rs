@@ -3,11 +3,12 @@
 //! libcuda is loaded at run time, so a program built with this feature runs where there is no GPU and says so. Per GPU
 //! there is one [`Context`] for the life of the process, with one stream: whatever is asked of the device happens in
 //! that order, which is why freed memory can be handed out again at once and why nothing here waits except for copies
-//! to the host. The queue's lock (uncontended: some tens of nanoseconds) keeps a graph capture of one thread free of
+//! to the host. (A second stream serves work that is asked for side by side, see `beside`.) The queue's lock (uncontended: some tens of nanoseconds) keeps a graph capture of one thread free of
 //! what other threads do: they wait for its end.
 //!
 //! Every return code is checked. A kernel that traps leaves the context in an error that every later call reports.
 
+mod beside;
 mod capture;
 mod memory;
 mod module;
@@ -18,6 +19,7 @@ pub(crate) use memory::Memory;
 pub(crate) use module::{Function, Image, assemble};
 
 use crate::{Device, Error, Result};
+use beside::Fork;
 use capture::Capture;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use memory::Pool;
@@ -34,6 +36,9 @@ pub(crate) struct Context {
     ordinal: u32,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// For work beside that of `stream`, and the event by which the two follow one another.
+    side: sys::CUstream,
+    turn: sys::CUevent,
     name: String,
     /// Compute capability, major and minor.
     pub(crate) capability: (u32, u32),
@@ -50,6 +55,7 @@ pub(crate) struct Context {
 struct Queue {
     pool: Pool,
     capture: Option<Capture>,
+    fork: Option<Fork>,
 }
 
 // SAFETY: the driver's handles may be used from any thread; a thread makes the context current before each use, and
@@ -139,12 +145,18 @@ impl Context {
             CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
         };
         let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let (mut side, mut turn) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the device is valid, the pointers are to locals, and the context is current when the stream is made.
         unsafe {
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
             check("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check("cuStreamCreate", sys::cuStreamCreate(&mut stream, flags))?;
+            let (mut least, mut greatest) = (0, 0);
+            check("cuCtxGetStreamPriorityRange", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
+            check("cuStreamCreate", sys::cuStreamCreateWithPriority(&mut side, flags, greatest))?;
+            let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            check("cuEventCreate", sys::cuEventCreate(&mut turn, untimed))?;
         }
         let mut zeros = 0;
         // SAFETY: the context is current; the pointer is to a local; as many bytes are set as were allocated.
@@ -157,6 +169,8 @@ impl Context {
             ordinal,
             context,
             stream,
+            side,
+            turn,
             name,
             capability,
             multiprocessors,

@@ -130,26 +130,32 @@ impl Function {
         parameters.extend(maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast::<c_void>()));
         let mut queue = self.context.queue()?;
         capture::keep(&mut queue.capture, storages);
-        let ([x, y, z], stream) = (grid, self.context.stream);
-        // SAFETY: the kernel takes one 64-bit parameter per slot and then its tensor maps, all of which the driver copies
-        // before it returns; memory
-        // is the caller's promise, and freed blocks are reused in stream order only.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                self.function,
-                x,
-                y,
-                z,
-                self.threads,
-                1,
-                1,
-                self.shared_bytes,
-                stream,
-                parameters.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        let [x, y, z] = grid;
+        // A kernel for such chips waits itself for the one before (`wait_for_earlier_grids` in the back end); until then
+        // its programs may already take their places.
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        self.context.check("cuLaunchKernel", code)
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: self.context.stream(&queue),
+            attrs: &mut early,
+            numAttrs: u32::from(self.context.capability >= (9, 0)),
+        };
+        // SAFETY: the kernel takes one 64-bit parameter per slot and then its tensor maps, all of which the driver copies
+        // before it returns, like the configuration; memory is the caller's promise, and freed blocks are reused in stream
+        // order only.
+        let code =
+            unsafe { sys::cuLaunchKernelEx(&config, self.function, parameters.as_mut_ptr(), std::ptr::null_mut()) };
+        self.context.check("cuLaunchKernelEx", code)
     }
 }
 
