@@ -92,17 +92,23 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
         run: Box::new(move || {
             let ops = Ops::<bf16, bf16>::new(device);
             let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, gate, &mut state, &at)?;
-            kept.borrow_mut().get_or_insert(o);
+            if kept.borrow().is_none() {
+                let mut last = Tensor::uninit(state.shape(), f32::DTYPE, device)?;
+                last.copy_from(&state)?;
+                *kept.borrow_mut() = Some((o, last));
+            }
             Ok(())
         }),
         check: Box::new(move || {
             let (qkv, decay, beta, a_log, dt_bias) = inputs;
             let (a_log, dt_bias) = (values(&a_log)?, values(&dt_bias)?);
-            let o = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
+            let (o, last) = result.borrow_mut().take().ok_or_else(|| anyhow::anyhow!("no result"))?;
             let mut error = 0f64;
-            // The beginnings of the first and the last sequence: what comes later cannot change them.
-            for first in [0, n - tokens] {
-                let count = tokens.min(100);
+            // Short prompts whole, with the last state; of others the beginnings of the first and the last sequence, which
+            // what comes later cannot change.
+            let whole = tokens <= 1024;
+            for (sequence, first) in [(0, 0), (sequences - 1, n - tokens)] {
+                let count = if whole { tokens } else { 100 };
                 let rows = values(&qkv.narrow(0, first, count)?)?;
                 let third = |i: usize| -> Vec<f64> {
                     rows.chunks_exact(3 * CHANNELS).flat_map(|row| &row[i * CHANNELS..][..CHANNELS]).copied().collect()
@@ -120,6 +126,10 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
                 let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
                 let want = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
                 error = error.max(relative_error(&values(&o.narrow(0, first, count)?)?, &want));
+                if whole {
+                    let last = relative_error(&values(&last.narrow(0, sequence, 1)?)?, &state);
+                    error = error.max(last);
+                }
             }
             Ok((error, bound(bf16::DTYPE)))
         }),
