@@ -35,7 +35,7 @@ const B: usize = 32;
 /// - k_in = k ⊙ e^G, q_in = D^-½ q ⊙ e^G, k_out = Tᵀ (k ⊙ e^{G_C − G}) `[heads, count·C, D]`; p = P T
 ///   `[heads, count·C, C]`; keep = e^{G_C} `[heads, count, D]`. q and k are of unit length.
 ///
-/// `X`: element of the products whose operands are at most 1. Program: (chunk, head).
+/// `X`, as wide as `T`: element of the inverse and of what it is applied to, all at most 1. Program: (chunk, head).
 #[kernel]
 pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: usize, const BOUNDED: bool>(
     qkv: &View<T, 2>,
@@ -167,6 +167,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
 
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
+    // Until here k_out holds numbers of type `X`.
     let rest: Tile<T, 1, C, D> = k_out.load((head, chunk * C, 0));
     let rest: Tile<X, C, D> = rest.bitcast::<X>().reshape();
     let sum = dot(inverse.t(), rest, zeros()).cast::<T>();
