@@ -1,7 +1,7 @@
 //! Kimi Delta Attention: short convolution, gate, delta rule; batches of several sequences, states carried over.
 
 use super::{Input, Trial, bound, values};
-use kiln::{DType, Tensor};
+use kiln::{DType, Device, Element, Tensor};
 use kimi::model::ops::{Activation, Batch, Gate};
 use kimi::reference::{self, KdaShape};
 
@@ -257,6 +257,25 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
             let bound = state_bound(T::DTYPE);
             trial.compare(&format!("{what}: state"), &state.tensor, &state.values, heads * width * width, bound)?;
         }
+    }
+    Ok(())
+}
+
+/// The same bits every time, however pieces fall side by side: 100 times on a GPU.
+pub(super) fn delta_rule_repeats<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    let (heads, width, lengths) = (4, 64, [333, 16, 200]);
+    let gpu = matches!(trial.device, Device::Cuda(_));
+    let layer = Layer::new::<T>(trial, lengths.iter().sum(), heads, width, NATURES[0])?;
+    let start = trial.normal::<f32>(&[lengths.len(), heads, width, width], 0.3)?;
+    let at = Batch::in_pieces(trial.ops::<T, f32>(), &lengths, &[2, 0, 1], 128)?;
+    let mut first = None;
+    for repeat in 0..if gpu { 100 } else { 2 } {
+        let mut state = Tensor::uninit(start.tensor.shape(), f32::DTYPE, trial.device)?;
+        state.copy_from(&start.tensor)?;
+        let o = layer.run::<T>(trial, 0, lengths.iter().sum(), &mut state, &at)?;
+        let got = (values(&o)?, values(&state)?);
+        let same = *first.get_or_insert_with(|| got.clone()) == got;
+        trial.expect(&format!("repeat {repeat} is the first, bit for bit"), same);
     }
     Ok(())
 }

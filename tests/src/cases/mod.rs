@@ -117,6 +117,7 @@ pub fn cases() -> Vec<Case> {
         delta::short_conv,
         delta::delta_rule,
         delta::delta_rule_in_pieces,
+        delta::delta_rule_repeats,
         delta::kda_step,
         attention::mla_cache,
         attention::mla_prefill,
