@@ -364,15 +364,7 @@ impl Assigner<'_> {
             OpKind::Const(_) | OpKind::Iota { .. } | OpKind::Broadcast if !scalar_result => {
                 self.set(op.results[0], None, Rank::Default);
             }
-            OpKind::Unary(_)
-            | OpKind::Binary(_)
-            | OpKind::Compare(_)
-            | OpKind::Fma
-            | OpKind::Select
-            | OpKind::Cast
-            | OpKind::Bitcast
-                if !scalar_result =>
-            {
+            kind if kind.is_elementwise() && !scalar_result => {
                 let (layout, rank) = self.best(&op.operands);
                 self.set(op.results[0], layout, rank);
             }
@@ -516,12 +508,7 @@ impl Assigner<'_> {
         let Some(own) = self.home(op.operands[1]) else { return ideal };
         // Bytes in a row that a warp writes at once, and the bytes per thread.
         let quality = |l: &LinearLayout| {
-            let vector = l.vectorise(access.axis, access.vector).width;
-            let lanes = l.axis_bases(Level::Lane, access.axis);
-            let mut run = vector;
-            while run < shape.dim(access.axis) && lanes.contains(&(run as u32)) {
-                run *= 2;
-            }
+            let (vector, run) = l.runs(access.axis, access.vector);
             ((run * size).min(64), (vector * size).min(8))
         };
         let best = quality(&ideal);

@@ -78,12 +78,7 @@ pub fn computable(k: &Kernel, v: ValueId) -> bool {
             let op = k.op(op);
             match op.kind {
                 OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } | OpKind::Const(_) => true,
-                OpKind::Unary(_)
-                | OpKind::Binary(_)
-                | OpKind::Compare(_)
-                | OpKind::Fma
-                | OpKind::Select
-                | OpKind::Cast => all(&op.operands),
+                _ if op.kind.is_elementwise() => all(&op.operands),
                 OpKind::Dim { .. } => selections(k, op.operands[0]).is_some(),
                 OpKind::Gather { masked: false } => {
                     let read = |(param, indices): (usize, Vec<(u8, ValueId)>)| {

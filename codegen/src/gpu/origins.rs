@@ -5,7 +5,7 @@
 
 use super::assign::operand_layout;
 use super::facts;
-use super::layout::{Level, LinearLayout};
+use super::layout::LinearLayout;
 use crate::ir::{Kernel, OpId, OpKind, ValueId};
 
 /// A load behind a value.
@@ -27,10 +27,6 @@ pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
         let Some(id) = k.defining_op(v).filter(|_| !seen.contains(&v)) else { continue };
         seen.push(v);
         let op = k.op(id);
-        let arithmetic = matches!(
-            op.kind,
-            OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select | OpKind::Cast
-        );
         match op.kind {
             OpKind::Load { .. } if computed => found.push(Origin { load: id, layout, whole }),
             OpKind::Scan { .. } => open.push_back((op.operands[0], layout, whole, true)),
@@ -41,7 +37,7 @@ pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
                     open.push_back((op.operands[0], l, whole && !cut, computed));
                 }
             }
-            _ if arithmetic => {
+            _ if op.kind.is_elementwise() => {
                 let tiles = op.operands.iter().filter(|&&o| !k.ty(o).is_scalar());
                 open.extend(tiles.map(|&o| (o, layout.clone(), whole, true)));
             }
@@ -51,27 +47,16 @@ pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
     found
 }
 
-/// How a load would access memory in this layout: bytes that a thread reads at once, and that lanes read in a row.
-fn access(k: &Kernel, Origin { load, layout, .. }: &Origin) -> [usize; 2] {
-    let op = k.op(*load);
-    let (shape, size) = (*layout.shape(), k.ty(op.results[0]).dtype().size());
-    let access = facts::access(k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
-    let vector = layout.vectorise(access.axis, access.vector).width;
-    let lanes = layout.axis_bases(Level::Lane, access.axis);
-    let mut run = vector;
-    while run < shape.dim(access.axis) && lanes.contains(&(run as u32)) {
-        run *= 2;
-    }
-    [vector * size, run * size]
-}
-
-/// Whether `v` is computed from a load that in this layout would read memory in runs: of 8 bytes by a thread, of a
-/// sector's 32 by its neighbours.
+/// Whether `v` is computed from a load that in this layout would read memory in runs.
 pub fn in_runs(k: &Kernel, v: ValueId, layout: &LinearLayout) -> bool {
     origins(k, v, layout).iter().any(|o| reads_runs(k, o))
 }
 
-pub fn reads_runs(k: &Kernel, origin: &Origin) -> bool {
-    let [thread, lanes] = access(k, origin);
-    thread >= 8 && lanes >= 32
+/// Whether a load in this layout reads memory in runs: of 8 bytes by a thread, of a sector's 32 by neighbouring lanes.
+pub fn reads_runs(k: &Kernel, Origin { load, layout, .. }: &Origin) -> bool {
+    let op = k.op(*load);
+    let (shape, size) = (*layout.shape(), k.ty(op.results[0]).dtype().size());
+    let access = facts::access(k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
+    let (thread, lanes) = layout.runs(access.axis, access.vector);
+    thread * size >= 8 && lanes * size >= 32
 }

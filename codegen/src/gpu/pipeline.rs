@@ -113,16 +113,7 @@ fn movable(k: &Kernel, body: RegionId, v: ValueId) -> bool {
         Def::Result(op, _) if !k.region(body).ops.contains(&op) => true,
         Def::Result(op, _) => {
             let op = k.op(op);
-            let pure = matches!(
-                op.kind,
-                OpKind::Const(_)
-                    | OpKind::Unary(_)
-                    | OpKind::Binary(_)
-                    | OpKind::Compare(_)
-                    | OpKind::Fma
-                    | OpKind::Select
-                    | OpKind::Cast
-            );
+            let pure = op.kind.is_elementwise() || matches!(op.kind, OpKind::Const(_));
             pure && op.operands.iter().all(|&o| movable(k, body, o))
         }
     }

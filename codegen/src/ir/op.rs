@@ -283,6 +283,20 @@ impl OpKind {
         matches!(self, OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::Atomic { .. })
     }
 
+    /// Whether each element of the result is a function of the operands' elements at the same place.
+    pub fn is_elementwise(&self) -> bool {
+        matches!(
+            self,
+            OpKind::Unary(_)
+                | OpKind::Binary(_)
+                | OpKind::Compare(_)
+                | OpKind::Fma
+                | OpKind::Select
+                | OpKind::Cast
+                | OpKind::Bitcast
+        )
+    }
+
     pub fn has_regions(&self) -> bool {
         matches!(self, OpKind::For { .. } | OpKind::While | OpKind::If)
     }

@@ -186,18 +186,7 @@ impl Verifier<'_> {
     }
 
     fn scalar_op(&self, o: &Op) -> Check {
-        let allowed = matches!(
-            o.kind,
-            OpKind::Const(_)
-                | OpKind::Unary(_)
-                | OpKind::Binary(_)
-                | OpKind::Compare(_)
-                | OpKind::Fma
-                | OpKind::Select
-                | OpKind::Cast
-                | OpKind::Bitcast
-                | OpKind::Yield
-        );
+        let allowed = o.kind.is_elementwise() || matches!(o.kind, OpKind::Const(_) | OpKind::Yield);
         let rule = "an elementwise operation on scalars without effect";
         self.require(allowed, "operation in the region of a combination", rule, o.kind.mnemonic())?;
         for &v in o.operands.iter().chain(&o.results) {

@@ -15,16 +15,9 @@ pub fn fold(k: &Kernel, op: &Op) -> Option<Bits> {
         return (shape.dim(axis as usize) == 1).then_some(Bits(0));
     }
     // Before any constant is looked up: only these are functions of the values alone.
-    let computes = matches!(
+    let moves = matches!(
         op.kind,
-        OpKind::Unary(_)
-            | OpKind::Binary(_)
-            | OpKind::Compare(_)
-            | OpKind::Fma
-            | OpKind::Select
-            | OpKind::Cast
-            | OpKind::Bitcast
-            | OpKind::Broadcast
+        OpKind::Broadcast
             | OpKind::Reshape
             | OpKind::Transpose { .. }
             | OpKind::Slice { .. }
@@ -32,7 +25,7 @@ pub fn fold(k: &Kernel, op: &Op) -> Option<Bits> {
             | OpKind::Reduce { .. }
             | OpKind::Scan { .. }
     );
-    if !computes {
+    if !moves && !op.kind.is_elementwise() {
         return None;
     }
     let x: Vec<Bits> = op.operands.iter().map(|&v| k.constant(v)).collect::<Option<_>>()?;

@@ -42,13 +42,7 @@ pub fn simplify(k: &mut Kernel, op: &Op, before: &mut Vec<OpId>) -> Option<Rewri
             });
             Some(Rewrite::Values(reduced.collect()))
         }
-        OpKind::Unary(_)
-        | OpKind::Binary(_)
-        | OpKind::Compare(_)
-        | OpKind::Fma
-        | OpKind::Select
-        | OpKind::Cast
-        | OpKind::Bitcast => elementwise(k, op, before),
+        _ if op.kind.is_elementwise() => elementwise(k, op, before),
         _ => None,
     }
 }

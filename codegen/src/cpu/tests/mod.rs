@@ -8,7 +8,6 @@ mod control;
 mod elements;
 mod memory;
 mod random;
-mod speed;
 mod tiles;
 
 use super::{CpuError, compile_for, has_fma};

@@ -269,6 +269,18 @@ impl LinearLayout {
         VectorAccess { width: 1 << within.len(), groups }
     }
 
+    /// How many neighbours along `axis` a thread accesses at once, at most `max`, and how many a warp does: the thread's
+    /// and those of the lanes that follow it there.
+    pub fn runs(&self, axis: usize, max: usize) -> (usize, usize) {
+        let vector = self.vectorise(axis, max).width;
+        let lanes = self.axis_bases(Level::Lane, axis);
+        let mut run = vector;
+        while run < self.shape.dim(axis) && lanes.contains(&(run as u32)) {
+            run *= 2;
+        }
+        (vector, run)
+    }
+
     /// Whether each basis vector lies either along `axis` or across it; reductions need that.
     pub fn is_axis_aligned(&self, axis: usize) -> bool {
         let mask = axis_mask(&self.shape, axis);

@@ -6,7 +6,6 @@ mod document;
 mod elements;
 mod memory;
 mod rules;
-mod speed;
 
 use super::*;
 use crate::ir::{Builder, Shape, ValueId};

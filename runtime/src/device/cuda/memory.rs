@@ -2,7 +2,8 @@
 //!
 //! The driver's allocator takes microseconds and may wait for the device, so freed blocks are kept by size and handed
 //! out again. That is safe without waiting because all work is on one stream: whoever gets the block comes after
-//! whoever gave it back. When the driver has no more, the kept blocks are given back to it and it is asked again.
+//! whoever gave it back. (While work is side by side, what is given back is held until both are done: see `beside`.) When
+//! the driver has no more, the kept blocks are given back to it and it is asked again.
 
 use super::{Context, capture, sys};
 use crate::device::{Fill, Storage};

@@ -1,0 +1,234 @@
+//! Loops and branches.
+//!
+//! Values that run around a loop are phis of registers, named in advance; a `for` tests at its end. Rings and slots turn
+//! at the start of an iteration; what a loop leaves in flight is waited for at its end.
+
+use super::lower::{Lower, Result};
+use super::text::{V, int, llvm_type};
+use crate::gpu::layout::LinearLayout;
+use crate::ir::{Op, OpId, ValueId};
+
+impl<'k> Lower<'k> {
+    /// The registers of a value that runs around a loop, as phis named in advance.
+    fn phis(&mut self, values: &[ValueId], inits: &[Vec<V>], from: &str, latch: &str) -> Vec<(Vec<V>, Vec<String>)> {
+        let mut out = vec![];
+        for (&v, init) in values.iter().zip(inits) {
+            let ty = llvm_type(self.k.ty(v).dtype());
+            let mut regs = vec![];
+            let mut nexts = vec![];
+            for x in init {
+                let next = format!("%n{}", self.w.fresh());
+                regs.push(self.w.op(format_args!("phi {ty} [ {x}, %{from} ], [ {next}, %{latch} ]")));
+                nexts.push(next);
+            }
+            out.push((regs, nexts));
+        }
+        out
+    }
+
+    fn alias_all(&mut self, yields: &[ValueId], layouts: &[LinearLayout], phis: &[(Vec<V>, Vec<String>)]) {
+        for ((&v, layout), (_, nexts)) in yields.iter().zip(layouts).zip(phis) {
+            let ty = llvm_type(self.k.ty(v).dtype());
+            for (x, name) in self.get(v, layout).iter().zip(nexts) {
+                self.w.alias(name, ty, x);
+            }
+        }
+    }
+
+    /// The first layouts of values, in order.
+    fn layouts_of(&self, values: &[ValueId]) -> Vec<LinearLayout> {
+        values.iter().map(|&v| self.plan.versions[v.index()][0].clone()).collect()
+    }
+
+    pub(super) fn lower_for(&mut self, id: OpId) -> Result<()> {
+        let k = self.k;
+        let op = k.op(id);
+        let region = op.regions[0];
+        let args = &k.region(region).args;
+        let (lo, hi, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[1]), self.scalar(op.operands[2]));
+        let layouts = self.layouts_of(&op.results);
+        let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let ring = self.start_ring(id, &lo, &hi, &step);
+        let slots = self.start_slots(id, &lo, &hi, &step);
+        let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
+        // With the condition at the end: what is after the last iteration is no matter of a loop that never ran.
+        let [pre, body, latch, done, exit] = ["pre", "loop", "latch", "done", "exit"].map(|s| self.w.label(s));
+        self.w.jump(&pre);
+        self.w.start(&pre);
+        let any = self.w.icmp("slt", "i32", &lo, &hi);
+        self.w.branch(&any, &body, &exit);
+        self.w.start(&body);
+        let next_stage = format!("%n{}", self.w.fresh());
+        let stage = match ring.is_some() || slots.is_some() {
+            true => self.w.op(format_args!("phi i32 [ 0, %{pre} ], [ {next_stage}, %{latch} ]")),
+            false => int(0),
+        };
+        let next = format!("%n{}", self.w.fresh());
+        let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
+        let phis = self.phis(&args[1..], &inits, &pre, &latch);
+        self.forget_order();
+        if let Some(ring) = &ring {
+            self.turn_ring(ring, &i, &stage);
+        }
+        if let Some(slots) = &slots {
+            self.turn_slots(slots, &i, &stage);
+        }
+        self.define(args[0], vec![i.clone()])?;
+        for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
+            self.define(a, regs.clone())?;
+        }
+        let turns = self.takes_turns(id).then_some(false);
+        let outer_turn = std::mem::replace(&mut self.turn, turns);
+        let yields = self.region(region)?;
+        self.pass_turn();
+        self.turn = outer_turn;
+        let late = self.end_iteration(yields, &args[1..], &in_flight);
+        let earlier = (!late.is_empty()).then(|| self.w.icmp("ne", "i32", &i, &lo));
+        self.release(region, &late, earlier.as_ref());
+        self.w.jump(&latch);
+        self.w.start(&latch);
+        self.alias_all(yields, &layouts, &phis);
+        if let Some(ring) = &ring {
+            let after = self.next_stage(ring, &stage);
+            self.w.alias(&next_stage, "i32", &after);
+        }
+        if slots.is_some() {
+            self.w.line(format_args!("{next_stage} = xor i32 {stage}, 1"));
+        }
+        self.w.line(format_args!("{next} = add i32 {i}, {step}"));
+        let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
+        self.w.branch(&more, &body, &done);
+        self.w.start(&done);
+        for (&r, (_, nexts)) in op.results.iter().zip(&phis) {
+            self.set_registers(r, nexts.iter().map(|n| n.as_str().into()).collect());
+        }
+        if !late.is_empty() {
+            let landing = op.results.iter().zip(&args[1..]).filter(|(_, a)| in_flight.contains(a));
+            self.wait_for(&landing.map(|(&r, _)| r).collect::<Vec<_>>(), 0);
+            self.release_last(region, &late);
+        }
+        let done = self.w.block.clone();
+        self.w.jump(&exit);
+        self.w.start(&exit);
+        for ((&r, init), layout) in op.results.iter().zip(&inits).zip(&layouts) {
+            let ty = llvm_type(self.k.ty(r).dtype());
+            let last = self.first_registers(r);
+            debug_assert_eq!(last.len(), layout.registers());
+            let merged = init.iter().zip(&last);
+            let merged = merged.map(|(a, b)| self.w.op(format_args!("phi {ty} [ {a}, %{pre} ], [ {b}, %{done} ]")));
+            let merged = merged.collect();
+            self.set_registers(r, merged);
+        }
+        if let Some(ring) = &ring {
+            self.end_ring(ring);
+        }
+        if let Some(slots) = &slots {
+            self.end_slots(slots);
+        }
+        self.forget_order();
+        self.end_rings(region);
+        for &r in &op.results {
+            let regs = self.first_registers(r);
+            self.define(r, regs)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what may not stay in flight around a loop, and for all that earlier iterations issued; the products
+    /// that stay in flight.
+    fn end_iteration(&mut self, yields: &[ValueId], args: &[ValueId], in_flight: &[ValueId]) -> Vec<OpId> {
+        let places = |v: ValueId| yields.iter().zip(args).filter(move |(y, _)| **y == v);
+        let stays = |v: ValueId| places(v).count() > 0 && places(v).all(|(_, a)| in_flight.contains(a));
+        let lands: Vec<ValueId> = self.flying.iter().map(|f| f.value).filter(|&v| !stays(v)).collect();
+        self.settle(&lands);
+        let Some(first) = self.flying.iter().map(|f| f.group).min() else { return vec![] };
+        self.wait_for(&[], self.committed + 1 - first);
+        // A product's operands are read until the last of those that add to it has landed.
+        let mut late = vec![];
+        let mut open: Vec<ValueId> = self.flying.drain(..).map(|f| f.value).collect();
+        while let Some(v) = open.pop() {
+            if let Some(product) = self.k.defining_op(v).filter(|&o| self.is_wgmma(o)) {
+                late.push(product);
+                open.push(self.k.op(product).operands[2]);
+            }
+        }
+        late
+    }
+
+    pub(super) fn lower_while(&mut self, op: &'k Op) -> Result<()> {
+        let k = self.k;
+        let (condition, body_region) = (op.regions[0], op.regions[1]);
+        let layouts = self.layouts_of(&op.results);
+        let inits: Vec<Vec<V>> = op.operands.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
+        self.w.jump(&pre);
+        self.w.start(&pre);
+        self.w.jump(&head);
+        self.w.start(&head);
+        let phis = self.phis(&op.results, &inits, &pre, &latch);
+        self.forget_order();
+        for (&a, (regs, _)) in k.region(condition).args.iter().zip(&phis) {
+            self.define(a, regs.clone())?;
+        }
+        let ends = self.region(condition)?;
+        self.settle_all();
+        let more = self.scalar(ends[0]);
+        self.w.branch(&more, &body, &exit);
+        self.w.start(&body);
+        for (&a, (regs, _)) in k.region(body_region).args.iter().zip(&phis) {
+            self.define(a, regs.clone())?;
+        }
+        let yields = self.region(body_region)?;
+        self.settle_all();
+        self.w.jump(&latch);
+        self.w.start(&latch);
+        self.alias_all(yields, &layouts, &phis);
+        self.w.jump(&head);
+        self.w.start(&exit);
+        self.forget_order();
+        for (&r, (regs, _)) in op.results.iter().zip(phis) {
+            self.define(r, regs)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn lower_if(&mut self, op: &'k Op) -> Result<()> {
+        let condition = self.scalar(op.operands[0]);
+        let layouts = self.layouts_of(&op.results);
+        // What is in flight outside stays so: neither branch looks at it.
+        let outside = std::mem::take(&mut self.flying);
+        let committed = self.committed;
+        let [yes, no, merge] = ["then", "else", "join"].map(|s| self.w.label(s));
+        self.w.branch(&condition, &yes, &no);
+        let mut ends = vec![];
+        for (label, &region) in [yes, no].iter().zip(&op.regions) {
+            self.w.start(label);
+            self.forget_order();
+            let yields = self.region(region)?;
+            self.settle_all();
+            // Its products have landed; whether there were any, what follows does not know.
+            self.committed = committed;
+            self.release(region, &[], None);
+            let values: Vec<Vec<V>> = yields.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+            ends.push((values, self.w.block.clone()));
+            self.w.jump(&merge);
+        }
+        self.flying = outside;
+        self.w.start(&merge);
+        self.forget_order();
+        let mut merged = vec![];
+        for (i, &r) in op.results.iter().enumerate() {
+            let ty = llvm_type(self.k.ty(r).dtype());
+            let mut regs = vec![];
+            for j in 0..ends[0].0[i].len() {
+                let (a, b) = (&ends[0].0[i][j], &ends[1].0[i][j]);
+                regs.push(self.w.op(format_args!("phi {ty} [ {a}, %{} ], [ {b}, %{} ]", ends[0].1, ends[1].1)));
+            }
+            merged.push((r, regs));
+        }
+        for (r, regs) in merged {
+            self.define(r, regs)?;
+        }
+        Ok(())
+    }
+}
