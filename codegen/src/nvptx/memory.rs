@@ -272,46 +272,36 @@ impl Lower<'_> {
         let coords = &op.operands[1..1 + shape.rank()];
         self.order(op.operands[0], Some(coords), &layout, false);
         let starts: Vec<V> = coords.iter().map(|&c| self.scalar(c)).collect();
-        if !has_other {
-            let words = self.load_box(id, &starts);
-            let regs = self.box_elements(id, &words);
-            return self.define(r, regs);
-        }
-        let access = facts::access(self.k, op.operands[0], shape, coords);
-        let other = self.scalar(op.operands[1 + shape.rank()]);
-        let view = self.view(op.operands[0]);
-        let mut place = Box::new(self, view, &layout, &starts, dtype.size());
-        let mut regs = vec![int(0); layout.registers()];
-        for group in place.groups(access) {
-            let mask = place.mask(self, group[0]);
-            let address = place.address(self, group[0]);
-            let words = self.load_words(&address, Words::of(dtype, group.len()), mask.as_ref());
-            let elements = unpack(&mut self.w, dtype, &words, group.len());
-            for (&r, x) in group.iter().zip(elements) {
-                regs[r as usize] = match &mask {
-                    Some(m) => self.w.select(m, llvm_type(dtype), &x, &other),
-                    None => x,
-                };
+        let (words, masks) = self.load_box(id, &starts);
+        let mut regs = self.box_elements(id, &words);
+        if has_other {
+            let other = self.scalar(op.operands[1 + shape.rank()]);
+            for (group, mask) in self.box_accesses(id).0.iter().zip(&masks) {
+                for (&r, m) in group.iter().flat_map(|r| mask.iter().map(move |m| (r, m))) {
+                    regs[r as usize] = self.w.select(m, llvm_type(dtype), &regs[r as usize], &other);
+                }
             }
         }
         self.define(r, regs)
     }
 
-    /// The words of a load's box at these coordinates, access by access: zeros outside of the view.
-    fn load_box(&mut self, id: OpId, starts: &[V]) -> Vec<V> {
+    /// The words of a load's box at these coordinates, access by access: zeros outside of the view; and whether each
+    /// access lies inside.
+    fn load_box(&mut self, id: OpId, starts: &[V]) -> (Vec<V>, Vec<Option<V>>) {
         let op = self.k.op(id);
         let (dtype, shape) = (self.k.ty(op.results[0]).dtype(), self.k.ty(op.results[0]).shape());
         let layout = &self.plan.versions[op.results[0].index()][0];
         let access = facts::access(self.k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
         let view = self.view(op.operands[0]);
         let mut place = Box::new(self, view, layout, starts, dtype.size());
-        let mut all = vec![];
+        let (mut words, mut masks) = (vec![], vec![]);
         for group in place.groups(access) {
             let mask = place.mask(self, group[0]);
             let address = place.address(self, group[0]);
-            all.extend(self.load_words(&address, Words::of(dtype, group.len()), mask.as_ref()));
+            words.extend(self.load_words(&address, Words::of(dtype, group.len()), mask.as_ref()));
+            masks.push(mask);
         }
-        all
+        (words, masks)
     }
 
     /// The registers of each access to a load's box, and the bytes of one.

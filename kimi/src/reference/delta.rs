@@ -52,31 +52,22 @@ pub fn l2_norm(x: &[f64], width: usize, epsilon: f64, scale: f64) -> Vec<f64> {
 /// `x` [tokens, heads, key] is the output of the low-rank projection; `a_log` [heads]; `dt_bias` [heads, key].
 /// The result [tokens, heads, key] is at most 0 and not bounded below.
 pub fn kda_gate(x: &[f64], a_log: &[f64], dt_bias: &[f64]) -> Vec<f64> {
-    let key = dt_bias.len() / a_log.len();
-    assert_eq!(dt_bias.len(), a_log.len() * key);
-    assert!(x.len().is_multiple_of(dt_bias.len()));
-    x.iter()
-        .enumerate()
-        .map(|(i, x)| {
-            let channel = i % dt_bias.len();
-            -a_log[channel / key].exp() * softplus(x + dt_bias[channel])
-        })
-        .collect()
+    of_each_channel(x, a_log, dt_bias, |rate, x| -rate * softplus(x))
 }
 
 /// The bounded gate, between `lower_bound` and 0: `lower_bound * sigmoid(exp(a_log[head]) * (x + dt_bias))`; else as
 /// [`kda_gate`].
 pub fn kda_bounded_gate(x: &[f64], a_log: &[f64], dt_bias: &[f64], lower_bound: f64) -> Vec<f64> {
+    of_each_channel(x, a_log, dt_bias, |rate, x| lower_bound * sigmoid(rate * x))
+}
+
+/// A function of exp(a_log) and of x with its bias.
+fn of_each_channel(x: &[f64], a_log: &[f64], dt_bias: &[f64], gate: impl Fn(f64, f64) -> f64) -> Vec<f64> {
     let key = dt_bias.len() / a_log.len();
     assert_eq!(dt_bias.len(), a_log.len() * key);
     assert!(x.len().is_multiple_of(dt_bias.len()));
-    x.iter()
-        .enumerate()
-        .map(|(i, x)| {
-            let channel = i % dt_bias.len();
-            lower_bound * sigmoid(a_log[channel / key].exp() * (x + dt_bias[channel]))
-        })
-        .collect()
+    let channels = (0..dt_bias.len()).cycle();
+    x.iter().zip(channels).map(|(x, channel)| gate(a_log[channel / key].exp(), x + dt_bias[channel])).collect()
 }
 
 /// The gated delta rule, token by token:

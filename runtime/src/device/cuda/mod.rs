@@ -3,8 +3,9 @@
 //! libcuda is loaded at run time, so a program built with this feature runs where there is no GPU and says so. Per GPU
 //! there is one [`Context`] for the life of the process, with one stream: whatever is asked of the device happens in
 //! that order, which is why freed memory can be handed out again at once and why nothing here waits except for copies
-//! to the host. (A second stream serves work that is asked for side by side, see `beside`.) The queue's lock (uncontended: some tens of nanoseconds) keeps a graph capture of one thread free of
-//! what other threads do: they wait for its end.
+//! to the host. (A second stream serves work that is asked for side by side, see `beside`.) The queue's lock
+//! (uncontended: some tens of nanoseconds) keeps a graph capture of one thread free of what other threads do: they wait
+//! for its end.
 //!
 //! Every return code is checked. A kernel that traps leaves the context in an error that every later call reports.
 
