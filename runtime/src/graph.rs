@@ -1,6 +1,14 @@
 //! Sequences of launches that are recorded once and replayed as one.
 
 use crate::{Device, Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static CAPTURES: AtomicU64 = AtomicU64::new(0);
+
+/// How many graphs this process has captured so far.
+pub fn captures() -> u64 {
+    CAPTURES.load(Ordering::Relaxed)
+}
 
 /// A recorded sequence of launches and copies within a GPU. Replaying it costs about a microsecond per launch instead
 /// of several.
@@ -23,15 +31,20 @@ impl Graph {
     /// # Errors
     /// If the device is not a GPU; if `work` fails, or does what cannot be recorded: a copy from or to the host, a
     /// wait for the device, another capture.
-    pub fn capture(device: Device, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+    pub fn capture<E: From<Error>>(device: Device, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(n) => Ok(Graph { captured: crate::device::cuda::Context::get(n)?.capture(work)? }),
+            Device::Cuda(n) => {
+                let captured = crate::device::cuda::Context::get(n)?.capture(work)?;
+                CAPTURES.fetch_add(1, Ordering::Relaxed);
+                Ok(Graph { captured })
+            }
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda(_) => Err(device.not_built()),
+            Device::Cuda(_) => Err(device.not_built().into()),
             Device::Cpu | Device::Interpret => {
                 drop(work);
-                Err(Error::Unavailable { device, reason: "only a GPU records graphs: call the work instead".into() })
+                let reason = "only a GPU records graphs: call the work instead".into();
+                Err(Error::Unavailable { device, reason }.into())
             }
         }
     }

@@ -7,6 +7,7 @@
 //! Nothing here computes: a tensor is storage with a shape, and arithmetic is what kernels are for.
 
 use crate::device::{Fill, Storage};
+use crate::fetch::Fetch;
 use crate::lang::Element;
 use crate::layout::Layout;
 use crate::{Device, Error, Result};
@@ -345,18 +346,19 @@ impl Tensor {
         if T::DTYPE != self.dtype {
             return Err(Error::tensor("to_vec", format!("a tensor of {} read as {}", self.dtype, T::DTYPE)));
         }
-        let mut bytes = self.to_bytes()?;
-        if self.dtype == DType::Bool {
-            bytes.iter_mut().for_each(|b| *b = (*b != 0) as u8);
-        }
-        let mut out = Vec::<T>::with_capacity(self.numel());
-        // SAFETY: the bytes are `numel` values of `T`: the sealed list of `Element` has types of the dtype's size only,
-        // of which every pattern is valid (bools were made 0 or 1 above). The vector has room, and its own alignment.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.as_mut_ptr().cast::<u8>(), bytes.len());
-            out.set_len(self.numel());
-        }
-        Ok(out)
+        Ok(elements(self.to_bytes()?, self.numel()))
+    }
+
+    /// Begins to bring the elements to the host, as they are when what was asked of the device before is done. What is
+    /// asked afterwards need not wait for the host, nor does [`Fetch::wait`] wait for it. For few elements: on a GPU the
+    /// host's memory that they land in is kept for the next fetch.
+    ///
+    /// # Errors
+    /// If the device fails, or (on the interpreter) an element was never written.
+    pub fn fetch(&self) -> Result<Fetch> {
+        let whole = self.contiguous()?;
+        let bytes = whole.storage.fetch(whole.layout.offset * self.dtype.size(), self.size_in_bytes())?;
+        Ok(Fetch { dtype: self.dtype, numel: self.numel(), bytes })
     }
 
     /// The elements in row-major order as f32, whatever the dtype (integers beyond 2^24 are rounded).
@@ -374,6 +376,22 @@ impl Tensor {
             })
             .collect())
     }
+}
+
+/// Bytes as `numel` elements, which they are.
+pub(crate) fn elements<T: Element>(mut bytes: Vec<u8>, numel: usize) -> Vec<T> {
+    assert_eq!(bytes.len(), numel * size_of::<T>());
+    if T::DTYPE == DType::Bool {
+        bytes.iter_mut().for_each(|b| *b = (*b != 0) as u8);
+    }
+    let mut out = Vec::<T>::with_capacity(numel);
+    // SAFETY: the bytes are `numel` values of `T`: the sealed list of `Element` has types of which every pattern is valid
+    // (bools were made 0 or 1 above). The vector has room, and its own alignment.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.as_mut_ptr().cast::<u8>(), bytes.len());
+        out.set_len(numel);
+    }
+    out
 }
 
 /// Cuts two sequences of runs, of equal total length, into common pieces `(to, from, length)`.

@@ -97,7 +97,7 @@ fn what_a_graph_cannot_hold_is_an_error_and_the_device_lives_on() {
     let x = counting(100, device);
     assert!(matches!(Graph::capture(device, || x.to_vec::<f32>().map(drop)), Err(Error::Driver { .. })));
     assert!(Graph::capture(device, || device.synchronize()).is_err());
-    assert!(Graph::capture(device, || Graph::capture(device, || Ok(())).map(drop)).is_err());
+    assert!(Graph::capture(device, || Graph::capture(device, || Ok::<(), Error>(())).map(drop)).is_err());
     assert_eq!(x.to_vec::<f32>().unwrap()[99], 99.0);
 }
 
@@ -128,4 +128,28 @@ fn bench_measures_device_time() {
         let t = bench.run(|| (0..100).try_for_each(|_| scale::<1024>(&small, 2.0, &mut out).run())).unwrap();
         eprintln!("{name}: {:?} per launch of a tiny kernel", t.median() / 100);
     }
+}
+
+/// A fetch brings what was there when it was asked for, waits once and not for what was asked later.
+#[test]
+fn a_fetch_is_of_its_moment() {
+    let Some(device) = gpu() else { return };
+    let n = 3000;
+    let x = counting(n, device);
+    let mut y = x.deep_clone().unwrap();
+    let mut fetches = vec![];
+    for turn in 0..20 {
+        scale::<1024>(&x, turn as f32, &mut y).run().unwrap();
+        fetches.push(y.narrow(0, n - 10, 10).unwrap().fetch().unwrap());
+        // One that nobody waits for.
+        drop(y.fetch().unwrap());
+    }
+    let waits = kiln::waits();
+    for (turn, fetch) in fetches.into_iter().enumerate() {
+        let want: Vec<f32> = (n - 10..n).map(|i| (turn * i) as f32).collect();
+        assert_eq!(fetch.wait::<f32>().unwrap(), want);
+    }
+    // Other tests of this process wait as well.
+    assert!(kiln::waits() >= waits + 20);
+    assert!(matches!(Graph::capture(device, || x.fetch().map(drop)), Err(Error::Driver { .. })));
 }

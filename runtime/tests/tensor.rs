@@ -101,3 +101,22 @@ fn a_build_without_cuda_says_so() {
     let e = Tensor::zeros(&[1], DType::F32, Device::Cuda(0)).unwrap_err().to_string();
     assert!(e.contains("--features cuda"), "{e}");
 }
+
+#[test]
+fn a_fetch_brings_what_was_there_when_it_was_asked_for() {
+    for device in devices() {
+        let mut t = counting(&[3, 4], device);
+        let (all, column) = (t.fetch().unwrap(), t.select(1, 2).unwrap().fetch().unwrap());
+        let none = t.narrow(0, 1, 0).unwrap().fetch().unwrap();
+        let of_another_type = t.fetch().unwrap();
+        t.fill(-1.0).unwrap();
+        assert_eq!(all.wait::<i32>().unwrap(), (0..12).collect::<Vec<_>>());
+        assert_eq!(column.wait::<i32>().unwrap(), [2, 6, 10]);
+        assert_eq!(none.wait::<i32>().unwrap(), []);
+        let e = of_another_type.wait::<f32>().unwrap_err().to_string();
+        assert!(e.contains("i32") && e.contains("f32"), "{e}");
+        assert_eq!(t.to_vec::<i32>().unwrap(), [-1; 12]);
+    }
+    // What was never written cannot be brought.
+    assert!(Tensor::uninit(&[1], DType::I32, Device::Interpret).unwrap().fetch().is_err());
+}

@@ -232,6 +232,19 @@ impl Storage {
         }
     }
 
+    /// Begins to bring bytes to the host, as they are when what was asked of the device before is done.
+    pub(crate) fn fetch(&self, offset: usize, len: usize) -> Result<Fetching> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(m) if len > 0 => Ok(Fetching::Cuda(m.fetch(offset, len)?)),
+            _ => {
+                let mut bytes = vec![0; len];
+                self.read(offset, &mut bytes)?;
+                Ok(Fetching::Done(bytes))
+            }
+        }
+    }
+
     pub(crate) fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
         match self {
             Storage::Cpu(m) => m.write(offset, data),
@@ -263,6 +276,24 @@ impl Storage {
             self.write(to, &bytes)?;
         }
         Ok(())
+    }
+}
+
+/// Bytes on their way to the host.
+pub(crate) enum Fetching {
+    Done(Vec<u8>),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Fetch),
+}
+
+impl Fetching {
+    /// The bytes, once they are there.
+    pub(crate) fn wait(self) -> Result<Vec<u8>> {
+        match self {
+            Fetching::Done(bytes) => Ok(bytes),
+            #[cfg(feature = "cuda")]
+            Fetching::Cuda(fetch) => fetch.wait(),
+        }
     }
 }
 

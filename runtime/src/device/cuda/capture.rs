@@ -5,8 +5,8 @@
 //! that held it is dropped, as it would be outside, and by nobody else while the graph lives.
 
 use super::{Context, sys};
-use crate::Result;
 use crate::device::Storage;
+use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::ThreadId;
@@ -72,7 +72,10 @@ pub(super) fn keep<'s>(capture: &mut Option<Capture>, storages: impl Iterator<It
 
 impl Context {
     /// Records what `f` asks of this device.
-    pub(crate) fn capture(&'static self, f: impl FnOnce() -> Result<()>) -> Result<CapturedGraph> {
+    pub(crate) fn capture<E: From<Error>>(
+        &'static self,
+        f: impl FnOnce() -> Result<(), E>,
+    ) -> Result<CapturedGraph, E> {
         /// Ends the capture, also when `f` panics.
         struct Recording(&'static Context);
         impl Recording {

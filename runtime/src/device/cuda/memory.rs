@@ -45,8 +45,8 @@ impl Pool {
 
 /// A block of device memory; back to the pool when dropped.
 pub(crate) struct Memory {
-    context: &'static Context,
-    address: u64,
+    pub(super) context: &'static Context,
+    pub(super) address: u64,
     /// Of the block, at least what was asked for.
     size: usize,
 }
@@ -93,7 +93,7 @@ impl Memory {
         self.size
     }
 
-    fn assert_inside(&self, offset: usize, len: usize) {
+    pub(super) fn assert_inside(&self, offset: usize, len: usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.size), "outside of the memory");
     }
 

@@ -11,11 +11,13 @@
 
 mod beside;
 mod capture;
+mod fetch;
 mod memory;
 mod module;
 mod tensor_map;
 
 pub(crate) use capture::CapturedGraph;
+pub(crate) use fetch::Fetch;
 pub(crate) use memory::Memory;
 pub(crate) use module::{Function, Image, assemble};
 
@@ -23,6 +25,7 @@ use crate::{Device, Error, Result};
 use beside::Fork;
 use capture::Capture;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use fetch::Landing;
 use memory::Pool;
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -57,6 +60,8 @@ struct Queue {
     pool: Pool,
     capture: Option<Capture>,
     fork: Option<Fork>,
+    /// Where no copy is under way.
+    landings: Vec<Landing>,
 }
 
 // SAFETY: the driver's handles may be used from any thread; a thread makes the context current before each use, and
