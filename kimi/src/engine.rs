@@ -3,8 +3,8 @@
 //! An engine owns the weights and any number of *sessions*; a session is one sequence with the state that the model
 //! keeps of it.  The calls are cut so that an engine on a device has no reason to wait for it in between: `append`
 //! with [`Want::Nothing`] only enqueues work, the logits of the last token stay on the device, `sample` picks from
-//! them there and brings one number back, and `step` may feed the picked token to the next pass without it ever
-//! leaving.  Tests and `verify` look deeper through `trace` and `states`, which may be slow.
+//! them there and brings one number back, and `step` feeds the picked token to the next pass without waiting for the
+//! host to see it (`model::step`).  Tests and `verify` look deeper through `trace` and `states`, which may be slow.
 //!
 //! Invariants for every engine:
 //! - A call that returns an error has changed nothing: the session has the tokens that it had before.

@@ -3,7 +3,7 @@
 //! write stay text: the tests of `template` and `tokenizer`.)
 
 use kimi::chat::talker::Talker;
-use kimi::engine::{self, Device, Want};
+use kimi::engine::{self, Device, EngineError, SessionId, Want};
 use kimi::sampling::Sampling;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -184,6 +184,27 @@ fn prompts_that_cannot_be_are_refused() {
     engine.append(other, &[3843, 426, 3857], Want::Nothing).unwrap();
     let greedy = Sampling::greedy();
     assert_eq!(engine.step(session, &greedy).unwrap(), engine.step(other, &greedy).unwrap());
+}
+
+/// Steps before the first token, in a session that is not open, and beyond the context; up to there every one is made,
+/// also where the caches can only grow to a size that is no power of two.
+#[test]
+fn steps_that_cannot_be_are_refused() {
+    const LIMIT: usize = kimi::model::FIRST_CAPACITY + 3;
+    let limit = format!("\"model_max_length\": {LIMIT}");
+    let checkpoint = Checkpoint::new("steps").replace("config.json", "\"model_max_length\": 4096", &limit);
+    let mut engine = engine::open(&checkpoint.0, Device::Cpu, &mut |_, _| {}).unwrap();
+    let (session, greedy) = (engine.open_session().unwrap(), Sampling::greedy());
+    assert!(matches!(engine.step(session, &greedy), Err(EngineError::NoLogits)));
+    assert!(matches!(engine.step(SessionId(77), &greedy), Err(EngineError::UnknownSession(_))));
+    engine.append(session, &vec![426; LIMIT - 5], Want::Nothing).unwrap();
+    for tokens in LIMIT - 5..LIMIT {
+        assert_eq!(engine.tokens(session), tokens);
+        engine.step(session, &greedy).unwrap();
+    }
+    let before = engine.sample(session, &greedy).unwrap();
+    assert!(matches!(engine.step(session, &greedy), Err(EngineError::ContextExceeded { have: LIMIT, more: 1, .. })));
+    assert_eq!((engine.tokens(session), engine.sample(session, &greedy).unwrap()), (LIMIT, before));
 }
 
 #[test]

@@ -99,6 +99,7 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let logits = ops.linear::<f32>(&h.narrow(0, n - 1, 1)?, &tensor::<bf16>(&[1024, hidden])?)?;
     ops.sample(&logits, &Sampling::greedy(), &position)?;
     ops.sample(&logits, &Sampling::default(), &position)?;
+    ops.advance(&mut ops.integers(&[0])?, n)?;
     Ok(())
 }
 

@@ -147,10 +147,11 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
 
 /// One split of absorbed attention for one token: `H` heads share the keys, which are read once for all of them.
 ///
-/// q_latent `[n, heads, R]`, q `[n, heads, N + P]`, latent `[sequences, context, R]`, shared `[sequences, context, P]` →
+/// q_latent `[n, heads, R]`, q `[n, heads, N + P]`, latent `[sequences, capacity, R]`, shared `[sequences, capacity, P]` →
 /// partial `[n, splits, heads, R]` f32 (not normalised), and per split the highest score and the sum, `[n, splits,
 /// heads]`, in units of log2. Each sequence has n / sequences tokens, and its i-th sees `position[sequence] + i + 1`
-/// keys. scale > 0. Program: (split, tile of `H` heads, token); `B` keys at a time. `PB` ≥ P is a power of two.
+/// keys; rows beyond are finite. scale > 0. Program: (split, tile of `H` heads, token); `B` keys at a time. `PB` ≥ P is a
+/// power of two. The splits share what is seen evenly; of little, the last ones have nothing (-∞ and 0).
 ///
 /// Scores and sums are transposed, keys and channels along the rows: there are more of those than of heads, and the
 /// tensor cores take rows by 64.

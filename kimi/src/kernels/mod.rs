@@ -10,6 +10,7 @@ pub mod experts;
 pub mod kda;
 pub mod linear;
 pub mod norm;
+pub mod position;
 pub mod router;
 pub mod sampling;
 pub mod short_conv;

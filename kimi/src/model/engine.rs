@@ -1,8 +1,9 @@
 //! [`Engine`] on kernels.
 
 use super::load::{ModelWeights, weight_type};
-use super::ops::{Activation, Ops, activation_type};
-use super::{Memory, Model, Passed, Session, describe, last_routing};
+use super::ops::{Activation, Batch, activation_type};
+use super::session::{Memory, Session};
+use super::{Model, Passed, describe, last_routing};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, LayerState, Precision, SessionId, Trace, Want, check_append};
 use crate::sampling::Sampling;
@@ -39,7 +40,7 @@ pub fn open(
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Box<dyn Engine>> {
         let weights = ModelWeights::load(&config, weights, device, progress)?;
-        let model = Model::<T, W> { config, weights, ops: Ops::new(device) };
+        let model = Model::<T, W>::new(config, weights, device)?;
         Ok(Box::new(KernelEngine { model, sessions: BTreeMap::new(), opened: 0 }))
     }
     match (activation_type(device), weight_type(&config, weights)?) {
@@ -63,13 +64,17 @@ impl<T: Activation, W: Float> KernelEngine<T, W> {
         mut each: impl FnMut(&Model<T, W>, &Tensor) -> Result<()>,
     ) -> Result<()> {
         let session = self.sessions.get_mut(&id).ok_or(EngineError::UnknownSession(id))?;
-        check_append(&self.model.config, session.tokens, ids)?;
+        let model = &self.model;
+        check_append(&model.config, session.tokens, ids)?;
+        model.reserve(session, ids.len())?;
         let mut work = || -> Result<()> {
             for piece in ids.chunks(PIECE) {
-                let h = self.model.forward(session, piece, passed.as_deref_mut())?;
-                each(&self.model, &h)?;
-                let last = h.narrow(0, piece.len() - 1, 1)?;
-                session.logits = Some(self.model.logits(&last)?);
+                let ids: Vec<i32> = piece.iter().map(|&id| id as i32).collect();
+                let batch = Batch::single(model.ops, ids.len())?;
+                let h = model.forward(session, &model.ops.integers(&ids)?, &batch, passed.as_deref_mut())?;
+                session.tokens += ids.len();
+                each(model, &h)?;
+                model.logits_into(&h.narrow(0, ids.len() - 1, 1)?, &mut session.logits)?;
                 if let Some(p) = &mut passed {
                     p.hidden.push(h);
                 }
@@ -85,13 +90,6 @@ impl<T: Activation, W: Float> KernelEngine<T, W> {
 
     fn session(&self, id: SessionId) -> Result<&Session> {
         self.sessions.get(&id).ok_or(EngineError::UnknownSession(id))
-    }
-
-    fn draw(&self, id: SessionId, sampling: &Sampling) -> Result<Tensor> {
-        let session = self.session(id)?;
-        let logits = session.logits.as_ref().ok_or(EngineError::NoLogits)?;
-        let position = self.model.ops.integers(&[session.tokens as i32])?;
-        self.model.ops.sample(logits, sampling, &position)
     }
 }
 
@@ -132,14 +130,35 @@ impl<T: Activation, W: Float> Engine for KernelEngine<T, W> {
             }
             Ok(())
         })?;
-        match (want, &self.session(session)?.logits) {
-            (Want::Last, Some(logits)) => Ok(logits.to_vec::<f32>()?),
-            _ => Ok(all),
+        let session = self.session(session)?;
+        if want == Want::Last && session.tokens > 0 {
+            all = session.logits.to_vec::<f32>()?;
         }
+        Ok(all)
     }
 
     fn sample(&mut self, session: SessionId, sampling: &Sampling) -> Result<u32> {
-        Ok(self.draw(session, sampling)?.to_vec::<i32>()?[0] as u32)
+        let session = self.session(session)?;
+        if session.tokens == 0 {
+            return Err(EngineError::NoLogits);
+        }
+        let picked = self.model.ops.sample(&session.logits, sampling, &session.position)?;
+        Ok(picked.to_vec::<i32>()?[0] as u32)
+    }
+
+    /// If the device fails half-way the session is closed.
+    fn step(&mut self, id: SessionId, sampling: &Sampling) -> Result<u32> {
+        let session = self.sessions.get_mut(&id).ok_or(EngineError::UnknownSession(id))?;
+        check_append(&self.model.config, session.tokens, &[0])?;
+        if session.tokens == 0 {
+            return Err(EngineError::NoLogits);
+        }
+        self.model.reserve(session, 1)?;
+        let picked = self.model.step(session, sampling);
+        if picked.is_err() {
+            self.sessions.remove(&id);
+        }
+        picked
     }
 
     fn trace(&mut self, session: SessionId, ids: &[u32]) -> Result<Trace> {

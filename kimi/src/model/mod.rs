@@ -1,42 +1,29 @@
 //! The model on a device: weights, what a session remembers, and the forward pass.
 //!
 //! The residual stream is f32; between kernels activations are `T` (f32, or bf16 on a GPU). A forward pass only queues
-//! work: nothing in it waits for the device.
+//! work: nothing in it waits for the device. With few tokens it asks for the same launches whatever the session's length,
+//! which is how a step of decoding can be recorded (see `step`).
 
 mod engine;
 mod load;
 pub mod ops;
+mod session;
+mod step;
 
 pub use engine::open;
+pub use session::FIRST_CAPACITY;
 
-use crate::config::{Config, LATENT_NORM_EPSILON, Mixer};
+use crate::config::{Config, LATENT_NORM_EPSILON};
 use crate::engine::{EngineError, LayerRouting};
 use kiln::{Device, Element, Float, Tensor};
 use load::{FeedForward, FeedForwardWeights, KdaWeights, MixerWeights, MlaWeights, ModelWeights, MoeWeights};
 use ops::{Activation, Batch, Gate, MlaShape, Ops};
+use session::{Memory, Session};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// Rows of a fresh latent cache; it doubles when it is full.
-const FIRST_CAPACITY: usize = 256;
 /// Up to so many tokens attend through the absorbed form, which never expands the cache.
 const ABSORBED_TOKENS: usize = 4;
-
-/// What one layer remembers of a session.
-enum Memory {
-    /// The last inputs of the convolutions [1, taps - 1, 3·channels], and the state [1, heads, key, value] f32.
-    Kda { conv: Tensor, state: Tensor },
-    /// Latents [capacity, latent] and shared keys [capacity, rope].
-    Mla { latent: Tensor, shared: Tensor },
-}
-
-/// One sequence.
-struct Session {
-    memory: Vec<Memory>,
-    tokens: usize,
-    /// Logits of the last token [1, vocabulary] f32.
-    logits: Option<Tensor>,
-}
 
 /// What [`Model::forward`] passed by, still on the device.
 #[derive(Default)]
@@ -51,39 +38,28 @@ struct Model<T, W> {
     config: Config,
     weights: ModelWeights,
     ops: Ops<T, W>,
+    /// Where the token of a step stands.
+    one_token: Batch,
 }
 
 impl<T: Activation, W: Float> Model<T, W> {
-    fn new_session(&self) -> Result<Session> {
-        let c = &self.config;
-        let device = self.ops.device;
-        let mut memory = vec![];
-        for mixer in &c.mixers {
-            memory.push(match mixer {
-                Mixer::Kda => Memory::Kda {
-                    conv: Tensor::zeros(&[1, c.conv_kernel - 1, 3 * c.kda_channels()], T::DTYPE, device)?,
-                    state: Tensor::zeros(&[1, c.kda_heads, c.kda_head_dim, c.kda_head_dim], f32::DTYPE, device)?,
-                },
-                Mixer::Mla => Memory::Mla {
-                    latent: Tensor::zeros(&[FIRST_CAPACITY, c.kv_lora_rank], T::DTYPE, device)?,
-                    shared: Tensor::zeros(&[FIRST_CAPACITY, c.qk_rope_head_dim], T::DTYPE, device)?,
-                },
-            });
-        }
-        Ok(Session { memory, tokens: 0, logits: None })
+    fn new(config: Config, weights: ModelWeights, device: Device) -> Result<Self> {
+        let ops = Ops::new(device);
+        Ok(Model { config, weights, ops, one_token: Batch::single(ops, 1)? })
     }
 
-    /// Runs tokens (at least one) after those that the session has; gives the final norm's output [n, hidden].
-    fn forward(&self, session: &mut Session, ids: &[u32], mut passed: Option<&mut Passed>) -> Result<Tensor> {
-        let (c, ops) = (&self.config, self.ops);
-        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        let at = Place {
-            batch: Batch::single(ops, ids.len())?,
-            position: ops.integers(&[session.tokens as i32])?,
-            first: session.tokens,
-            count: ids.len(),
-        };
-        let mut x = ops.embedding(&ops.integers(&ids)?, &self.weights.embedding)?;
+    /// Runs tokens (ids [n] i32, n at least one, for which there is room) after those that the session has on the device,
+    /// and counts them there; gives the final norm's output [n, hidden].
+    fn forward(
+        &self,
+        session: &mut Session,
+        ids: &Tensor,
+        batch: &Batch,
+        mut passed: Option<&mut Passed>,
+    ) -> Result<Tensor> {
+        let (c, ops, count) = (&self.config, self.ops, ids.shape()[0]);
+        let at = Place { batch, position: &session.position, count, context: session.tokens + count };
+        let mut x = ops.embedding(ids, &self.weights.embedding)?;
         if let Some(p) = &mut passed {
             p.hidden.push(x.deep_clone()?);
         }
@@ -115,7 +91,7 @@ impl<T: Activation, W: Float> Model<T, W> {
                 p.hidden.push(x.deep_clone()?);
             }
         }
-        session.tokens += at.count;
+        ops.advance(&mut session.position, count)?;
         Ok(h)
     }
 
@@ -128,7 +104,7 @@ impl<T: Activation, W: Float> Model<T, W> {
         let decay = ops.linear::<T>(&low_rank.narrow(1, 0, head)?, &w.decay)?;
         let gate = ops.linear::<T>(&low_rank.narrow(1, head, head)?, &w.gate)?.reshape(&[n, heads, head])?;
         let beta = low_rank.narrow(1, 2 * head, heads)?;
-        let (a_log, dt_bias, kind, eps, at) = (&w.a_log, &w.dt_bias, Gate::Softplus, c.rms_norm_eps, &at.batch);
+        let (a_log, dt_bias, kind, eps, at) = (&w.a_log, &w.dt_bias, Gate::Softplus, c.rms_norm_eps, at.batch);
         let o = if at.is_short() {
             ops.kda_step(&qkv, &w.conv, &decay, &beta, a_log, dt_bias, kind, &gate, &w.norm, eps, conv, state, at)?
         } else {
@@ -144,18 +120,15 @@ impl<T: Activation, W: Float> Model<T, W> {
         let (c, ops) = (&self.config, self.ops);
         let shape =
             MlaShape { heads: c.mla_heads, nope: c.qk_nope_head_dim, rope: c.qk_rope_head_dim, value: c.v_head_dim };
-        let context = at.first + at.count;
-        grow(latent, at.first, context)?;
-        grow(shared, at.first, context)?;
         let q = ops.linear::<T>(h, &w.q)?;
         let projected = ops.linear::<T>(h, &w.kv_a)?;
-        ops.mla_cache(&projected, &w.norm, LATENT_NORM_EPSILON, &at.position, latent, shared)?;
-        let (latent, shared) = (latent.narrow(0, 0, context)?, shared.narrow(0, 0, context)?);
+        ops.mla_cache(&projected, &w.norm, LATENT_NORM_EPSILON, at.position, latent, shared)?;
         let o = if at.count <= ABSORBED_TOKENS {
-            ops.mla_decode(&q, &latent, &shared, &w.kv_b, &at.position, shape)?
+            ops.mla_decode(&q, latent, shared, &w.kv_b, at.position, shape)?
         } else {
+            let (latent, shared) = (latent.narrow(0, 0, at.context)?, shared.narrow(0, 0, at.context)?);
             let kv = ops.linear::<T>(&latent, &w.kv_b)?;
-            ops.mla_prefill(&q, &kv, &shared, &at.position, shape)?
+            ops.mla_prefill(&q, &kv, &shared, at.position, shape)?
         };
         ops.linear_parts(&o, &w.out)
     }
@@ -182,29 +155,27 @@ impl<T: Activation, W: Float> Model<T, W> {
 
     /// h [n, hidden] after the final norm → [n, vocabulary] f32.
     fn logits(&self, h: &Tensor) -> Result<Tensor> {
-        self.ops.linear::<f32>(h, self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding))
+        self.ops.linear::<f32>(h, self.lm_head())
+    }
+
+    /// [`Model::logits`] into a tensor that is there.
+    fn logits_into(&self, h: &Tensor, logits: &mut Tensor) -> Result<()> {
+        self.ops.linear_into::<f32>(h, self.lm_head(), logits)
+    }
+
+    fn lm_head(&self) -> &Tensor {
+        self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding)
     }
 }
 
 /// Where the tokens of a pass stand.
-struct Place {
-    batch: Batch,
+struct Place<'a> {
+    batch: &'a Batch,
     /// [1]: the first token's position.
-    position: Tensor,
-    first: usize,
+    position: &'a Tensor,
     count: usize,
-}
-
-/// Makes room for `needed` rows, keeping the first `used`.
-fn grow(cache: &mut Tensor, used: usize, needed: usize) -> Result<()> {
-    let capacity = cache.shape()[0];
-    if needed > capacity {
-        let rows = needed.max(2 * capacity);
-        let larger = Tensor::zeros(&[rows, cache.shape()[1]], cache.dtype(), cache.device())?;
-        larger.narrow(0, 0, used)?.copy_from(&cache.narrow(0, 0, used)?)?;
-        *cache = larger;
-    }
-    Ok(())
+    /// Tokens up to the last one of these, as the host counts them: for passes that are never replayed.
+    context: usize,
 }
 
 /// The last row of chosen experts and weights.

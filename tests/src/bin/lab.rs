@@ -6,7 +6,7 @@
 //! lab bench [FILTER] --json FILE  times by case, in the form that the peers' times have
 //! lab tiles M N K                 the linear kernel in each tile size
 //! lab sweep [FILTER]              the memory-bound kernels in each tile size, number of warps and splits
-//! lab model DIR                   tokens per second of a checkpoint, and how often the host waits
+//! lab model DIR                   tokens per second of a checkpoint; steps that are replayed against others
 //! lab verify DIR GOLDEN           stored results of another implementation against a run
 //! lab chat …                      the chat
 //! ```
@@ -25,9 +25,11 @@ use clap::{Parser, Subcommand};
 use kiln::Device;
 use kiln_tests::bench::{self, Row};
 use kiln_tests::cases::{self, Tiles};
+use kiln_tests::decode;
 use kiln_tests::random::{self, Limits, OnDevice, Runner};
 use kimi::engine::{self, Want};
 use kimi::golden::Golden;
+use kimi::model::FIRST_CAPACITY;
 use kimi::sampling::Sampling;
 use kimi::verify;
 
@@ -92,7 +94,7 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         samples: usize,
     },
-    /// Measure a checkpoint: prefill and decode rates, host waits
+    /// Measure a checkpoint: prefill and decode rates, host waits; compare replayed steps with others
     Model {
         /// Folder with config.json and safetensors
         checkpoint: PathBuf,
@@ -304,7 +306,18 @@ fn model(checkpoint: &Path, device: engine::Device, prompt: usize, tokens: usize
         );
         engine.close_session(session);
     }
-    Ok(ExitCode::SUCCESS)
+    let captured = decode::steps_are_appends(&mut *engine, FIRST_CAPACITY - 20, 48)?;
+    // One for the caches as they were first, one after they have grown.
+    let expected = if on_gpu(device)? { 2 } else { 0 };
+    println!("steps give what launches one by one give, bit for bit; graphs captured: {captured} of {expected}");
+    Ok(if captured == expected { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn on_gpu(device: engine::Device) -> anyhow::Result<bool> {
+    Ok(match device {
+        engine::Device::Auto => matches!(Device::auto()?, Device::Cuda(_)),
+        device => matches!(device, engine::Device::Cuda(_)),
+    })
 }
 
 fn verify(

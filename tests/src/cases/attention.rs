@@ -71,12 +71,14 @@ pub(super) fn mla_prefill<T: Activation>(trial: &mut Trial) -> anyhow::Result<()
 
 pub(super) fn mla_decode<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
     let (latent, nope, value) = (64, 32, 64);
-    // Several splits from 257 keys on; 600 keys end inside a block of the third.
-    for (n, context) in [(1, 1), (1, 15), (3, 3), (2, 17), (1, 64), (4, 65), (1, 257), (2, 600)] {
+    // The context may be shorter than the cache, by whose rows the splits are chosen: one from 1 row, several from 129 on.
+    // Of 600 keys the last split of 600 rows has a part, those of 1,000 rows beyond it have none.
+    let places = [(1, 1), (1, 15), (3, 3), (2, 17), (1, 64), (4, 65), (1, 257), (2, 600)];
+    for ((n, context), spare) in places.into_iter().flat_map(|place| [(place, 0), (place, 400)]) {
         for (heads, rope) in [(3, 16), (18, 24)] {
             let q = trial.normal::<T>(&[n, heads * (nope + rope)], 1.0)?;
-            let c = trial.normal::<T>(&[context, latent], 1.0)?;
-            let shared = trial.normal::<T>(&[context, rope], 1.0)?;
+            let c = trial.normal::<T>(&[context + spare, latent], 1.0)?;
+            let shared = trial.normal::<T>(&[context + spare, rope], 1.0)?;
             let kv_b = trial.normal::<W>(&[heads * (nope + value), latent], (latent as f64).powf(-0.5))?;
             let shape = MlaShape { heads, nope, rope, value };
             let ops = trial.ops::<T, W>();
@@ -84,8 +86,9 @@ pub(super) fn mla_decode<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::
             let got = ops.mla_decode(&q.tensor, &c.tensor, &shared.tensor, &kv_b.tensor, &at, shape)?;
 
             let shape = reference::MlaShape { heads, latent, nope, rope, value };
-            let want = reference::mla_attention(shape, &q.values, &c.values, &shared.values, &kv_b.values);
-            let what = format!("{n} queries, {context} keys, {heads} heads, shared part {rope}");
+            let (c, shared) = (&c.values[..context * latent], &shared.values[..context * rope]);
+            let want = reference::mla_attention(shape, &q.values, c, shared, &kv_b.values);
+            let what = format!("{n} queries, {context} keys and {spare} rows, {heads} heads, shared part {rope}");
             trial.compare(&what, &got, &want, heads * value, bound(T::DTYPE))?;
         }
     }

@@ -85,8 +85,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(out)
     }
 
-    /// Absorbed attention of few tokens over the latent cache of their sequence, which all n belong to. q [n, heads·(nope
-    /// + rope)], latent [context, R], shared [context, rope], kv_b [heads·(nope + value), R] → [n, heads·value].
+    /// Absorbed attention of few tokens over the latent cache of their sequence, which all n belong to; what is launched
+    /// depends on the cache's capacity, not on `position`. q [n, heads·(nope + rope)], latent [capacity, R], shared
+    /// [capacity, rope], kv_b [heads·(nope + value), R] → [n, heads·value].
     pub fn mla_decode(
         self,
         q: &Tensor,
@@ -129,9 +130,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(out)
     }
 
-    /// Attention over latents of n tokens, as many of each sequence, the last ones before the end of its context.
-    /// absorbed [n, heads, R], q [n, heads·(nope + rope)], latent [sequences, context, R], shared [sequences, context,
-    /// rope], position [sequences]: of each sequence's first token → [n, heads, R] f32.
+    /// Attention over latents of n tokens, as many of each sequence. absorbed [n, heads, R], q [n, heads·(nope + rope)],
+    /// latent [sequences, capacity, R] and shared [sequences, capacity, rope], finite beyond the tokens, position
+    /// [sequences]: of each sequence's first token here → [n, heads, R] f32.
     pub fn mla_attend(
         self,
         absorbed: &Tensor,
@@ -145,7 +146,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let q = q.reshape(&[n, heads, shape.nope + shape.rope])?;
         let wide = self.gpu && heads > 16 && T::DTYPE.size() == 2;
         let tiles = heads.div_ceil(if wide { 32 } else { 16 });
-        // As many programs as multiprocessors, each with as much of the context.
+        // As many programs as multiprocessors, each with as much of the context; by the capacity, so that the same launches
+        // serve while the context grows.
         let most = (self.multiprocessors / (n * tiles).max(1)).clamp(1, MAX_SPLITS);
         let splits = latent.shape()[1].div_ceil(KEYS_PER_SPLIT).clamp(1, most);
         let scale = shape.scale();

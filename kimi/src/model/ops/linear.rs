@@ -34,8 +34,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
     /// x [n, in] of `T`, weight [out, in] of `W` → [n, out].
     pub fn linear<Y: Float>(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
-        self.matmul::<W, T, Y>(x, weight, &mut y)?;
+        self.linear_into::<Y>(x, weight, &mut y)?;
         Ok(y)
+    }
+
+    /// [`Ops::linear`] into a tensor that is there.
+    pub fn linear_into<Y: Float>(self, x: &Tensor, weight: &Tensor, y: &mut Tensor) -> Result<()> {
+        self.matmul::<W, T, Y>(x, weight, y)
     }
 
     /// x·weightᵀ in f32, perhaps in parts whose sum it is: [parts, n, out].

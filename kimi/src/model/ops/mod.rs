@@ -5,7 +5,7 @@
 //! experts have files of their own.
 
 use crate::engine::EngineError;
-use crate::kernels::{embedding, norm, sampling};
+use crate::kernels::{embedding, norm, position, sampling};
 use crate::sampling::Sampling;
 use kiln::{DType, Device, DotElement, Element, Float, Tensor};
 use std::marker::PhantomData;
@@ -141,16 +141,25 @@ impl<T: Activation, W: Float> Ops<T, W> {
     /// Draws one token per row of logits [n, vocabulary] f32; `position` [n] tokens come before it → [n] i32.
     pub fn sample(self, logits: &Tensor, sampling: &Sampling, position: &Tensor) -> Result<Tensor> {
         let mut out = self.empty::<i32>(&[logits.shape()[0]])?;
-        if sampling.temperature == 0.0 {
-            sampling::argmax::<1024>(logits, &mut out).run()?;
+        self.sample_into(logits, sampling, position, &mut out)?;
+        Ok(out)
+    }
+
+    /// [`Ops::sample`] into a tensor that is there.
+    pub fn sample_into(self, logits: &Tensor, s: &Sampling, position: &Tensor, out: &mut Tensor) -> Result<()> {
+        if s.temperature == 0.0 {
+            sampling::argmax::<1024>(logits, out).run()?;
         } else {
-            let s = sampling;
             let (low, high) = (s.seed as u32, (s.seed >> 32) as u32);
             let k = s.top_k.min(i32::MAX as u32) as i32;
-            sampling::sample::<1024>(logits, position, s.temperature, k, s.top_p, s.min_p, low, high, &mut out)
-                .run()?;
+            sampling::sample::<1024>(logits, position, s.temperature, k, s.top_p, s.min_p, low, high, out).run()?;
         }
-        Ok(out)
+        Ok(())
+    }
+
+    /// Counts `tokens` more: position [n] i32 += tokens.
+    pub fn advance(self, position: &mut Tensor, tokens: usize) -> Result<()> {
+        Ok(position::advance(tokens as i32, position).run()?)
     }
 }
 
