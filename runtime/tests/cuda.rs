@@ -11,6 +11,19 @@ fn scale<const B: usize>(x: &View<f32, 1>, factor: f32, out: &mut Block<f32, B>)
     out.store(x * factor);
 }
 
+/// `out[position] = 10·position`, then `position += 1`, as two kernels.
+#[kernel]
+fn note(position: &View<i32, 1>, out: &mut View<i32, 1>) {
+    let at = position.get(0);
+    // SAFETY: there is one program.
+    unsafe { out.set(at, at * 10) };
+}
+
+#[kernel]
+fn advance(position: &mut Block<i32, 1>) {
+    position.store(position.load() + 1);
+}
+
 fn gpu() -> Option<Device> {
     match Device::Cuda(0).check() {
         Ok(()) => Some(Device::Cuda(0)),
@@ -89,6 +102,30 @@ fn graphs_replay_on_new_inputs_and_keep_their_memory() {
     drop((input, output));
     graph.replay().unwrap();
     device.synchronize().unwrap();
+}
+
+/// What varies from replay to replay lies in device memory: a graph goes on where the last replay stopped.
+#[test]
+fn graphs_count_on_the_device() {
+    let Some(device) = gpu() else { return };
+    let mut position = Tensor::zeros(&[1], DType::I32, device).unwrap();
+    let mut out = Tensor::full(&[8], DType::I32, -1.0, device).unwrap();
+    let captures = kiln::captures();
+    let graph = Graph::capture(device, || {
+        note(&position, &mut out).grid(1).run()?;
+        advance(&mut position).run()
+    });
+    let graph = graph.unwrap();
+    assert!(kiln::captures() > captures);
+    let mut seen = vec![];
+    for _ in 0..5 {
+        seen.push(position.fetch().unwrap());
+        graph.replay().unwrap();
+    }
+    for (turn, fetch) in seen.into_iter().enumerate() {
+        assert_eq!(fetch.wait::<i32>().unwrap(), [turn as i32]);
+    }
+    assert_eq!(out.to_vec::<i32>().unwrap(), [0, 10, 20, 30, 40, -1, -1, -1]);
 }
 
 #[test]

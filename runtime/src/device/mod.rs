@@ -6,7 +6,7 @@
 //!
 //! Order: what is done through one device happens in the order in which it was asked for. On the CPU and the
 //! interpreter a call returns when the work is done; on CUDA it returns when the work is queued, and whatever brings
-//! bytes to the host waits for it.
+//! bytes to the host waits for it: at once, or (`Tensor::fetch`) when the host wants them.
 
 mod cpu;
 #[cfg(feature = "cuda")]
