@@ -4,10 +4,10 @@
 //! number of tokens alone, and with it how attention is split and rounded; and between two powers nothing moves, so that
 //! a recorded step stays right.
 
+use super::ops::Activation;
 use super::step::Recorded;
 use super::{Model, Result};
 use crate::config::Mixer;
-use crate::model::ops::Activation;
 use kiln::{Element, Float, Tensor};
 
 /// Rows of a fresh latent cache, if the model allows so many tokens.

@@ -13,9 +13,9 @@
 //! The pick is a launch of its own, with its sampling parameters: they may be others at every step, and the host gets
 //! the token while the pass runs.
 
+use super::ops::Activation;
 use super::session::Session;
 use super::{Model, Result};
-use crate::model::ops::Activation;
 use crate::sampling::Sampling;
 use kiln::{Device, Float, Graph};
 
