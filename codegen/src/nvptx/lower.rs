@@ -177,11 +177,9 @@ impl<'k> Lower<'k> {
         }
     }
 
-    /// Coordinates are i32: what lies beyond cannot be reached.
+    /// At most i32::MAX (`ir::abi`).
     fn extent_parameter(&mut self, slot: usize) -> V {
-        self.w.declare("i64 @llvm.umin.i64(i64, i64)");
-        let least = self.w.hoist(format_args!("call i64 @llvm.umin.i64(i64 %p{slot}, i64 {})", i32::MAX));
-        self.w.hoist(format_args!("trunc i64 {least} to i32"))
+        self.w.hoist(format_args!("trunc i64 %p{slot} to i32"))
     }
 
     // -- threads -----------------------------------------------------------------------------------------------------

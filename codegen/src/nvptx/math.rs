@@ -71,8 +71,7 @@ pub fn from_f32(w: &mut Writer, dtype: DType, x: &V) -> V {
 pub fn narrow_pair(w: &mut Writer, dtype: DType, x: &V, y: &V) -> [V; 2] {
     let kind = if dtype == DType::BF16 { "bf16x2" } else { "f16x2" };
     let pair = w.asm("i32", &format!("cvt.rn.{kind}.f32 $0, $1, $2;"), "=r,f,f", &[("float", y), ("float", x)]);
-    let high = w.op(format_args!("lshr i32 {pair}, 16"));
-    [w.op(format_args!("trunc i32 {pair} to i16")), w.op(format_args!("trunc i32 {high} to i16"))]
+    w.halves(&pair)
 }
 
 /// A sum, difference or product of two pairs of f16 or bf16 by one instruction. It rounds once; so does the way through
@@ -85,14 +84,9 @@ pub fn binary_pair(w: &mut Writer, op: BinaryOp, dtype: DType, x: [&V; 2], y: [&
         BinaryOp::Mul => "mul",
         other => unreachable!("no instruction for pairs of {other:?}"),
     };
-    let [x, y] = [x, y].map(|[low, high]| {
-        let [low, high] = [low, high].map(|v| w.convert("zext", "i16", v, "i32"));
-        let high = w.bin("shl", "i32", &high, &int(16));
-        w.bin("or", "i32", &low, &high)
-    });
+    let [x, y] = [x, y].map(|[low, high]| w.join(low, high));
     let pair = w.asm("i32", &format!("{name}.rn.{kind} $0, $1, $2;"), "=r,r,r", &[("i32", &x), ("i32", &y)]);
-    let high = w.op(format_args!("lshr i32 {pair}, 16"));
-    [w.op(format_args!("trunc i32 {pair} to i16")), w.op(format_args!("trunc i32 {high} to i16"))]
+    w.halves(&pair)
 }
 
 /// Rounds to an 8-bit float: by integer arithmetic on the bits where the result is normal, and below by adding a number

@@ -81,6 +81,11 @@ pub(super) fn pack(w: &mut Writer, dtype: DType, elements: &[V]) -> Vec<V> {
     let wide = words.asm_type();
     let mut out = vec![];
     for group in elements.chunks(per_word) {
+        if let ([low, high], "i16", "i32") = (group, own, wide) {
+            let [low, high] = [low, high].map(|x| to_bits(w, dtype, x));
+            out.push(w.join(&low, &high));
+            continue;
+        }
         let mut word: Option<V> = None;
         for (i, x) in group.iter().enumerate() {
             let bits = to_bits(w, dtype, x);
@@ -105,6 +110,10 @@ pub(super) fn unpack(w: &mut Writer, dtype: DType, words: &[V], count: usize) ->
     let wide = form.asm_type();
     let mut out = vec![];
     for word in words {
+        if (per_word, own, wide) == (2, "i16", "i32") {
+            out.extend(w.halves(word).map(|x| from_bits(w, dtype, &x)));
+            continue;
+        }
         for i in 0..per_word {
             let x = w.bin("lshr", wide, word, &int(i * size));
             let x = w.convert("trunc", wide, &x, own);

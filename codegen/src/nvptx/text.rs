@@ -7,7 +7,7 @@
 //! Invariant: every operand is a [`V`], the text of a value (`%v12`, `7`, `0x3FF0000000000000`) without its type.
 
 use crate::ir::{Bits, DType};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::{Display, Write};
 use std::rc::Rc;
 
@@ -76,6 +76,10 @@ pub struct Writer {
     declarations: BTreeSet<String>,
     globals: String,
     next: u32,
+    /// 16-bit values that are a half (0: the low one) of a 32-bit word.
+    halves: HashMap<V, (V, usize)>,
+    /// Words that were put together from such values.
+    joined: HashMap<V, [V; 2]>,
     /// The label of the block being written.
     pub block: String,
 }
@@ -216,6 +220,39 @@ impl Writer {
         if from == to { value.clone() } else { self.op(format_args!("{opcode} {from} {value} to {to}")) }
     }
 
+    /// The two i16 in an i32, the low one first.
+    pub fn halves(&mut self, word: &V) -> [V; 2] {
+        if let Some(halves) = self.joined.get(word) {
+            return halves.clone();
+        }
+        let high = self.op(format_args!("lshr i32 {word}, 16"));
+        let halves =
+            [self.op(format_args!("trunc i32 {word} to i16")), self.op(format_args!("trunc i32 {high} to i16"))];
+        for (i, half) in halves.iter().enumerate() {
+            self.halves.insert(half.clone(), (word.clone(), i));
+        }
+        halves
+    }
+
+    /// The i32 of two i16: where they come from words by one permutation of bytes, which LLVM would not find.
+    pub fn join(&mut self, low: &V, high: &V) -> V {
+        let origin = |v| self.halves.get(v).cloned();
+        let word = match (origin(low), origin(high)) {
+            (Some((a, 0)), Some((b, 1))) if a == b => return a,
+            (Some((a, i)), Some((b, j))) => {
+                let bytes = if i == 0 { 0x10 } else { 0x32 } | if j == 0 { 0x5400 } else { 0x7600 };
+                self.call("i32", "llvm.nvvm.prmt", &[("i32", &a), ("i32", &b), ("i32", &int(bytes))])
+            }
+            _ => {
+                let [low, high] = [low, high].map(|v| self.convert("zext", "i16", v, "i32"));
+                let high = self.bin("shl", "i32", &high, &int(16));
+                self.bin("or", "i32", &low, &high)
+            }
+        };
+        self.joined.insert(word.clone(), [low.clone(), high.clone()]);
+        word
+    }
+
     /// Logical and of conditions, where `None` is "always".
     pub fn and(&mut self, a: Option<V>, b: Option<V>) -> Option<V> {
         match (a, b) {
@@ -278,4 +315,30 @@ impl Writer {
 /// The type of `count` results of type `ty`.
 pub fn struct_type(ty: &str, count: usize) -> String {
     if count == 1 { ty.to_owned() } else { format!("{{ {} }}", vec![ty; count].join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_of_words_are_joined_by_one_permutation() {
+        let mut w = Writer::default();
+        let (a, b): (V, V) = ("%a".into(), "%b".into());
+        let [a0, a1] = w.halves(&a);
+        let [b0, b1] = w.halves(&b);
+        assert_eq!(w.join(&a0, &a1), a, "nothing to do");
+        let mut joined = |low: &V, high: &V, bytes: u32| {
+            let word = w.join(low, high);
+            let line = format!("{word} = call i32 @llvm.nvvm.prmt(i32 %a, i32 %b, i32 {bytes})");
+            assert!(w.body.contains(&line), "{}", w.body);
+            assert_eq!(w.halves(&word), [low.clone(), high.clone()], "they are known");
+        };
+        joined(&a0, &b0, 0x5410);
+        joined(&a0, &b1, 0x7610);
+        joined(&a1, &b0, 0x5432);
+        joined(&a1, &b1, 0x7632);
+        let word = w.join(&int(7), &b1);
+        assert!(w.body.contains(&format!("{word} = or i32")), "a constant is no half: {}", w.body);
+    }
 }

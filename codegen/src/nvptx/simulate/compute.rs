@@ -123,6 +123,11 @@ pub fn intrinsic(name: &str, a: &[u64]) -> u64 {
     let parts: Vec<&str> = name.split('.').collect();
     let ty = parts.last().copied().unwrap_or_default();
     match parts[1] {
+        "nvvm" if ty == "prmt" => {
+            let bytes = (a[0] & mask(32) | a[1] << 32).to_le_bytes();
+            let chosen = |i: usize| bytes[(a[2] >> (4 * i) & 7) as usize];
+            u32::from_le_bytes([chosen(0), chosen(1), chosen(2), chosen(3)]) as u64
+        }
         "nvvm" => special_function(name, f(a[0])),
         "fma" => b(f(a[0]).mul_add(f(a[1]), f(a[2]))),
         "minnum" => b(f(a[0]).min(f(a[1]))),

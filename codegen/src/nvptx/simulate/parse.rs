@@ -214,6 +214,7 @@ impl Program {
             }
             "zext" | "sext" | "trunc" | "bitcast" | "fptrunc" | "fpext" | "sitofp" | "uitofp" => {
                 let (from, to) = args.split_once(" to ").expect("a cast");
+                let from = from.trim_start_matches("nuw ").trim_start_matches("nsw ");
                 let (ty, v) = from.split_once(' ').expect("a typed operand");
                 let v = self.operand(v);
                 let (op, ty, to) = (op.to_owned(), ty.to_owned(), to.trim().to_owned());
