@@ -10,7 +10,7 @@ const BATCHES: [&[usize]; 10] =
     [&[0], &[1], &[2, 0, 1], &[2, 1], &[15], &[16], &[17, 3], &[1, 1, 1], &[63, 1, 20], &[65]];
 
 /// Slots for so many sequences, in no order, one left over.
-fn slots(trial: &mut Trial, sequences: usize) -> Vec<usize> {
+pub(super) fn slots(trial: &mut Trial, sequences: usize) -> Vec<usize> {
     // An empty sequence names no slot, and the convolution takes slot 0 for it.
     if sequences == 1 { vec![0] } else { trial.numbers.distinct(sequences, sequences + 1) }
 }
@@ -55,7 +55,7 @@ pub(super) fn short_conv<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
 
 /// What the decay gate, the keys and the write strength are like.
 #[derive(Clone, Copy, Debug)]
-enum Nature {
+pub(super) enum Nature {
     /// Decay near 1, everything ordinary.
     Mild,
     /// A_log up to ln 201 as measured in the 48 B model.
@@ -74,7 +74,7 @@ enum Nature {
     BoundedExtreme,
 }
 
-const NATURES: [Nature; 8] = [
+pub(super) const NATURES: [Nature; 8] = [
     Nature::Mild,
     Nature::Measured,
     Nature::Extreme,
@@ -89,19 +89,19 @@ const NATURES: [Nature; 8] = [
 const LOWER_BOUND: f32 = -5.0;
 
 /// Inputs of the delta rule.
-struct Layer {
-    heads: usize,
-    width: usize,
-    gate: Gate,
-    qkv: Input,
-    decay: Input,
-    beta: Input,
-    a_log: Input,
-    dt_bias: Input,
+pub(super) struct Layer {
+    pub heads: usize,
+    pub width: usize,
+    pub gate: Gate,
+    pub qkv: Input,
+    pub decay: Input,
+    pub beta: Input,
+    pub a_log: Input,
+    pub dt_bias: Input,
 }
 
 impl Layer {
-    fn new<T: Activation>(
+    pub fn new<T: Activation>(
         trial: &mut Trial,
         n: usize,
         heads: usize,
@@ -176,7 +176,7 @@ impl Layer {
     }
 
     /// Tokens `first .. first + n` by the definition; `state` is one sequence's.
-    fn reference(&self, first: usize, n: usize, state: &mut [f64]) -> Vec<f64> {
+    pub fn reference(&self, first: usize, n: usize, state: &mut [f64]) -> Vec<f64> {
         let (heads, width, channels) = (self.heads, self.width, self.heads * self.width);
         let rows = &self.qkv.values[first * 3 * channels..][..n * 3 * channels];
         let third = |i: usize| -> Vec<f64> {
@@ -201,12 +201,12 @@ impl Layer {
 ///
 /// In f32 the exponent G_i − G_j is a difference of sums of up to 16 decays of at most 30: the sums reach 480, where
 /// f32 resolves 3e-5, and that is the relative error of a ratio between them. For narrower types [`bound`] binds.
-fn output_bound(dtype: DType) -> f64 {
+pub(super) fn output_bound(dtype: DType) -> f64 {
     bound(dtype).max(1e-4)
 }
 
 /// The state is f32 always, but written from keys and values that the kernel may multiply in the narrower type.
-fn state_bound(dtype: DType) -> f64 {
+pub(super) fn state_bound(dtype: DType) -> f64 {
     output_bound(dtype)
 }
 
@@ -219,7 +219,7 @@ pub(super) fn delta_rule<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
             let places = slots(trial, lengths.len());
             let size = heads * width * width;
             let mut state = trial.normal::<f32>(&[lengths.len() + 1, heads, width, width], 0.3)?;
-            let at = Batch::in_pieces(trial.ops::<T, f32>(), lengths, &places, 128)?;
+            let at = Batch::in_pieces(trial.ops::<T, f32>(), lengths, &places, &[], 128)?;
             let got = layer.run::<T>(trial, 0, n, &mut state.tensor, &at)?;
 
             let (mut want, mut first) = (vec![], 0);
@@ -267,7 +267,7 @@ pub(super) fn delta_rule_repeats<T: Activation>(trial: &mut Trial) -> anyhow::Re
     let gpu = matches!(trial.device, Device::Cuda(_));
     let layer = Layer::new::<T>(trial, lengths.iter().sum(), heads, width, NATURES[0])?;
     let start = trial.normal::<f32>(&[lengths.len(), heads, width, width], 0.3)?;
-    let at = Batch::in_pieces(trial.ops::<T, f32>(), &lengths, &[2, 0, 1], 128)?;
+    let at = Batch::in_pieces(trial.ops::<T, f32>(), &lengths, &[2, 0, 1], &[], 128)?;
     let mut first = None;
     for repeat in 0..if gpu { 100 } else { 2 } {
         let mut state = Tensor::uninit(start.tensor.shape(), f32::DTYPE, trial.device)?;
@@ -276,91 +276,6 @@ pub(super) fn delta_rule_repeats<T: Activation>(trial: &mut Trial) -> anyhow::Re
         let got = (values(&o)?, values(&state)?);
         let same = *first.get_or_insert_with(|| got.clone()) == got;
         trial.expect(&format!("repeat {repeat} is the first, bit for bit"), same);
-    }
-    Ok(())
-}
-
-/// A step of decoding is convolution, delta rule and gated norm; slots of others stay as they are.
-pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
-    const TAPS: usize = 4;
-    let (heads, eps) = (2, 1e-5);
-    for nature in NATURES {
-        // One token each of few and of many sequences, up to four, and more.
-        let batches: [(&[usize], usize); 7] = [
-            (&[1], 128),
-            (&[1; 5], 128),
-            (&[1, 1, 1], 64),
-            (&[2, 1, 3], 128),
-            (&[4], 64),
-            (&[2, 0, 1, 8], 64),
-            (&[15], 128),
-        ];
-        for (lengths, width) in batches {
-            let (n, channels): (usize, usize) = (lengths.iter().sum(), heads * width);
-            let mut layer = Layer::new::<T>(trial, n, heads, width, nature)?;
-            let x = layer.qkv;
-            let places = slots(trial, lengths.len());
-            let count = lengths.len() + 1;
-            let weight = trial.normal::<f32>(&[3 * channels, TAPS], 0.7)?;
-            let gate = trial.normal::<T>(&[n, heads, width], 1.0)?;
-            let norm = trial.normal::<f32>(&[width], 1.0)?;
-            let mut inputs = trial.normal::<T>(&[count, TAPS - 1, 3 * channels], 1.0)?;
-            let mut state = trial.normal::<f32>(&[count, heads, width, width], 0.3)?;
-            let at = Batch::new(trial.ops::<T, f32>(), lengths, &places)?;
-            let (decay, beta) = (&layer.decay.tensor, &layer.beta.tensor);
-            let taps_first = weight.tensor.transpose(0, 1)?.contiguous()?;
-            let (a_log, dt_bias) = (&layer.a_log.tensor, &layer.dt_bias.tensor);
-            let ops = trial.ops::<T, f32>();
-            // Tokens `first .. first + n`.
-            let step = |first: usize, n: usize, inputs: &mut Tensor, state: &mut Tensor, at: &Batch| {
-                let part = |tensor: &Tensor| tensor.narrow(0, first, n);
-                let (x, decay, beta, gate) = (part(&x.tensor)?, part(decay)?, part(beta)?, part(&gate.tensor)?);
-                let (kind, norm) = (layer.gate, &norm.tensor);
-                ops.kda_step(&x, &taps_first, &decay, &beta, a_log, dt_bias, kind, &gate, norm, eps, inputs, state, at)
-            };
-            let (mut inputs_alone, mut state_alone) = (inputs.tensor.deep_clone()?, state.tensor.deep_clone()?);
-            let got = step(0, n, &mut inputs.tensor, &mut state.tensor, &at)?;
-
-            // The last sequence alone: the same to the bit.
-            let (&last, &place) = (lengths.last().expect("not empty"), places.last().expect("not empty"));
-            let at = Batch::new(ops, &[last], &[place])?;
-            let alone = step(n - last, last, &mut inputs_alone, &mut state_alone, &at)?;
-            let same = alone.to_bytes()? == got.narrow(0, n - last, last)?.to_bytes()?
-                && state_alone.select(0, place)?.to_bytes()? == state.tensor.select(0, place)?.to_bytes()?;
-            let what = format!("{nature:?}, sequences of {lengths:?}, the last alone");
-            trial.report.add(&what, f64::from(u8::from(!same)), 0.0);
-
-            let (row, size) = (3 * channels, heads * width * width);
-            let (mut convolved, mut first) = (vec![], 0);
-            for (length, place) in lengths.iter().zip(&places) {
-                let stored = &mut inputs.values[place * (TAPS - 1) * row..][..(TAPS - 1) * row];
-                let mut past: Vec<f64> =
-                    (0..row * (TAPS - 1)).map(|i| stored[i % (TAPS - 1) * row + i / (TAPS - 1)]).collect();
-                let x = &x.values[first * row..][..length * row];
-                convolved.extend(reference::short_convolution(x, &weight.values, row, &mut past));
-                for (i, value) in past.iter().enumerate() {
-                    stored[i % (TAPS - 1) * row + i / (TAPS - 1)] = *value;
-                }
-                first += length;
-            }
-            layer.qkv = Input { tensor: x.tensor, values: convolved };
-            let (mut want, mut first) = (vec![], 0);
-            for (length, place) in lengths.iter().zip(&places) {
-                let o = layer.reference(first, *length, &mut state.values[place * size..][..size]);
-                for (i, o) in o.chunks_exact(width).enumerate() {
-                    let gate = &gate.values[first * channels + i * width..][..width];
-                    let y = reference::rms_norm(o, &norm.values, eps);
-                    want.extend(y.iter().zip(gate).map(|(y, gate)| y * reference::sigmoid(*gate)));
-                }
-                first += length;
-            }
-            let what = format!("{nature:?}, sequences of {lengths:?}, {heads} heads of {width}");
-            trial.compare(&what, &got, &want, n * channels, output_bound(T::DTYPE))?;
-            // Copied, not computed.
-            trial.compare(&format!("{what}: inputs"), &inputs.tensor, &inputs.values, row, 0.0)?;
-            let bound = state_bound(T::DTYPE);
-            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, size, bound)?;
-        }
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ mod dense;
 mod device;
 mod experts;
 mod sampling;
+mod step;
 
 pub use data::{Input, Numbers, values};
 
@@ -118,7 +119,8 @@ pub fn cases() -> Vec<Case> {
         delta::delta_rule,
         delta::delta_rule_in_pieces,
         delta::delta_rule_repeats,
-        delta::kda_step,
+        step::kda_step,
+        step::kda_step_keeps,
         attention::mla_cache,
         attention::mla_prefill,
     ];

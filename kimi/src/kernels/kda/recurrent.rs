@@ -3,10 +3,11 @@
 use super::{decay_scale, log2_decay, unit};
 use kiln::prelude::*;
 
-/// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read.
+/// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read. If `KEEP`: kept
+/// `[n]`, the slot that gets the state after each token, or -1.
 /// Program: (block of `V` value columns, head, sequence).
 #[kernel]
-pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bool>(
+pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bool, const KEEP: bool>(
     qkv: &View<T, 2>,
     decay_input: &View<T, 2>,
     beta_input: &View<T, 2>,
@@ -14,6 +15,7 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
     sequences: &View<i32, 2>,
+    kept: &View<i32, 1>,
     state: &mut View<f32, 4>,
     o: &mut View<T, 3>,
 ) {
@@ -40,6 +42,13 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
         let out: Tile<f32, V> = (s * q.col()).sum::<0>();
         // SAFETY: a program writes the columns of its own sequence, head and block.
         unsafe { o.store((t, head, column), out.cast::<T>().reshape::<D3<1, 1, V>>()) };
+        if KEEP {
+            let kept = kept.get(t);
+            if kept >= 0 {
+                // SAFETY: as above; a slot belongs to one token.
+                unsafe { state.store((kept, head, 0, column), s.reshape::<D4<1, 1, D, V>>()) };
+            }
+        }
     }
     // SAFETY: as above; a slot belongs to one sequence.
     unsafe { state.store((slot, head, 0, column), s.reshape::<D4<1, 1, D, V>>()) };

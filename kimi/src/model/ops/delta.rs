@@ -1,10 +1,11 @@
 //! Kimi Delta Attention: the short convolution, the delta rule in chunks or token by token, and a step of decoding in
-//! one kernel; how a batch is cut for them.
+//! one kernel.
 
-use super::{Activation, FEW_ROWS, Ops, Result, WARP, unsupported};
+use super::batch::{Inputs, Piece, Short, chunk_tokens};
+use super::{Activation, Batch, FEW_ROWS, Ops, Result, WARP, unsupported};
 use crate::engine::EngineError;
 use crate::kernels::{kda, short_conv};
-use kiln::{Element, Float, Tensor, f16};
+use kiln::{Float, Tensor, f16};
 
 /// How much of the past a channel forgets with a token, from x = decay input + dt_bias.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,34 +27,6 @@ struct DeltaInput<'a> {
     gate: Gate,
 }
 
-/// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
-const SHORT: usize = 16;
-/// Tokens of a batch whose chunks are prepared at once: 28 KiB each with 32 heads of 128 in bf16, twice.
-const TOKENS_AT_ONCE: usize = 8192;
-
-/// Tokens in a chunk of the delta rule.
-fn chunk_tokens<T: Element>() -> usize {
-    if T::DTYPE.size() == 2 { 64 } else { 32 }
-}
-
-/// Which tokens of a batch belong to which sequence.
-pub struct Batch {
-    /// Sequence s has tokens `bounds[s] .. bounds[s + 1]`.
-    pub bounds: Tensor,
-    /// Of each token, the first of its sequence.
-    pub start: Tensor,
-    /// Of each token, its sequence's state slot.
-    pub slot: Tensor,
-    /// Tokens in a chunk of the delta rule.
-    chunk: usize,
-    /// Short sequences [count, 4]: 0, first token, end, slot.
-    short: Option<Tensor>,
-    /// The most tokens that one of them has.
-    longest_short: usize,
-    /// Of the other sequences, piece after piece.
-    pieces: Vec<Piece>,
-}
-
 /// What [`kda::kda_chunk`] leaves for [`kda::kda_state`].
 struct Chunks {
     k_in: Tensor,
@@ -63,91 +36,10 @@ struct Chunks {
     keep: Tensor,
 }
 
-/// Chunks that are computed together.
-struct Piece {
-    /// [count, 4]: first token, end of the sequence, 0, 0. (Rows of 16 bytes stay aligned.)
-    chunks: Tensor,
-    /// [count, 4]: first of its chunks here, first token here, end here, slot.
-    sequences: Tensor,
-}
-
-impl Batch {
-    /// Sequences of these lengths one after another, each with its state slot; no two may share one.
-    pub fn new<T: Activation, W: Float>(ops: Ops<T, W>, lengths: &[usize], slots: &[usize]) -> Result<Batch> {
-        Batch::in_pieces(ops, lengths, slots, TOKENS_AT_ONCE)
-    }
-
-    /// The same with so many tokens' chunks prepared at once, or one chunk.
-    pub fn in_pieces<T: Activation, W: Float>(
-        ops: Ops<T, W>,
-        lengths: &[usize],
-        slots: &[usize],
-        tokens_at_once: usize,
-    ) -> Result<Batch> {
-        let chunk = chunk_tokens::<T>();
-        let (mut bounds, mut start, mut slot) = (vec![0], vec![], vec![]);
-        let (mut short, mut long): (Vec<[i32; 4]>, Vec<[i32; 4]>) = (vec![], vec![]);
-        for (&length, &place) in lengths.iter().zip(slots) {
-            let first = *bounds.last().expect("starts with 0");
-            let (end, place) = (first + length as i32, place as i32);
-            bounds.push(end);
-            start.extend(std::iter::repeat_n(first, length));
-            slot.extend(std::iter::repeat_n(place, length));
-            match length {
-                0 => {}
-                1..SHORT => short.push([0, first, end, place]),
-                _ => long.push([0, first, end, place]),
-            }
-        }
-        let table = |rows: &[[i32; 4]]| Tensor::from_slice(rows.as_flattened(), &[rows.len(), 4], ops.device);
-        // Chunks in the order of the tokens, as many to a piece as are allowed.
-        let most = (tokens_at_once / chunk).max(1);
-        let (mut pieces, mut chunks, mut sequences) = (vec![], vec![], vec![]);
-        for [_, mut first, end, place] in long {
-            while first < end {
-                if chunks.len() == most {
-                    pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
-                    (chunks, sequences) = (vec![], vec![]);
-                }
-                let here = (first + ((most - chunks.len()) * chunk) as i32).min(end);
-                sequences.push([chunks.len() as i32, first, here, place]);
-                chunks.extend((first..here).step_by(chunk).map(|token| [token, here, 0, 0]));
-                first = here;
-            }
-        }
-        if !chunks.is_empty() {
-            pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
-        }
-        Ok(Batch {
-            bounds: ops.integers(&bounds)?,
-            start: ops.integers(&start)?,
-            slot: ops.integers(&slot)?,
-            chunk,
-            short: if short.is_empty() { None } else { Some(table(&short)?) },
-            longest_short: short.iter().map(|[_, first, end, _]| (end - first) as usize).max().unwrap_or(0),
-            pieces,
-        })
-    }
-
-    /// One sequence of `n` tokens with its state in slot 0.
-    pub fn single<T: Activation, W: Float>(ops: Ops<T, W>, n: usize) -> Result<Batch> {
-        Batch::new(ops, &[n], &[0])
-    }
-
-    /// Whether every sequence is so short that its tokens are taken one after another.
-    pub fn is_short(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
-    fn sequences(&self) -> usize {
-        self.bounds.shape()[0] - 1
-    }
-}
-
 impl<T: Activation, W: Float> Ops<T, W> {
-    /// x [n, channels], weight [taps, channels], state [slots, taps - 1, channels] (replaced) → [n, channels]. Sequence
-    /// s has tokens `bounds[s] .. bounds[s + 1]`.
+    /// x [n, channels], weight [taps, channels], state [slots, taps - 1, channels] (replaced) → [n, channels].
     pub fn short_conv<V: Float>(self, x: &Tensor, weight: &Tensor, state: &mut Tensor, at: &Batch) -> Result<Tensor> {
+        at.check_pool(state.shape()[0])?;
         let mut y = self.empty::<T>(x.shape())?;
         if x.shape()[0] == 0 {
             return Ok(y);
@@ -165,11 +57,24 @@ impl<T: Activation, W: Float> Ops<T, W> {
                     .grid(grid)
                     .run()?
             }
-            short_conv::short_conv_state::<T, J, WARP>(x, &at.bounds, &at.slot, state)
-                .grid([at.sequences(), blocks])
-                .run()?
         });
+        self.last_inputs(x, weight.shape()[0], state, &at.inputs)?;
         Ok(y)
+    }
+
+    /// Keeps the last inputs of sequences, and those that are kept on the way.
+    fn last_inputs(self, x: &Tensor, taps: usize, state: &mut Tensor, inputs: &Inputs) -> Result<()> {
+        // What is kept on the way may need what a sequence began with, which the second launch replaces.
+        for rows in inputs.kept.iter().chain(&inputs.last) {
+            let grid = [rows.shape()[0], x.shape()[1].div_ceil(WARP)];
+            with_const!(
+                J = taps,
+                of [2, 3, 4],
+                "linear_attn_config.short_conv_kernel_size",
+                short_conv::short_conv_state::<T, J, WARP>(x, rows, state).grid(grid).run()?
+            );
+        }
+        Ok(())
     }
 
     /// Gate, normalisation and the delta rule: qkv [n, 3·channels] after the convolution, decay and beta inputs;
@@ -186,6 +91,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         state: &mut Tensor,
         at: &Batch,
     ) -> Result<Tensor> {
+        at.check_pool(state.shape()[0])?;
         let (n, heads, width) = (qkv.shape()[0], state.shape()[1], state.shape()[2]);
         let mut o = self.empty::<T>(&[n, heads, width])?;
         if at.chunk != chunk_tokens::<T>() {
@@ -193,8 +99,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         }
         let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate };
         with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-            if let Some(sequences) = &at.short {
-                self.delta_rule_short::<D>(&input, sequences, state, &mut o)?;
+            if let Some(short) = &at.short {
+                self.delta_rule_short::<D>(&input, short, state, &mut o)?;
             }
             // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
             if at.chunk == 64 {
@@ -210,23 +116,26 @@ impl<T: Activation, W: Float> Ops<T, W> {
     fn delta_rule_short<const D: usize>(
         self,
         input: &DeltaInput,
-        sequences: &Tensor,
+        Short { sequences, kept, keeps, .. }: &Short,
         state: &mut Tensor,
         o: &mut Tensor,
     ) -> Result<()> {
         let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
         let grid = [D / 32, state.shape()[1], sequences.shape()[0]];
-        match gate {
-            Gate::Softplus => {
-                kda::kda_recurrent::<T, D, 32, false>(qkv, decay, beta, a_log, dt_bias, 0.0, sequences, state, o)
-                    .grid(grid)
-                    .run()?
-            }
-            Gate::Bounded(low) => {
-                kda::kda_recurrent::<T, D, 32, true>(qkv, decay, beta, a_log, dt_bias, low, sequences, state, o)
-                    .grid(grid)
-                    .run()?
-            }
+        macro_rules! recurrent {
+            ($BOUNDED:literal, $KEEP:literal, $low:expr) => {
+                kda::kda_recurrent::<T, D, 32, $BOUNDED, $KEEP>(
+                    qkv, decay, beta, a_log, dt_bias, $low, sequences, kept, state, o,
+                )
+                .grid(grid)
+                .run()?
+            };
+        }
+        match (gate, keeps) {
+            (Gate::Softplus, false) => recurrent!(false, false, 0.0),
+            (Gate::Softplus, true) => recurrent!(false, true, 0.0),
+            (Gate::Bounded(low), false) => recurrent!(true, false, low),
+            (Gate::Bounded(low), true) => recurrent!(true, true, low),
         }
         Ok(())
     }
@@ -310,7 +219,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
 
     /// All of a layer between its projections, for a batch of [short](Batch::is_short) sequences: convolution, delta
     /// rule and gated RMSNorm. x [n, 3·channels] before the convolution, inputs [slots, taps - 1, 3·channels] and
-    /// state [slots, heads, width, width] (replaced), gate [n, heads, width] → [n, heads, width].
+    /// state [slots, heads, width, width] f32 (replaced), gate [n, heads, width] → [n, heads, width].
     #[allow(clippy::too_many_arguments)]
     pub fn kda_step(
         self,
@@ -332,7 +241,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
             return Err(EngineError::Device("a step takes sequences of few tokens only".into()));
         }
         let out = self.empty::<T>(gate.shape())?;
-        let Some(sequences) = &at.short else { return Ok(out) };
+        let Some(Short { sequences, longest, kept, keeps }) = &at.short else { return Ok(out) };
+        at.check_pool(state.shape()[0])?;
+        at.check_pool(inputs.shape()[0])?;
         let (taps, channels) = (conv.shape()[0], conv.shape()[1] / 3);
         let x = &x.reshape(&[x.shape()[0], 3, channels])?;
         let conv = &conv.reshape(&[taps, 3, channels])?;
@@ -350,22 +261,22 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 let (gate, norm) = (&blocks(gate)?, &norm.reshape(&[B, V])?);
                 let by_block = &mut blocks(&out)?;
                 let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
-                // Tokens, blocks at a time, programs that the registers are to suffice for.
+                // Tokens, blocks at a time, programs that the registers are to suffice for, whether states are kept.
                 macro_rules! step {
-                    ($N:literal, $C:literal, $P:literal) => {
+                    ($N:literal, $C:literal, $P:literal, $KEEP:literal) => {
                         match kind {
                             Gate::Softplus => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $P>(
-                                    x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, inputs,
-                                    state, by_block,
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $KEEP, $P>(
+                                    x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, kept,
+                                    inputs, state, by_block,
                                 )
                                 .grid(grid)
                                 .run()?
                             }
                             Gate::Bounded(low) => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $P>(
-                                    x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, inputs,
-                                    state, by_block,
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $KEEP, $P>(
+                                    x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, kept,
+                                    inputs, state, by_block,
                                 )
                                 .grid(grid)
                                 .run()?
@@ -373,11 +284,15 @@ impl<T: Activation, W: Float> Ops<T, W> {
                         }
                     };
                 }
-                match at.longest_short {
-                    1 if few => step!(1, 2, 2),
-                    1 => step!(1, 1, 4),
-                    2..=4 => step!(4, 1, 3),
-                    _ => step!(16, 1, 2),
+                match (longest, keeps) {
+                    (1, false) if few => step!(1, 2, 2, false),
+                    (1, false) => step!(1, 1, 4, false),
+                    (2..=4, false) => step!(4, 1, 3, false),
+                    (5..=8, false) => step!(8, 1, 2, false),
+                    (_, false) => step!(16, 1, 2, false),
+                    (1..=4, true) => step!(4, 1, 2, true),
+                    (5..=8, true) => step!(8, 1, 2, true),
+                    (_, true) => step!(16, 1, 2, true),
                 }
             })
         });

@@ -57,12 +57,14 @@ fn chunks_of_width(width: usize) -> usize {
 
 // After the macro that they use.
 mod attention;
+mod batch;
 mod delta;
 mod experts;
 mod linear;
 
 pub use attention::MlaShape;
-pub use delta::{Batch, Gate};
+pub use batch::{Batch, Keep};
+pub use delta::Gate;
 
 impl<T: Activation, W: Float> Ops<T, W> {
     pub fn new(device: Device) -> Self {
