@@ -69,12 +69,15 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Softplus, &mut state, &at)?;
     let gate = tensor::<bf16>(&[n, m.heads, m.head])?;
     let norm = tensor::<f32>(&[m.head])?;
-    // Few tokens are one kernel, and leave states on the way if asked.
-    let keep = Keep { sequence: 0, tokens: 1, slot: 1 };
-    for at in if at.is_short() { vec![at, Batch::keeping(ops, &[n], &[0], &[keep])?] } else { vec![] } {
+    // Few tokens are one kernel; states on the way are left if asked for.
+    let keep = Keep { sequence: 0, tokens: n, slot: 1 };
+    for at in [at, Batch::keeping(ops, &[n], &[0], &[keep])?] {
         let (x, w) = (&projected, &conv_weight);
         for kind in [Gate::Softplus, Gate::Bounded(-5.0)] {
             ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, kind, &mut state, &at)?;
+            if !at.is_short() {
+                continue;
+            }
             ops.kda_step(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Input, Trial, bound, values};
 use kiln::{DType, Device, Element, Tensor};
-use kimi::model::ops::{Activation, Batch, Gate};
+use kimi::model::ops::{Activation, Batch, Gate, Keep};
 use kimi::reference::{self, KdaShape};
 
 /// Lengths of the sequences of a batch.
@@ -276,6 +276,57 @@ pub(super) fn delta_rule_repeats<T: Activation>(trial: &mut Trial) -> anyhow::Re
         let got = (values(&o)?, values(&state)?);
         let same = *first.get_or_insert_with(|| got.clone()) == got;
         trial.expect(&format!("repeat {repeat} is the first, bit for bit"), same);
+    }
+    Ok(())
+}
+
+/// States on the way, of prompts and of few tokens, are those after these tokens alone, bit for bit; and keeping them
+/// changes nothing else.
+pub(super) fn delta_rule_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    let (heads, width, step) = (2, 64, Batch::keep_step::<T>());
+    let lengths = [3 * step + 5, 4, 2 * step];
+    let n = lengths.iter().sum();
+    for nature in [Nature::Mild, Nature::Extreme, Nature::Bounded] {
+        let layer = Layer::new::<T>(trial, n, heads, width, nature)?;
+        let start = trial.normal::<f32>(&[12, heads, width, width], 0.3)?.tensor;
+        let start_inputs = trial.normal::<T>(&[12, 3, 3 * heads * width], 1.0)?.tensor;
+        let weight = trial.normal::<f32>(&[4, 3 * heads * width], 0.7)?.tensor;
+        let places = [7, 0, 3];
+        let after = [(0, step), (0, 3 * step), (0, 3 * step + 5), (1, 1), (1, 4), (2, step)];
+        let slots = [2, 9, 4, 11, 1, 6];
+        let keep: Vec<Keep> =
+            after.iter().zip(slots).map(|(&(sequence, tokens), slot)| Keep { sequence, tokens, slot }).collect();
+        // Tokens `first .. first + n`: outputs, and the pools.
+        let run = |trial: &Trial, first: usize, n: usize, at: &Batch| -> anyhow::Result<[Tensor; 4]> {
+            let (mut state, mut inputs) = (start.deep_clone()?, start_inputs.deep_clone()?);
+            let o = layer.run::<T>(trial, first, n, &mut state, at)?;
+            let x = layer.qkv.tensor.narrow(0, first, n)?;
+            let y = trial.ops::<T, f32>().short_conv::<f32>(&x, &weight, &mut inputs, at)?;
+            Ok([o, y, state, inputs])
+        };
+        let ops = trial.ops::<T, f32>();
+        let plain = run(trial, 0, n, &Batch::in_pieces(ops, &lengths, &places, &[], 128)?)?;
+        let kept = run(trial, 0, n, &Batch::in_pieces(ops, &lengths, &places, &keep, 128)?)?;
+        for i in 0..2 {
+            let same = plain[i].to_bytes()? == kept[i].to_bytes()?;
+            trial.expect(&format!("{nature:?}: outputs"), same);
+        }
+        for slot in 0..12 {
+            let (from, other, what) = match keep.iter().find(|keep| keep.slot == slot) {
+                None => (slot, None, format!("slot {slot}, where nothing is kept")),
+                Some(&Keep { sequence, tokens, .. }) => {
+                    let place = places[sequence];
+                    let at = Batch::new(ops, &[tokens], &[place])?;
+                    let alone = run(trial, lengths[..sequence].iter().sum(), tokens, &at)?;
+                    (place, Some(alone), format!("after {tokens} tokens of sequence {sequence}"))
+                }
+            };
+            let other = other.as_ref().unwrap_or(&plain);
+            for i in 2..4 {
+                let same = kept[i].select(0, slot)?.to_bytes()? == other[i].select(0, from)?.to_bytes()?;
+                trial.expect(&format!("{nature:?}: {what}"), same);
+            }
+        }
     }
     Ok(())
 }

@@ -118,6 +118,7 @@ pub fn cases() -> Vec<Case> {
         delta::short_conv,
         delta::delta_rule,
         delta::delta_rule_in_pieces,
+        delta::delta_rule_keeps,
         delta::delta_rule_repeats,
         step::kda_step,
         step::kda_step_keeps,

@@ -4,7 +4,7 @@
 use super::{Activation, Ops, Result};
 use crate::engine::EngineError;
 use kiln::{Element, Float, Tensor};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 pub(super) const SHORT: usize = 16;
@@ -19,12 +19,14 @@ pub(super) fn chunk_tokens<T: Element>() -> usize {
 /// A copy of what layers remember of a sequence after some of its tokens: the state, and the last inputs of the short
 /// convolution.
 ///
-/// To go on from there is to go on with that slot: so are the tokens of a speculation accepted that turn out to be right.
+/// To go on from there is to go on with that slot: so are the tokens of a speculation accepted that turn out to be
+/// right, and so does a prompt begin where it has a prefix with another in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
     /// The sequence, by its place in the batch.
     pub sequence: usize,
-    /// After so many of the tokens that it has in the batch, at least one.
+    /// After so many of the tokens that it has in the batch, at least one. Of a prompt (of 16 tokens or more): all, or
+    /// a multiple of [`Batch::keep_step`].
     pub tokens: usize,
     /// Where the copy goes; a slot that nothing else in the batch uses.
     pub slot: usize,
@@ -68,10 +70,13 @@ pub(super) struct Short {
 
 /// Chunks that are computed together.
 pub(super) struct Piece {
-    /// [count, 4]: first token, end of the sequence, 0, 0. (Rows of 16 bytes stay aligned.)
+    /// [count, 4]: first token, end of the sequence, slot that keeps the state after it or -1, 0. (Rows of 16 bytes
+    /// stay aligned.)
     pub chunks: Tensor,
     /// [count, 4]: first of its chunks here, first token here, end here, slot.
     pub sequences: Tensor,
+    /// Whether the state after one of its chunks is kept.
+    pub keeps: bool,
 }
 
 impl Batch {
@@ -87,7 +92,7 @@ impl Batch {
     ///
     /// # Errors
     /// If there is not one slot a sequence, a slot is used twice (sequences without tokens use none), or a copy is asked
-    /// of tokens that there are not.
+    /// for where there is none: beyond a sequence's tokens, or within a chunk of a prompt.
     pub fn keeping<T: Activation, W: Float>(
         ops: Ops<T, W>,
         lengths: &[usize],
@@ -108,9 +113,8 @@ impl Batch {
         keep: &[Keep],
         tokens_at_once: usize,
     ) -> Result<Batch> {
-        let pool = check(lengths, slots, keep)?;
         let chunk = chunk_tokens::<T>();
-        let n: usize = lengths.iter().sum();
+        let pool = check(lengths, slots, keep, chunk)?;
         let (mut firsts, mut start, mut slot, mut last) = (vec![], vec![], vec![], vec![]);
         let (mut short, mut long): (Vec<[i32; 4]>, Vec<[i32; 4]>) = (vec![], vec![]);
         for (&length, &place) in lengths.iter().zip(slots) {
@@ -126,41 +130,45 @@ impl Batch {
             }
             last.push([first, end, place, place]);
         }
-        let mut kept = vec![-1; if keep.is_empty() { 0 } else { n }];
-        let mut kept_inputs = vec![];
-        for &Keep { sequence, tokens, slot: place } in keep {
-            let (first, place) = (firsts[sequence], place as i32);
-            let end = first + tokens as i32;
-            if lengths[sequence] >= SHORT {
-                return Err(error(format!("sequence {sequence} is a prompt: its states are not kept on the way")));
-            }
-            kept[end as usize - 1] = place;
-            kept_inputs.push([first, end, slots[sequence] as i32, place]);
+        // By the token that follows.
+        let (mut kept, mut kept_inputs) = (BTreeMap::new(), vec![]);
+        for &Keep { sequence, tokens, slot } in keep {
+            let (first, slot) = (firsts[sequence], slot as i32);
+            kept.insert(first + tokens as i32, slot);
+            kept_inputs.push([first, first + tokens as i32, slots[sequence] as i32, slot]);
         }
+        let slot_after = |token: i32| kept.get(&token).copied().unwrap_or(-1);
         let table = |rows: &[[i32; 4]]| Tensor::from_slice(rows.as_flattened(), &[rows.len(), 4], ops.device);
         let some = |rows: &[[i32; 4]]| if rows.is_empty() { Ok(None) } else { table(rows).map(Some) };
         // Chunks in the order of the tokens, as many to a piece as are allowed.
         let most = (tokens_at_once / chunk).max(1);
+        let piece = |chunks: &[[i32; 4]], sequences: &[[i32; 4]]| -> Result<Piece> {
+            let keeps = chunks.iter().any(|[_, _, slot, _]| *slot >= 0);
+            Ok(Piece { chunks: table(chunks)?, sequences: table(sequences)?, keeps })
+        };
         let (mut pieces, mut chunks, mut sequences) = (vec![], vec![], vec![]);
         for [_, mut first, end, place] in long {
             while first < end {
                 if chunks.len() == most {
-                    pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
+                    pieces.push(piece(&chunks, &sequences)?);
                     (chunks, sequences) = (vec![], vec![]);
                 }
                 let here = (first + ((most - chunks.len()) * chunk) as i32).min(end);
                 sequences.push([chunks.len() as i32, first, here, place]);
-                chunks.extend((first..here).step_by(chunk).map(|token| [token, here, 0, 0]));
+                let after = |token: i32| slot_after((token + chunk as i32).min(here));
+                chunks.extend((first..here).step_by(chunk).map(|token| [token, here, after(token), 0]));
                 first = here;
             }
         }
         if !chunks.is_empty() {
-            pieces.push(Piece { chunks: table(&chunks)?, sequences: table(&sequences)? });
+            pieces.push(piece(&chunks, &sequences)?);
         }
         let longest = short.iter().map(|[_, first, end, _]| (end - first) as usize).max();
         let short = |longest| -> Result<Short> {
-            let keeps = kept.iter().any(|place| *place >= 0);
-            Ok(Short { sequences: table(&short)?, longest, kept: ops.integers(&kept)?, keeps })
+            let after: Vec<i32> =
+                if kept.is_empty() { vec![] } else { (1..=slot.len() as i32).map(slot_after).collect() };
+            let keeps = short.iter().any(|[_, first, end, _]| kept.range(first + 1..=*end).next().is_some());
+            Ok(Short { sequences: table(&short)?, longest, kept: ops.integers(&after)?, keeps })
         };
         Ok(Batch {
             start: ops.integers(&start)?,
@@ -181,6 +189,11 @@ impl Batch {
         Batch::new(ops, &[n], &[0])
     }
 
+    /// Of a prompt, states are kept after multiples of so many tokens of its part of the batch: a chunk of the delta rule.
+    pub fn keep_step<T: Activation>() -> usize {
+        chunk_tokens::<T>()
+    }
+
     /// Whether every sequence is so short that its tokens are taken one after another.
     pub fn is_short(&self) -> bool {
         self.pieces.is_empty()
@@ -196,7 +209,7 @@ impl Batch {
 }
 
 /// How many slots a pool must have for these sequences and copies.
-fn check(lengths: &[usize], slots: &[usize], keep: &[Keep]) -> Result<usize> {
+fn check(lengths: &[usize], slots: &[usize], keep: &[Keep], chunk: usize) -> Result<usize> {
     if lengths.len() != slots.len() {
         return Err(error(format!("{} sequences have {} slots", lengths.len(), slots.len())));
     }
@@ -220,6 +233,10 @@ fn check(lengths: &[usize], slots: &[usize], keep: &[Keep]) -> Result<usize> {
             let what = format!("the state after {tokens} tokens of sequence {sequence} is to be kept");
             return Err(error(format!("{what}: it has {length} in this batch")));
         }
+        if length >= SHORT && tokens < length && !tokens.is_multiple_of(chunk) {
+            let what = format!("the state after {tokens} of {length} tokens of sequence {sequence} is to be kept");
+            return Err(error(format!("{what}: a prompt's states are there after multiples of {chunk} and after all")));
+        }
         if !positions.insert((sequence, tokens)) {
             return Err(error(format!("the state after {tokens} tokens of sequence {sequence} is to be kept twice")));
         }
@@ -230,4 +247,48 @@ fn check(lengths: &[usize], slots: &[usize], keep: &[Keep]) -> Result<usize> {
 
 fn error(text: String) -> EngineError {
     EngineError::Device(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln::{Device, bf16};
+
+    fn message(lengths: &[usize], slots: &[usize], keep: &[(usize, usize, usize)]) -> String {
+        let keep: Vec<Keep> = keep.iter().map(|&(sequence, tokens, slot)| Keep { sequence, tokens, slot }).collect();
+        let ops = Ops::<bf16, bf16>::new(Device::Cpu);
+        match Batch::keeping(ops, lengths, slots, &keep) {
+            Ok(_) => "accepted".into(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_refused() {
+        // Empty sequences use no slot; a prompt's last state may be kept wherever it ends.
+        assert_eq!(message(&[0, 3, 70], &[0, 0, 1], &[(1, 3, 2), (2, 64, 3), (2, 70, 4)]), "accepted");
+        assert_eq!(message(&[3], &[0, 1], &[]), "1 sequences have 2 slots");
+        let twice = "slot 1 is used twice: every sequence and every kept state needs one of its own";
+        assert_eq!(message(&[3, 1], &[1, 1], &[]), twice);
+        assert_eq!(message(&[3, 1], &[0, 1], &[(0, 1, 1)]), twice);
+        assert_eq!(message(&[3], &[0], &[(1, 1, 1)]), "a state of sequence 1 is to be kept: there are 1");
+        for tokens in [0, 4] {
+            let text = format!("the state after {tokens} tokens of sequence 0 is to be kept: it has 3 in this batch");
+            assert_eq!(message(&[3], &[0], &[(0, tokens, 1)]), text);
+        }
+        let text = "the state after 2 tokens of sequence 0 is to be kept twice";
+        assert_eq!(message(&[3], &[0], &[(0, 2, 1), (0, 2, 2)]), text);
+        let text = "the state after 65 of 70 tokens of sequence 0 is to be kept: a prompt's states are there after \
+                    multiples of 64 and after all";
+        assert_eq!(message(&[70], &[0], &[(0, 65, 1)]), text);
+        let text = "a batch of 2147483648 tokens: at most 2147483647 can be told apart";
+        assert_eq!(message(&[1 << 31], &[0], &[]), text);
+    }
+
+    #[test]
+    fn a_pool_must_have_the_slots() {
+        let batch = Batch::new(Ops::<bf16, bf16>::new(Device::Cpu), &[1, 2], &[0, 4]).unwrap();
+        assert!(batch.check_pool(5).is_ok());
+        assert_eq!(batch.check_pool(4).unwrap_err().to_string(), "the batch uses slot 4: the pool has 4");
+    }
 }

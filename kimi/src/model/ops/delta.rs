@@ -211,10 +211,17 @@ impl<T: Activation, W: Float> Ops<T, W> {
         o: &mut Tensor,
     ) -> kiln::Result<()> {
         const V: usize = 64;
-        let (heads, sequences) = (k_in.shape()[0], &piece.sequences);
-        kda::kda_state::<T, D, C, V, AHEAD>(input.qkv, k_in, q_in, k_out, p, keep, sequences, state, o)
-            .grid([D / V, heads, sequences.shape()[0]])
-            .run()
+        let (qkv, heads) = (input.qkv, k_in.shape()[0]);
+        let Piece { chunks, sequences, keeps } = piece;
+        let grid = [D / V, heads, sequences.shape()[0]];
+        macro_rules! walk {
+            ($KEEP:literal) => {
+                kda::kda_state::<T, D, C, V, AHEAD, $KEEP>(qkv, k_in, q_in, k_out, p, keep, sequences, chunks, state, o)
+                    .grid(grid)
+                    .run()
+            };
+        }
+        if *keeps { walk!(true) } else { walk!(false) }
     }
 
     /// All of a layer between its projections, for a batch of [short](Batch::is_short) sequences: convolution, delta
