@@ -81,6 +81,18 @@ fn pass(m: &Model, n: usize) -> Result<()> {
             ops.kda_step(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
         }
     }
+    // Half as many key heads as value heads.
+    let grouped = tensor::<bf16>(&[n, 2 * channels])?;
+    let (conv_weight, mut conv) = (tensor::<f32>(&[4, 2 * channels])?, tensor::<bf16>(&[2, 3, 2 * channels])?);
+    let (at, kind) = (Batch::single(ops, n)?, Gate::Softplus);
+    ops.delta_rule(&grouped, &decay, &beta, &a_log, &dt_bias, kind, &mut state, &at)?;
+    for at in [at, Batch::keeping(ops, &[n], &[0], &[keep])?] {
+        if !at.is_short() {
+            continue;
+        }
+        let (x, w) = (&grouped, &conv_weight);
+        ops.kda_step(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
+    }
     let o = ops.gated_rms_norm(&o, &gate, &norm, 1e-5)?;
     let mixed = ops.linear_parts(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?)?;
     ops.add_rms_norm::<f32, bf16, f32>(&mut x, &mixed, &tensor::<f32>(&[hidden])?, 1e-5)?;

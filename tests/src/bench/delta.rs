@@ -123,7 +123,7 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
                 let beta: Vec<f64> =
                     values(&beta.narrow(0, first, count)?)?.iter().map(|x| reference::sigmoid(*x)).collect();
                 let mut state = vec![0.0; HEADS * WIDTH * WIDTH];
-                let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
+                let shape = KdaShape { key_heads: HEADS, heads: HEADS, key: WIDTH, value: WIDTH };
                 let want = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
                 error = error.max(relative_error(&values(&o.narrow(0, first, count)?)?, &want));
                 if whole {
@@ -193,7 +193,7 @@ fn step(device: Device, sequences: usize, least: Least) -> anyhow::Result<Work> 
                 let g = reference::kda_gate(&one(&decay)?, &a_log, &dt_bias);
                 let beta: Vec<f64> = one(&beta)?.iter().map(|x| reference::sigmoid(*x)).collect();
                 let mut state = vec![0.0; HEADS * WIDTH * WIDTH];
-                let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
+                let shape = KdaShape { key_heads: HEADS, heads: HEADS, key: WIDTH, value: WIDTH };
                 let y = reference::kda_recurrence(shape, &q, &k, &qkv[2 * CHANNELS..], &g, &beta, &mut state);
                 let gate = one(&gate)?;
                 let want: Vec<f64> = (y.chunks_exact(WIDTH).zip(gate.chunks_exact(WIDTH)))

@@ -90,6 +90,7 @@ const LOWER_BOUND: f32 = -5.0;
 
 /// Inputs of the delta rule.
 pub(super) struct Layer {
+    pub key_heads: usize,
     pub heads: usize,
     pub width: usize,
     pub gate: Gate,
@@ -101,20 +102,22 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    /// `heads` of keys and of values.
     pub fn new<T: Activation>(
         trial: &mut Trial,
         n: usize,
-        heads: usize,
+        [key_heads, heads]: [usize; 2],
         width: usize,
         nature: Nature,
     ) -> anyhow::Result<Layer> {
         let channels = heads * width;
-        let mut qkv = trial.numbers.normals(n * 3 * channels, 1.0);
+        let row = (2 * key_heads + heads) * width;
+        let mut qkv = trial.numbers.normals(n * row, 1.0);
         for t in 0..n {
-            for c in channels..2 * channels {
+            for c in key_heads * width..2 * key_heads * width {
                 match nature {
-                    Nature::EqualKeys => qkv[t * 3 * channels + c] = qkv[c],
-                    Nature::ZeroKeys => qkv[t * 3 * channels + c] = 0.0,
+                    Nature::EqualKeys => qkv[t * row + c] = qkv[c],
+                    Nature::ZeroKeys => qkv[t * row + c] = 0.0,
                     _ => {}
                 }
             }
@@ -146,18 +149,24 @@ impl Layer {
             .collect();
         let dt_bias = trial.numbers.normals(channels, 1.0);
         Ok(Layer {
+            key_heads,
             heads,
             width,
             gate: match nature {
                 Nature::Bounded | Nature::BoundedExtreme => Gate::Bounded(LOWER_BOUND),
                 _ => Gate::Softplus,
             },
-            qkv: trial.input::<T>(&[n, 3 * channels], qkv)?,
+            qkv: trial.input::<T>(&[n, row], qkv)?,
             decay: trial.input::<T>(&[n, channels], decay)?,
             beta: trial.input::<T>(&[n, heads], beta)?,
             a_log: trial.input::<f32>(&[heads], a_log)?,
             dt_bias: trial.input::<f32>(&[channels], dt_bias)?,
         })
+    }
+
+    /// Of all q, k and v.
+    pub fn columns(&self) -> usize {
+        (2 * self.key_heads + self.heads) * self.width
     }
 
     /// Tokens `first .. first + n` on the device.
@@ -177,13 +186,15 @@ impl Layer {
 
     /// Tokens `first .. first + n` by the definition; `state` is one sequence's.
     pub fn reference(&self, first: usize, n: usize, state: &mut [f64]) -> Vec<f64> {
-        let (heads, width, channels) = (self.heads, self.width, self.heads * self.width);
-        let rows = &self.qkv.values[first * 3 * channels..][..n * 3 * channels];
-        let third = |i: usize| -> Vec<f64> {
-            rows.chunks_exact(3 * channels).flat_map(|row| &row[i * channels..][..channels]).copied().collect()
+        let (key_heads, heads, width, channels) = (self.key_heads, self.heads, self.width, self.heads * self.width);
+        let row = self.columns();
+        let rows = &self.qkv.values[first * row..][..n * row];
+        let part = |from: usize, heads: usize| -> Vec<f64> {
+            rows.chunks_exact(row).flat_map(|row| &row[from * width..][..heads * width]).copied().collect()
         };
-        let q = reference::l2_norm(&third(0), width, 1e-6, (width as f64).powf(-0.5));
-        let k = reference::l2_norm(&third(1), width, 1e-6, 1.0);
+        let q = reference::l2_norm(&part(0, key_heads), width, 1e-6, (width as f64).powf(-0.5));
+        let k = reference::l2_norm(&part(key_heads, key_heads), width, 1e-6, 1.0);
+        let v = part(2 * key_heads, heads);
         let decay = &self.decay.values[first * channels..][..n * channels];
         let (a_log, dt_bias) = (&self.a_log.values, &self.dt_bias.values);
         let g = match self.gate {
@@ -192,8 +203,8 @@ impl Layer {
         };
         let beta: Vec<f64> =
             self.beta.values[first * heads..][..n * heads].iter().map(|x| reference::sigmoid(*x)).collect();
-        let shape = KdaShape { heads, key: width, value: width };
-        reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, state)
+        let shape = KdaShape { key_heads, heads, key: width, value: width };
+        reference::kda_recurrence(shape, &q, &k, &v, &g, &beta, state)
     }
 }
 
@@ -212,10 +223,12 @@ pub(super) fn state_bound(dtype: DType) -> f64 {
 
 pub(super) fn delta_rule<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     for nature in NATURES {
-        for (lengths, heads, width) in BATCHES.map(|lengths| (lengths, 2, 64)).into_iter().chain([(&[17][..], 1, 128)])
-        {
+        let equal = BATCHES.map(|lengths| (lengths, 2, 2, 64));
+        // Then value heads that have a key head in common.
+        let more: [(&[usize], _, _, _); 3] = [(&[17], 1, 1, 128), (&[65, 3], 2, 4, 64), (&[33], 1, 3, 64)];
+        for (lengths, key_heads, heads, width) in equal.into_iter().chain(more) {
             let n = lengths.iter().sum();
-            let layer = Layer::new::<T>(trial, n, heads, width, nature)?;
+            let layer = Layer::new::<T>(trial, n, [key_heads, heads], width, nature)?;
             let places = slots(trial, lengths.len());
             let size = heads * width * width;
             let mut state = trial.normal::<f32>(&[lengths.len() + 1, heads, width, width], 0.3)?;
@@ -227,7 +240,7 @@ pub(super) fn delta_rule<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
                 want.extend(layer.reference(first, *length, &mut state.values[place * size..][..size]));
                 first += length;
             }
-            let what = format!("{nature:?}, sequences of {lengths:?}, {heads} heads of {width}");
+            let what = format!("{nature:?}, sequences of {lengths:?}, {key_heads} and {heads} heads of {width}");
             // By head over all tokens: a single token's output may be nearly nothing after cancellation.
             trial.compare(&what, &got, &want, n * heads * width, output_bound(T::DTYPE))?;
             let bound = state_bound(T::DTYPE);
@@ -243,7 +256,7 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
     for nature in NATURES {
         for pieces in [&[16, 16, 1][..], &[17, 1, 1, 15], &[1, 64], &[33, 2]] {
             let n = pieces.iter().sum();
-            let layer = Layer::new::<T>(trial, n, heads, width, nature)?;
+            let layer = Layer::new::<T>(trial, n, [heads; 2], width, nature)?;
             let mut state = trial.input::<f32>(&[1, heads, width, width], vec![0.0; heads * width * width])?;
             let (mut got, mut first) = (vec![], 0);
             for length in pieces {
@@ -265,7 +278,7 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
 pub(super) fn delta_rule_repeats<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     let (heads, width, lengths) = (4, 64, [333, 16, 200]);
     let gpu = matches!(trial.device, Device::Cuda(_));
-    let layer = Layer::new::<T>(trial, lengths.iter().sum(), heads, width, NATURES[0])?;
+    let layer = Layer::new::<T>(trial, lengths.iter().sum(), [heads; 2], width, NATURES[0])?;
     let start = trial.normal::<f32>(&[lengths.len(), heads, width, width], 0.3)?;
     let at = Batch::in_pieces(trial.ops::<T, f32>(), &lengths, &[2, 0, 1], &[], 128)?;
     let mut first = None;
@@ -287,7 +300,7 @@ pub(super) fn delta_rule_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Resu
     let lengths = [3 * step + 5, 4, 2 * step];
     let n = lengths.iter().sum();
     for nature in [Nature::Mild, Nature::Extreme, Nature::Bounded] {
-        let layer = Layer::new::<T>(trial, n, heads, width, nature)?;
+        let layer = Layer::new::<T>(trial, n, [heads; 2], width, nature)?;
         let start = trial.normal::<f32>(&[12, heads, width, width], 0.3)?.tensor;
         let start_inputs = trial.normal::<T>(&[12, 3, 3 * heads * width], 1.0)?.tensor;
         let weight = trial.normal::<f32>(&[4, 3 * heads * width], 0.7)?.tensor;

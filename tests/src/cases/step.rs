@@ -31,21 +31,21 @@ impl Step {
     fn new<T: Activation>(
         trial: &mut Trial,
         n: usize,
-        heads: usize,
+        heads: [usize; 2],
         width: usize,
         nature: Nature,
     ) -> anyhow::Result<Step> {
         let layer = Layer::new::<T>(trial, n, heads, width, nature)?;
-        let weight = trial.normal::<f32>(&[3 * heads * width, TAPS], 0.7)?;
+        let weight = trial.normal::<f32>(&[layer.columns(), TAPS], 0.7)?;
         let taps_first = weight.tensor.transpose(0, 1)?.contiguous()?;
-        let gate = trial.normal::<T>(&[n, heads, width], 1.0)?;
+        let gate = trial.normal::<T>(&[n, layer.heads, width], 1.0)?;
         let norm = trial.normal::<f32>(&[width], 1.0)?;
         Ok(Step { layer, weight, taps_first, gate, norm })
     }
 
     fn pool<T: Activation>(&self, trial: &mut Trial, slots: usize) -> anyhow::Result<Pool> {
         let Layer { heads, width, .. } = self.layer;
-        let inputs = trial.normal::<T>(&[slots, TAPS - 1, 3 * heads * width], 1.0)?;
+        let inputs = trial.normal::<T>(&[slots, TAPS - 1, self.layer.columns()], 1.0)?;
         let state = trial.normal::<f32>(&[slots, heads, width, width], 0.3)?;
         Ok(Pool { inputs, state })
     }
@@ -84,7 +84,7 @@ impl Step {
     /// By the definition; the values of the pool become those after the tokens.
     fn reference(mut self, lengths: &[usize], places: &[usize], pool: &mut Pool) -> Vec<f64> {
         let Layer { heads, width, .. } = self.layer;
-        let (row, size) = (3 * heads * width, heads * width * width);
+        let (row, size) = (self.layer.columns(), heads * width * width);
         let (mut convolved, mut first) = (vec![], 0);
         for (length, place) in lengths.iter().zip(places) {
             let stored = &mut pool.inputs.values[place * (TAPS - 1) * row..][..(TAPS - 1) * row];
@@ -130,21 +130,24 @@ impl Pool {
 
 /// A step of decoding is convolution, delta rule and gated norm; slots of others stay as they are.
 pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
-    let heads = 2;
     for nature in NATURES {
         // One token each of few and of many sequences, up to four, up to eight, and more.
-        let batches: [(&[usize], usize); 7] = [
-            (&[1], 128),
-            (&[1; 5], 128),
-            (&[1, 1, 1], 64),
-            (&[2, 1, 3], 128),
-            (&[4], 64),
-            (&[2, 0, 1, 8], 64),
-            (&[15], 128),
+        // Then value heads that have a key head in common.
+        let batches: [(&[usize], usize, [usize; 2]); 9] = [
+            (&[1], 128, [2, 2]),
+            (&[1; 5], 128, [2, 2]),
+            (&[1, 1, 1], 64, [2, 2]),
+            (&[2, 1, 3], 128, [2, 2]),
+            (&[4], 64, [2, 2]),
+            (&[2, 0, 1, 8], 64, [2, 2]),
+            (&[15], 128, [2, 2]),
+            (&[1, 1], 64, [2, 4]),
+            (&[1, 5], 64, [1, 3]),
         ];
-        for (lengths, width) in batches {
-            let (n, channels): (usize, usize) = (lengths.iter().sum(), heads * width);
+        for (lengths, width, heads) in batches {
+            let (n, channels): (usize, usize) = (lengths.iter().sum(), heads[1] * width);
             let step = Step::new::<T>(trial, n, heads, width, nature)?;
+            let columns = step.layer.columns();
             let places = slots(trial, lengths.len());
             let mut pool = step.pool::<T>(trial, lengths.len() + 1)?;
             let mut alone = pool.copy()?;
@@ -160,11 +163,11 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
             trial.expect(&format!("{nature:?}, sequences of {lengths:?}, the last alone"), same);
 
             let want = step.reference(lengths, &places, &mut pool);
-            let what = format!("{nature:?}, sequences of {lengths:?}, {heads} heads of {width}");
+            let what = format!("{nature:?}, sequences of {lengths:?}, {heads:?} heads of {width}");
             trial.compare(&what, &got, &want, n * channels, output_bound(T::DTYPE))?;
             // Copied, not computed.
             let (inputs, state) = (&pool.inputs, &pool.state);
-            trial.compare(&format!("{what}: inputs"), &inputs.tensor, &inputs.values, 3 * channels, 0.0)?;
+            trial.compare(&format!("{what}: inputs"), &inputs.tensor, &inputs.values, columns, 0.0)?;
             let bound = state_bound(T::DTYPE);
             trial.compare(&format!("{what}: state"), &state.tensor, &state.values, channels * width, bound)?;
         }
@@ -175,10 +178,16 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
 /// What is kept after some tokens is what there is after these tokens alone, bit for bit; and keeping changes nothing
 /// else.
 pub(super) fn kda_step_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
-    let heads = 2;
     for nature in [Nature::Mild, Nature::Extreme, Nature::Bounded] {
-        let batches: [(&[usize], usize); 4] = [(&[1, 1], 128), (&[4, 0, 2], 64), (&[1, 8], 128), (&[15], 64)];
-        for (lengths, width) in batches {
+        let batches: [(&[usize], usize, [usize; 2]); 6] = [
+            (&[1, 1], 128, [2, 2]),
+            (&[4, 0, 2], 64, [2, 2]),
+            (&[1, 8], 128, [2, 2]),
+            (&[15], 64, [2, 2]),
+            (&[3, 1], 64, [2, 4]),
+            (&[9], 64, [1, 3]),
+        ];
+        for (lengths, width, heads) in batches {
             let n = lengths.iter().sum();
             let step = Step::new::<T>(trial, n, heads, width, nature)?;
             let count = lengths.len();
@@ -192,7 +201,7 @@ pub(super) fn kda_step_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Result
             }
             let start = step.pool::<T>(trial, count + n + 1)?;
             let ops = trial.ops::<T, f32>();
-            let what = format!("{nature:?}, sequences of {lengths:?}, {heads} heads of {width}");
+            let what = format!("{nature:?}, sequences of {lengths:?}, {heads:?} heads of {width}");
 
             let (mut plain, mut kept) = (start.copy()?, start.copy()?);
             let o = step.run::<T>(trial, 0, n, &mut plain, &Batch::new(ops, lengths, places)?)?.to_bytes()?;

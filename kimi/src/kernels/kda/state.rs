@@ -9,7 +9,7 @@ use kiln::prelude::*;
 /// computed transposed: each result is then the first operand of a product that follows, where the tensor cores take
 /// it from registers, and all second operands come from memory as they lie there.
 ///
-/// qkv `[n, 3·heads·D]`; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
+/// qkv as of [`super::kda_chunk`]; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
 /// replaced → o `[n, heads, D]`. If `KEEP`: chunks `[count, 4]`, in column 2 the slot that gets the state after a chunk,
 /// or -1. `AHEAD` chunks are in shared memory at a time. Program: (block of `V` value columns, head, sequence).
 #[kernel]
@@ -30,7 +30,8 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD:
     let (column, head, sequence) = (program_id(0) * V, program_id(1), program_id(2));
     let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
-    let values = (o.dim(1) * 2 + head) * D + column;
+    // The values are the last columns.
+    let values = qkv.dim(1) - (o.dim(1) - head) * D + column;
     let mut o = o.select(1, head).narrow(0, first, end - first);
     let (k_in, q_in, k_out) = (k_in.select(0, head), q_in.select(0, head), k_out.select(0, head));
     let (p, keep) = (p.select(0, head), keep.select(0, head));

@@ -25,6 +25,8 @@ struct DeltaInput<'a> {
     a_log: &'a Tensor,
     dt_bias: &'a Tensor,
     gate: Gate,
+    /// Value heads that have a key head in common.
+    group: i32,
 }
 
 /// What [`kda::kda_chunk`] leaves for [`kda::kda_state`].
@@ -77,8 +79,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(())
     }
 
-    /// Gate, normalisation and the delta rule: qkv [n, 3·channels] after the convolution, decay and beta inputs;
-    /// state [slots, heads, width, width] f32 (replaced) → [n, heads, width].
+    /// Gate, normalisation and the delta rule: qkv [n, (2·key heads + heads)·width] after the convolution, decay
+    /// [n, heads·width] and beta [n, heads] inputs; state [slots, heads, width, width] f32 (replaced) →
+    /// [n, heads, width]. Value head h has q and k of head h / (heads / key heads).
+    ///
+    /// # Errors
+    /// If the columns are not those of a whole number of value heads a key head, the width is none of the kernels', or
+    /// the batch is not of these activations or this pool.
     #[allow(clippy::too_many_arguments)]
     pub fn delta_rule(
         self,
@@ -97,7 +104,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         if at.chunk != chunk_tokens::<T>() {
             return Err(EngineError::Device("the batch was made for activations of another width".into()));
         }
-        let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate };
+        let group = value_heads_a_key_head(qkv.shape()[1], heads, width)?;
+        let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group };
         with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
             if let Some(short) = &at.short {
                 self.delta_rule_short::<D>(&input, short, state, &mut o)?;
@@ -120,12 +128,12 @@ impl<T: Activation, W: Float> Ops<T, W> {
         state: &mut Tensor,
         o: &mut Tensor,
     ) -> Result<()> {
-        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
+        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
         let grid = [D / 32, state.shape()[1], sequences.shape()[0]];
         macro_rules! recurrent {
             ($BOUNDED:literal, $KEEP:literal, $low:expr) => {
                 kda::kda_recurrent::<T, D, 32, $BOUNDED, $KEEP>(
-                    qkv, decay, beta, a_log, dt_bias, $low, sequences, kept, state, o,
+                    qkv, decay, beta, a_log, dt_bias, $low, group, sequences, kept, state, o,
                 )
                 .grid(grid)
                 .run()?
@@ -186,16 +194,16 @@ impl<T: Activation, W: Float> Ops<T, W> {
         piece: &Piece,
         Chunks { k_in, q_in, k_out, p, keep }: &mut Chunks,
     ) -> kiln::Result<()> {
-        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate } = *input;
+        let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
         let (heads, count, chunks) = (k_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
         match gate {
             Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, false>(
-                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, k_in, q_in, k_out, p, keep,
+                qkv, decay, beta, a_log, dt_bias, 0.0, group, chunks, k_in, q_in, k_out, p, keep,
             )
             .grid([count, heads])
             .run(),
             Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, true>(
-                qkv, decay, beta, a_log, dt_bias, low, chunks, k_in, q_in, k_out, p, keep,
+                qkv, decay, beta, a_log, dt_bias, low, group, chunks, k_in, q_in, k_out, p, keep,
             )
             .grid([count, heads])
             .run(),
@@ -225,8 +233,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
     }
 
     /// All of a layer between its projections, for a batch of [short](Batch::is_short) sequences: convolution, delta
-    /// rule and gated RMSNorm. x [n, 3·channels] before the convolution, inputs [slots, taps - 1, 3·channels] and
-    /// state [slots, heads, width, width] f32 (replaced), gate [n, heads, width] → [n, heads, width].
+    /// rule and gated RMSNorm. x [n, channels of q, k, v] before the convolution, conv [taps, channels], inputs
+    /// [slots, taps - 1, channels] and state [slots, heads, width, width] f32 (replaced), gate [n, heads, width] →
+    /// [n, heads, width]; else as [`Ops::delta_rule`].
+    ///
+    /// Where value heads have a key head in common, a second kernel replaces inputs, which several programs read.
     #[allow(clippy::too_many_arguments)]
     pub fn kda_step(
         self,
@@ -251,11 +262,15 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let Some(Short { sequences, longest, kept, keeps }) = &at.short else { return Ok(out) };
         at.check_pool(state.shape()[0])?;
         at.check_pool(inputs.shape()[0])?;
-        let (taps, channels) = (conv.shape()[0], conv.shape()[1] / 3);
-        let x = &x.reshape(&[x.shape()[0], 3, channels])?;
-        let conv = &conv.reshape(&[taps, 3, channels])?;
-        let inputs = &mut inputs.reshape(&[inputs.shape()[0], taps - 1, 3, channels])?;
         let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
+        let (n, taps, channels) = (x.shape()[0], conv.shape()[0], conv.shape()[1]);
+        let group = value_heads_a_key_head(channels, heads, width)?;
+        // q, k, v of a head below each other, if they have as many.
+        let parts = if group == 1 { 3 } else { 1 };
+        let by_part = [parts, channels / parts];
+        let rows = &x.reshape(&[&[n][..], &by_part].concat())?;
+        let weight = &conv.reshape(&[&[taps][..], &by_part].concat())?;
+        let past = &mut inputs.reshape(&[&[inputs.shape()[0], taps - 1][..], &by_part].concat())?;
         let eps = eps as f32;
         let grid = [heads, sequences.shape()[0]];
         // Many programs share multiprocessors, few have one each for a whole state.
@@ -270,20 +285,20 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
                 // Tokens, blocks at a time, programs that the registers are to suffice for, whether states are kept.
                 macro_rules! step {
-                    ($N:literal, $C:literal, $P:literal, $KEEP:literal) => {
+                    ($N:literal, $C:literal, $P:literal, $KEEP:literal, $GROUPED:literal) => {
                         match kind {
                             Gate::Softplus => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $KEEP, $P>(
-                                    x, conv, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences, kept,
-                                    inputs, state, by_block,
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $KEEP, $GROUPED, $P>(
+                                    rows, weight, decay, beta, a_log, dt_bias, 0.0, group, gate, norm, eps, sequences,
+                                    kept, past, state, by_block,
                                 )
                                 .grid(grid)
                                 .run()?
                             }
                             Gate::Bounded(low) => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $KEEP, $P>(
-                                    x, conv, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences, kept,
-                                    inputs, state, by_block,
+                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $KEEP, $GROUPED, $P>(
+                                    rows, weight, decay, beta, a_log, dt_bias, low, group, gate, norm, eps, sequences,
+                                    kept, past, state, by_block,
                                 )
                                 .grid(grid)
                                 .run()?
@@ -291,18 +306,34 @@ impl<T: Activation, W: Float> Ops<T, W> {
                         }
                     };
                 }
-                match (longest, keeps) {
-                    (1, false) if few => step!(1, 2, 2, false),
-                    (1, false) => step!(1, 1, 4, false),
-                    (2..=4, false) => step!(4, 1, 3, false),
-                    (5..=8, false) => step!(8, 1, 2, false),
-                    (_, false) => step!(16, 1, 2, false),
-                    (1..=4, true) => step!(4, 1, 2, true),
-                    (5..=8, true) => step!(8, 1, 2, true),
-                    (_, true) => step!(16, 1, 2, true),
+                match (group, longest, keeps) {
+                    (1, 1, false) if few => step!(1, 2, 2, false, false),
+                    (1, 1, false) => step!(1, 1, 4, false, false),
+                    (1, 2..=4, false) => step!(4, 1, 3, false, false),
+                    (1, _, false) => step!(16, 1, 2, false, false),
+                    (1, 1..=8, true) => step!(8, 1, 2, true, false),
+                    (1, _, true) => step!(16, 1, 2, true, false),
+                    (_, 1, false) => step!(1, 1, 4, false, true),
+                    (_, _, false) => step!(16, 1, 2, false, true),
+                    (_, 1..=8, true) => step!(8, 1, 2, true, true),
+                    (_, _, true) => step!(16, 1, 2, true, true),
                 }
             })
         });
+        if group > 1 {
+            self.last_inputs(x, taps, inputs, &at.inputs)?;
+        }
         Ok(out)
     }
+}
+
+/// How many value heads have a key head in common, from the columns of all q, k and v.
+fn value_heads_a_key_head(columns: usize, heads: usize, width: usize) -> Result<i32> {
+    let key_columns = columns.saturating_sub(heads * width) / 2;
+    let key_heads = key_columns.checked_div(width).unwrap_or(0);
+    if key_heads > 0 && (2 * key_heads + heads) * width == columns && heads.is_multiple_of(key_heads) {
+        return Ok((heads / key_heads) as i32);
+    }
+    let found = format!("q, k and v have {columns} columns, v {heads} heads of {width}");
+    Err(EngineError::Device(format!("{found}: there must be a whole number of value heads for each key head").into()))
 }
