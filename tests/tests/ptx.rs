@@ -75,10 +75,7 @@ fn pass(m: &Model, n: usize) -> Result<()> {
         let (x, w) = (&projected, &conv_weight);
         for kind in [Gate::Softplus, Gate::Bounded(-5.0)] {
             ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, kind, &mut state, &at)?;
-            if !at.is_short() {
-                continue;
-            }
-            ops.kda_step(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
+            ops.kda(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
         }
     }
     // Half as many key heads as value heads.
@@ -87,11 +84,8 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let (at, kind) = (Batch::single(ops, n)?, Gate::Softplus);
     ops.delta_rule(&grouped, &decay, &beta, &a_log, &dt_bias, kind, &mut state, &at)?;
     for at in [at, Batch::keeping(ops, &[n], &[0], &[keep])?] {
-        if !at.is_short() {
-            continue;
-        }
         let (x, w) = (&grouped, &conv_weight);
-        ops.kda_step(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
+        ops.kda(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
     }
     let o = ops.gated_rms_norm(&o, &gate, &norm, 1e-5)?;
     let mixed = ops.linear_parts(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?)?;

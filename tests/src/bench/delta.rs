@@ -162,7 +162,7 @@ fn step(device: Device, sequences: usize, least: Least) -> anyhow::Result<Work> 
         least,
         run: Box::new(move || {
             let (kind, ops) = (Gate::Softplus, Ops::<bf16, bf16>::new(device));
-            let o = ops.kda_step(
+            let o = ops.kda(
                 &x,
                 &taps_first,
                 &decay,

@@ -120,8 +120,8 @@ pub fn cases() -> Vec<Case> {
         delta::delta_rule_in_pieces,
         delta::delta_rule_keeps,
         delta::delta_rule_repeats,
-        step::kda_step,
-        step::kda_step_keeps,
+        step::kda,
+        step::kda_keeps,
         attention::mla_cache,
         attention::mla_prefill,
     ];

@@ -1,4 +1,5 @@
-//! A step of decoding in one kernel: what it computes, and that nobody else in the batch changes it.
+//! A layer of Kimi Delta Attention between its projections: what it computes, that nobody else in the batch changes it,
+//! and the states that it leaves on the way.
 
 use super::delta::{Layer, NATURES, Nature, output_bound, slots, state_bound};
 use super::{Input, Trial};
@@ -64,7 +65,7 @@ impl Step {
         let (x, decay, beta, gate) = (part(&layer.qkv)?, part(&layer.decay)?, part(&layer.beta)?, part(&self.gate)?);
         let (a_log, dt_bias, norm) = (&layer.a_log.tensor, &layer.dt_bias.tensor, &self.norm.tensor);
         let (inputs, state) = (&mut pool.inputs.tensor, &mut pool.state.tensor);
-        Ok(trial.ops::<T, f32>().kda_step(
+        Ok(trial.ops::<T, f32>().kda(
             &x,
             &self.taps_first,
             &decay,
@@ -128,12 +129,13 @@ impl Pool {
     }
 }
 
-/// A step of decoding is convolution, delta rule and gated norm; slots of others stay as they are.
-pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+/// The layer is convolution, delta rule and gated norm; slots of others stay as they are, and every sequence has the same
+/// bits as alone.
+pub(super) fn kda<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     for nature in NATURES {
         // One token each of few and of many sequences, up to four, up to eight, and more.
         // Then value heads that have a key head in common.
-        let batches: [(&[usize], usize, [usize; 2]); 9] = [
+        let batches: [(&[usize], usize, [usize; 2]); 12] = [
             (&[1], 128, [2, 2]),
             (&[1; 5], 128, [2, 2]),
             (&[1, 1, 1], 64, [2, 2]),
@@ -143,6 +145,10 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
             (&[15], 128, [2, 2]),
             (&[1, 1], 64, [2, 4]),
             (&[1, 5], 64, [1, 3]),
+            // Prompts among them.
+            (&[70], 64, [2, 2]),
+            (&[1, 33, 16, 3, 20, 1], 64, [2, 2]),
+            (&[1, 17, 2], 64, [1, 2]),
         ];
         for (lengths, width, heads) in batches {
             let (n, channels): (usize, usize) = (lengths.iter().sum(), heads[1] * width);
@@ -150,17 +156,20 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
             let columns = step.layer.columns();
             let places = slots(trial, lengths.len());
             let mut pool = step.pool::<T>(trial, lengths.len() + 1)?;
-            let mut alone = pool.copy()?;
+            let start = pool.copy()?;
             let at = Batch::new(trial.ops::<T, f32>(), lengths, &places)?;
             let got = step.run::<T>(trial, 0, n, &mut pool, &at)?;
 
-            // The last sequence alone: the same to the bit.
-            let (&last, &place) = (lengths.last().expect("not empty"), places.last().expect("not empty"));
-            let at = Batch::new(trial.ops::<T, f32>(), &[last], &[place])?;
-            let same = step.run::<T>(trial, n - last, last, &mut alone, &at)?.to_bytes()?
-                == got.narrow(0, n - last, last)?.to_bytes()?
-                && alone.slot(place)? == pool.slot(place)?;
-            trial.expect(&format!("{nature:?}, sequences of {lengths:?}, the last alone"), same);
+            let mut first = 0;
+            for (&length, &place) in lengths.iter().zip(&places) {
+                let mut alone = start.copy()?;
+                let at = Batch::new(trial.ops::<T, f32>(), &[length], &[place])?;
+                let o = step.run::<T>(trial, first, length, &mut alone, &at)?;
+                let same = o.to_bytes()? == got.narrow(0, first, length)?.to_bytes()?
+                    && alone.slot(place)? == pool.slot(place)?;
+                trial.expect(&format!("{nature:?}, sequences of {lengths:?}, {length} from {first} alone"), same);
+                first += length;
+            }
 
             let want = step.reference(lengths, &places, &mut pool);
             let what = format!("{nature:?}, sequences of {lengths:?}, {heads:?} heads of {width}");
@@ -177,15 +186,18 @@ pub(super) fn kda_step<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
 
 /// What is kept after some tokens is what there is after these tokens alone, bit for bit; and keeping changes nothing
 /// else.
-pub(super) fn kda_step_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+pub(super) fn kda_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    let chunk = Batch::keep_step::<T>();
     for nature in [Nature::Mild, Nature::Extreme, Nature::Bounded] {
-        let batches: [(&[usize], usize, [usize; 2]); 6] = [
+        let batches: [(&[usize], usize, [usize; 2]); 8] = [
             (&[1, 1], 128, [2, 2]),
             (&[4, 0, 2], 64, [2, 2]),
             (&[1, 8], 128, [2, 2]),
             (&[15], 64, [2, 2]),
             (&[3, 1], 64, [2, 4]),
             (&[9], 64, [1, 3]),
+            (&[2, 2 * chunk + 20, 1, chunk], 64, [2, 2]),
+            (&[chunk + 1, 2], 64, [1, 2]),
         ];
         for (lengths, width, heads) in batches {
             let n = lengths.iter().sum();
@@ -196,7 +208,9 @@ pub(super) fn kda_step_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Result
             let (places, mut free) = (&all[..count], all[count..].iter().copied());
             let mut keep = vec![];
             for (sequence, length) in lengths.iter().enumerate() {
-                let tokens = (1..=*length).filter(|tokens| *tokens == 1 || trial.numbers.below(3) > 0);
+                let there = |tokens: &usize| *length < 16 || tokens.is_multiple_of(chunk) || tokens == length;
+                let some = |tokens: &usize| [1, chunk].contains(tokens) || trial.numbers.below(3) > 0;
+                let tokens = (1..=*length).filter(there).filter(some);
                 keep.extend(tokens.zip(&mut free).map(|(tokens, slot)| Keep { sequence, tokens, slot }));
             }
             let start = step.pool::<T>(trial, count + n + 1)?;

@@ -5,6 +5,7 @@ use super::{Activation, Ops, Result};
 use crate::engine::EngineError;
 use kiln::{Element, Float, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 pub(super) const SHORT: usize = 16;
@@ -38,12 +39,10 @@ pub struct Batch {
     pub(super) start: Tensor,
     /// Of each token, its sequence's state slot.
     pub(super) slot: Tensor,
-    pub(super) inputs: Inputs,
     /// Tokens in a chunk of the delta rule.
     pub(super) chunk: usize,
     pub(super) short: Option<Short>,
-    /// Of the other sequences, piece after piece.
-    pub(super) pieces: Vec<Piece>,
+    pub(super) long: Option<Long>,
     /// Slots that a pool must have at least.
     slots: usize,
 }
@@ -54,7 +53,7 @@ pub(super) struct Inputs {
     /// On the way.
     pub kept: Option<Tensor>,
     /// At the ends of sequences, into their own slots.
-    pub last: Option<Tensor>,
+    pub last: Tensor,
 }
 
 /// Sequences whose tokens are taken one after another.
@@ -66,6 +65,15 @@ pub(super) struct Short {
     /// Of each token of the batch, the slot that keeps the state after it, or -1; empty if there are none.
     pub kept: Tensor,
     pub keeps: bool,
+    pub inputs: Inputs,
+}
+
+/// Sequences that go through in chunks.
+pub(super) struct Long {
+    pub pieces: Vec<Piece>,
+    /// Their tokens, those of neighbours together.
+    pub tokens: Vec<Range<usize>>,
+    pub inputs: Inputs,
 }
 
 /// Chunks that are computed together.
@@ -91,7 +99,7 @@ impl Batch {
     /// The same, with copies of states on the way.
     ///
     /// # Errors
-    /// If there is not one slot a sequence, a slot is used twice (sequences without tokens use none), or a copy is asked
+    /// If there are more than 2^31 - 1 tokens or not one slot a sequence, a slot is used twice (sequences without tokens use none), or a copy is asked
     /// for where there is none: beyond a sequence's tokens, or within a chunk of a prompt.
     pub fn keeping<T: Activation, W: Float>(
         ops: Ops<T, W>,
@@ -115,68 +123,27 @@ impl Batch {
     ) -> Result<Batch> {
         let chunk = chunk_tokens::<T>();
         let pool = check(lengths, slots, keep, chunk)?;
-        let (mut firsts, mut start, mut slot, mut last) = (vec![], vec![], vec![], vec![]);
-        let (mut short, mut long): (Vec<[i32; 4]>, Vec<[i32; 4]>) = (vec![], vec![]);
-        for (&length, &place) in lengths.iter().zip(slots) {
-            let (first, place) = (start.len() as i32, place as i32);
+        let (mut sequences, mut first) = (vec![], 0);
+        for (sequence, (&length, &slot)) in lengths.iter().zip(slots).enumerate() {
+            let kept = keep.iter().filter(|keep| keep.sequence == sequence);
+            let kept = kept.map(|keep| (first + keep.tokens as i32, keep.slot as i32)).collect();
             let end = first + length as i32;
-            firsts.push(first);
-            start.extend(std::iter::repeat_n(first, length));
-            slot.extend(std::iter::repeat_n(place, length));
-            match length {
-                0 => continue,
-                1..SHORT => short.push([0, first, end, place]),
-                _ => long.push([0, first, end, place]),
-            }
-            last.push([first, end, place, place]);
+            sequences.push(Sequence { first, end, slot: slot as i32, kept });
+            first = end;
         }
-        // By the token that follows.
-        let (mut kept, mut kept_inputs) = (BTreeMap::new(), vec![]);
-        for &Keep { sequence, tokens, slot } in keep {
-            let (first, slot) = (firsts[sequence], slot as i32);
-            kept.insert(first + tokens as i32, slot);
-            kept_inputs.push([first, first + tokens as i32, slots[sequence] as i32, slot]);
-        }
-        let slot_after = |token: i32| kept.get(&token).copied().unwrap_or(-1);
-        let table = |rows: &[[i32; 4]]| Tensor::from_slice(rows.as_flattened(), &[rows.len(), 4], ops.device);
-        let some = |rows: &[[i32; 4]]| if rows.is_empty() { Ok(None) } else { table(rows).map(Some) };
-        // Chunks in the order of the tokens, as many to a piece as are allowed.
-        let most = (tokens_at_once / chunk).max(1);
-        let piece = |chunks: &[[i32; 4]], sequences: &[[i32; 4]]| -> Result<Piece> {
-            let keeps = chunks.iter().any(|[_, _, slot, _]| *slot >= 0);
-            Ok(Piece { chunks: table(chunks)?, sequences: table(sequences)?, keeps })
+        let of_each_token = |value: fn(&Sequence) -> i32| -> Vec<i32> {
+            sequences.iter().flat_map(|s| std::iter::repeat_n(value(s), s.tokens())).collect()
         };
-        let (mut pieces, mut chunks, mut sequences) = (vec![], vec![], vec![]);
-        for [_, mut first, end, place] in long {
-            while first < end {
-                if chunks.len() == most {
-                    pieces.push(piece(&chunks, &sequences)?);
-                    (chunks, sequences) = (vec![], vec![]);
-                }
-                let here = (first + ((most - chunks.len()) * chunk) as i32).min(end);
-                sequences.push([chunks.len() as i32, first, here, place]);
-                let after = |token: i32| slot_after((token + chunk as i32).min(here));
-                chunks.extend((first..here).step_by(chunk).map(|token| [token, here, after(token), 0]));
-                first = here;
-            }
-        }
-        if !chunks.is_empty() {
-            pieces.push(piece(&chunks, &sequences)?);
-        }
-        let longest = short.iter().map(|[_, first, end, _]| (end - first) as usize).max();
-        let short = |longest| -> Result<Short> {
-            let after: Vec<i32> =
-                if kept.is_empty() { vec![] } else { (1..=slot.len() as i32).map(slot_after).collect() };
-            let keeps = short.iter().any(|[_, first, end, _]| kept.range(first + 1..=*end).next().is_some());
-            Ok(Short { sequences: table(&short)?, longest, kept: ops.integers(&after)?, keeps })
-        };
+        let start = ops.integers(&of_each_token(|s| s.first))?;
+        let slot = ops.integers(&of_each_token(|s| s.slot))?;
+        sequences.retain(|s| s.tokens() > 0);
+        let (short, long): (Vec<_>, Vec<_>) = sequences.into_iter().partition(|s| s.tokens() < SHORT);
         Ok(Batch {
-            start: ops.integers(&start)?,
-            slot: ops.integers(&slot)?,
-            inputs: Inputs { kept: some(&kept_inputs)?, last: some(&last)? },
+            start,
+            slot,
             chunk,
-            short: longest.map(short).transpose()?,
-            pieces,
+            short: if short.is_empty() { None } else { Some(Short::new(ops, &short, first)?) },
+            long: if long.is_empty() { None } else { Some(Long::new(ops, &long, chunk, tokens_at_once)?) },
             slots: pool,
         })
     }
@@ -194,11 +161,6 @@ impl Batch {
         chunk_tokens::<T>()
     }
 
-    /// Whether every sequence is so short that its tokens are taken one after another.
-    pub fn is_short(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
     /// Whether a pool of so many slots has those of the batch.
     pub(super) fn check_pool(&self, slots: usize) -> Result<()> {
         if slots >= self.slots {
@@ -208,10 +170,108 @@ impl Batch {
     }
 }
 
+/// A sequence of a batch.
+struct Sequence {
+    /// Its first token, and the one after its last.
+    first: i32,
+    end: i32,
+    slot: i32,
+    /// Slots that keep its state on the way, by the token that follows.
+    kept: BTreeMap<i32, i32>,
+}
+
+impl Sequence {
+    fn tokens(&self) -> usize {
+        (self.end - self.first) as usize
+    }
+
+    /// The slot that keeps the state before this token, or -1.
+    fn kept_before(&self, token: i32) -> i32 {
+        self.kept.get(&token).copied().unwrap_or(-1)
+    }
+}
+
+impl Inputs {
+    fn new<T: Activation, W: Float>(ops: Ops<T, W>, sequences: &[Sequence]) -> Result<Inputs> {
+        let last: Vec<_> = sequences.iter().map(|s| [s.first, s.end, s.slot, s.slot]).collect();
+        let kept = sequences.iter().flat_map(|s| s.kept.iter().map(|(end, slot)| [s.first, *end, s.slot, *slot]));
+        let kept: Vec<_> = kept.collect();
+        Ok(Inputs { kept: if kept.is_empty() { None } else { Some(table(ops, &kept)?) }, last: table(ops, &last)? })
+    }
+}
+
+impl Short {
+    /// Of a batch of `n` tokens.
+    fn new<T: Activation, W: Float>(ops: Ops<T, W>, sequences: &[Sequence], n: i32) -> Result<Short> {
+        let rows: Vec<_> = sequences.iter().map(|s| [0, s.first, s.end, s.slot]).collect();
+        let keeps = sequences.iter().any(|s| !s.kept.is_empty());
+        let mut kept = vec![-1; if keeps { n as usize } else { 0 }];
+        for (end, slot) in sequences.iter().flat_map(|s| &s.kept) {
+            kept[*end as usize - 1] = *slot;
+        }
+        Ok(Short {
+            sequences: table(ops, &rows)?,
+            longest: sequences.iter().map(Sequence::tokens).max().unwrap_or(0),
+            kept: ops.integers(&kept)?,
+            keeps,
+            inputs: Inputs::new(ops, sequences)?,
+        })
+    }
+}
+
+impl Long {
+    /// Chunks in the order of the tokens, as many to a piece as are allowed.
+    fn new<T: Activation, W: Float>(
+        ops: Ops<T, W>,
+        sequences: &[Sequence],
+        chunk: usize,
+        tokens_at_once: usize,
+    ) -> Result<Long> {
+        let most = (tokens_at_once / chunk).max(1);
+        let piece = |chunks: &[[i32; 4]], sequences: &[[i32; 4]]| -> Result<Piece> {
+            let keeps = chunks.iter().any(|[_, _, slot, _]| *slot >= 0);
+            Ok(Piece { chunks: table(ops, chunks)?, sequences: table(ops, sequences)?, keeps })
+        };
+        let (mut pieces, mut chunks, mut rows) = (vec![], vec![], vec![]);
+        let mut tokens: Vec<Range<usize>> = vec![];
+        for s in sequences {
+            let mut first = s.first;
+            while first < s.end {
+                if chunks.len() == most {
+                    pieces.push(piece(&chunks, &rows)?);
+                    (chunks, rows) = (vec![], vec![]);
+                }
+                let end = (first + ((most - chunks.len()) * chunk) as i32).min(s.end);
+                rows.push([chunks.len() as i32, first, end, s.slot]);
+                for token in (first..end).step_by(chunk) {
+                    let next = (token + chunk as i32).min(end);
+                    chunks.push([token, end, s.kept_before(next), 0]);
+                }
+                first = end;
+            }
+            let (first, end) = (s.first as usize, s.end as usize);
+            match tokens.last_mut() {
+                Some(before) if before.end == first => before.end = end,
+                _ => tokens.push(first..end),
+            }
+        }
+        pieces.push(piece(&chunks, &rows)?);
+        Ok(Long { pieces, tokens, inputs: Inputs::new(ops, sequences)? })
+    }
+}
+
+fn table<T: Activation, W: Float>(ops: Ops<T, W>, rows: &[[i32; 4]]) -> Result<Tensor> {
+    Ok(Tensor::from_slice(rows.as_flattened(), &[rows.len(), 4], ops.device)?)
+}
+
 /// How many slots a pool must have for these sequences and copies.
 fn check(lengths: &[usize], slots: &[usize], keep: &[Keep], chunk: usize) -> Result<usize> {
     if lengths.len() != slots.len() {
         return Err(error(format!("{} sequences have {} slots", lengths.len(), slots.len())));
+    }
+    let n = lengths.iter().fold(0usize, |n, length| n.saturating_add(*length));
+    if n > i32::MAX as usize {
+        return Err(error(format!("a batch of {n} tokens: at most {} can be told apart", i32::MAX)));
     }
     let (mut used, mut positions) = (BTreeSet::new(), BTreeSet::new());
     let mut claim = |slot: usize| {

@@ -1,7 +1,7 @@
-//! Kimi Delta Attention: the short convolution, the delta rule in chunks or token by token, and a step of decoding in
-//! one kernel.
+//! Kimi Delta Attention, one operation after another: the short convolution, and the delta rule in chunks or token by
+//! token.
 
-use super::batch::{Inputs, Piece, Short, chunk_tokens};
+use super::batch::{Inputs, Long, Piece, Short, chunk_tokens};
 use super::{Activation, Batch, FEW_ROWS, Ops, Result, WARP, unsupported};
 use crate::engine::EngineError;
 use crate::kernels::{kda, short_conv};
@@ -18,15 +18,15 @@ pub enum Gate {
 
 /// What the delta rule reads.
 #[derive(Clone, Copy)]
-struct DeltaInput<'a> {
-    qkv: &'a Tensor,
-    decay: &'a Tensor,
-    beta: &'a Tensor,
-    a_log: &'a Tensor,
-    dt_bias: &'a Tensor,
-    gate: Gate,
+pub(super) struct DeltaInput<'a> {
+    pub qkv: &'a Tensor,
+    pub decay: &'a Tensor,
+    pub beta: &'a Tensor,
+    pub a_log: &'a Tensor,
+    pub dt_bias: &'a Tensor,
+    pub gate: Gate,
     /// Value heads that have a key head in common.
-    group: i32,
+    pub group: i32,
 }
 
 /// What [`kda::kda_chunk`] leaves for [`kda::kda_state`].
@@ -42,6 +42,16 @@ impl<T: Activation, W: Float> Ops<T, W> {
     /// x [n, channels], weight [taps, channels], state [slots, taps - 1, channels] (replaced) → [n, channels].
     pub fn short_conv<V: Float>(self, x: &Tensor, weight: &Tensor, state: &mut Tensor, at: &Batch) -> Result<Tensor> {
         at.check_pool(state.shape()[0])?;
+        let y = self.convolved::<V>(x, weight, state, at)?;
+        let short = at.short.iter().map(|short| &short.inputs);
+        for inputs in short.chain(at.long.iter().map(|long| &long.inputs)) {
+            self.last_inputs(x, weight.shape()[0], state, inputs)?;
+        }
+        Ok(y)
+    }
+
+    /// The convolution of all tokens; the state stays.
+    pub(super) fn convolved<V: Float>(self, x: &Tensor, weight: &Tensor, state: &Tensor, at: &Batch) -> Result<Tensor> {
         let mut y = self.empty::<T>(x.shape())?;
         if x.shape()[0] == 0 {
             return Ok(y);
@@ -60,14 +70,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
                     .run()?
             }
         });
-        self.last_inputs(x, weight.shape()[0], state, &at.inputs)?;
         Ok(y)
     }
 
     /// Keeps the last inputs of sequences, and those that are kept on the way.
-    fn last_inputs(self, x: &Tensor, taps: usize, state: &mut Tensor, inputs: &Inputs) -> Result<()> {
+    pub(super) fn last_inputs(self, x: &Tensor, taps: usize, state: &mut Tensor, inputs: &Inputs) -> Result<()> {
         // What is kept on the way may need what a sequence began with, which the second launch replaces.
-        for rows in inputs.kept.iter().chain(&inputs.last) {
+        for rows in inputs.kept.iter().chain([&inputs.last]) {
             let grid = [rows.shape()[0], x.shape()[1].div_ceil(WARP)];
             with_const!(
                 J = taps,
@@ -101,23 +110,40 @@ impl<T: Activation, W: Float> Ops<T, W> {
         at.check_pool(state.shape()[0])?;
         let (n, heads, width) = (qkv.shape()[0], state.shape()[1], state.shape()[2]);
         let mut o = self.empty::<T>(&[n, heads, width])?;
+        let group = value_heads_a_key_head(qkv.shape()[1], heads, width)?;
+        let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group };
+        if let Some(short) = &at.short {
+            with_const!(
+                D = width,
+                of [64, 128],
+                "linear_attn_config.head_dim",
+                self.delta_rule_short::<D>(&input, short, state, &mut o)?
+            );
+        }
+        self.delta_rule_long(&input, state, at, &mut o)?;
+        Ok(o)
+    }
+
+    /// Of the sequences that go through in chunks.
+    pub(super) fn delta_rule_long(
+        self,
+        input: &DeltaInput,
+        state: &mut Tensor,
+        at: &Batch,
+        o: &mut Tensor,
+    ) -> Result<()> {
         if at.chunk != chunk_tokens::<T>() {
             return Err(EngineError::Device("the batch was made for activations of another width".into()));
         }
-        let group = value_heads_a_key_head(qkv.shape()[1], heads, width)?;
-        let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group };
-        with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-            if let Some(short) = &at.short {
-                self.delta_rule_short::<D>(&input, short, state, &mut o)?;
-            }
+        let Some(Long { pieces, .. }) = &at.long else { return Ok(()) };
+        with_const!(D = state.shape()[2], of [64, 128], "linear_attn_config.head_dim", {
             // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
             if at.chunk == 64 {
-                self.delta_rule_chunks::<f16, D, 64, 32, 16>(&input, &at.pieces, state, &mut o)?;
+                self.delta_rule_chunks::<f16, D, 64, 32, 16>(input, pieces, state, o)
             } else {
-                self.delta_rule_chunks::<f32, D, 32, 16, 8>(&input, &at.pieces, state, &mut o)?;
+                self.delta_rule_chunks::<f32, D, 32, 16, 8>(input, pieces, state, o)
             }
-        });
-        Ok(o)
+        })
     }
 
     /// Sequences of few tokens, one token after another.
@@ -231,104 +257,10 @@ impl<T: Activation, W: Float> Ops<T, W> {
         }
         if *keeps { walk!(true) } else { walk!(false) }
     }
-
-    /// All of a layer between its projections, for a batch of [short](Batch::is_short) sequences: convolution, delta
-    /// rule and gated RMSNorm. x [n, channels of q, k, v] before the convolution, conv [taps, channels], inputs
-    /// [slots, taps - 1, channels] and state [slots, heads, width, width] f32 (replaced), gate [n, heads, width] →
-    /// [n, heads, width]; else as [`Ops::delta_rule`].
-    ///
-    /// Where value heads have a key head in common, a second kernel replaces inputs, which several programs read.
-    #[allow(clippy::too_many_arguments)]
-    pub fn kda_step(
-        self,
-        x: &Tensor,
-        conv: &Tensor,
-        decay: &Tensor,
-        beta: &Tensor,
-        a_log: &Tensor,
-        dt_bias: &Tensor,
-        kind: Gate,
-        gate: &Tensor,
-        norm: &Tensor,
-        eps: f64,
-        inputs: &mut Tensor,
-        state: &mut Tensor,
-        at: &Batch,
-    ) -> Result<Tensor> {
-        if !at.is_short() {
-            return Err(EngineError::Device("a step takes sequences of few tokens only".into()));
-        }
-        let out = self.empty::<T>(gate.shape())?;
-        let Some(Short { sequences, longest, kept, keeps }) = &at.short else { return Ok(out) };
-        at.check_pool(state.shape()[0])?;
-        at.check_pool(inputs.shape()[0])?;
-        let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
-        let (n, taps, channels) = (x.shape()[0], conv.shape()[0], conv.shape()[1]);
-        let group = value_heads_a_key_head(channels, heads, width)?;
-        // q, k, v of a head below each other, if they have as many.
-        let parts = if group == 1 { 3 } else { 1 };
-        let by_part = [parts, channels / parts];
-        let rows = &x.reshape(&[&[n][..], &by_part].concat())?;
-        let weight = &conv.reshape(&[&[taps][..], &by_part].concat())?;
-        let past = &mut inputs.reshape(&[&[inputs.shape()[0], taps - 1][..], &by_part].concat())?;
-        let eps = eps as f32;
-        let grid = [heads, sequences.shape()[0]];
-        // Many programs share multiprocessors, few have one each for a whole state.
-        let few = grid[0] * grid[1] < 2 * self.multiprocessors;
-        with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
-            with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-                const V: usize = 32;
-                const B: usize = D / V;
-                let blocks = |tensor: &Tensor| tensor.reshape(&[tensor.shape()[0], heads, B, V]);
-                let (gate, norm) = (&blocks(gate)?, &norm.reshape(&[B, V])?);
-                let by_block = &mut blocks(&out)?;
-                let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
-                // Tokens, blocks at a time, programs that the registers are to suffice for, whether states are kept.
-                macro_rules! step {
-                    ($N:literal, $C:literal, $P:literal, $KEEP:literal, $GROUPED:literal) => {
-                        match kind {
-                            Gate::Softplus => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $KEEP, $GROUPED, $P>(
-                                    rows, weight, decay, beta, a_log, dt_bias, 0.0, group, gate, norm, eps, sequences,
-                                    kept, past, state, by_block,
-                                )
-                                .grid(grid)
-                                .run()?
-                            }
-                            Gate::Bounded(low) => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $KEEP, $GROUPED, $P>(
-                                    rows, weight, decay, beta, a_log, dt_bias, low, group, gate, norm, eps, sequences,
-                                    kept, past, state, by_block,
-                                )
-                                .grid(grid)
-                                .run()?
-                            }
-                        }
-                    };
-                }
-                match (group, longest, keeps) {
-                    (1, 1, false) if few => step!(1, 2, 2, false, false),
-                    (1, 1, false) => step!(1, 1, 4, false, false),
-                    (1, 2..=4, false) => step!(4, 1, 3, false, false),
-                    (1, _, false) => step!(16, 1, 2, false, false),
-                    (1, 1..=8, true) => step!(8, 1, 2, true, false),
-                    (1, _, true) => step!(16, 1, 2, true, false),
-                    (_, 1, false) => step!(1, 1, 4, false, true),
-                    (_, _, false) => step!(16, 1, 2, false, true),
-                    (_, 1..=8, true) => step!(8, 1, 2, true, true),
-                    (_, _, true) => step!(16, 1, 2, true, true),
-                }
-            })
-        });
-        if group > 1 {
-            self.last_inputs(x, taps, inputs, &at.inputs)?;
-        }
-        Ok(out)
-    }
 }
 
 /// How many value heads have a key head in common, from the columns of all q, k and v.
-fn value_heads_a_key_head(columns: usize, heads: usize, width: usize) -> Result<i32> {
+pub(super) fn value_heads_a_key_head(columns: usize, heads: usize, width: usize) -> Result<i32> {
     let key_columns = columns.saturating_sub(heads * width) / 2;
     let key_heads = key_columns.checked_div(width).unwrap_or(0);
     if key_heads > 0 && (2 * key_heads + heads) * width == columns && heads.is_multiple_of(key_heads) {
