@@ -169,6 +169,33 @@ impl Layer {
         (2 * self.key_heads + self.heads) * self.width
     }
 
+    /// One head of as many of keys as of values, for the reference.
+    fn head(&self, head: usize) -> Layer {
+        assert_eq!(self.key_heads, self.heads);
+        let (heads, width) = (self.heads, self.width);
+        // Every input is rows of heads × some width; qkv three of them a token.
+        let of = |input: &Input, width: usize| Input {
+            tensor: input.tensor.clone(),
+            values: input
+                .values
+                .chunks_exact(heads * width)
+                .flat_map(|row| &row[head * width..][..width])
+                .copied()
+                .collect(),
+        };
+        Layer {
+            key_heads: 1,
+            heads: 1,
+            width,
+            gate: self.gate,
+            qkv: of(&self.qkv, width),
+            decay: of(&self.decay, width),
+            beta: of(&self.beta, 1),
+            a_log: of(&self.a_log, 1),
+            dt_bias: of(&self.dt_bias, width),
+        }
+    }
+
     /// Tokens `first .. first + n` on the device.
     fn run<T: Activation>(
         &self,
@@ -270,6 +297,53 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
             let bound = state_bound(T::DTYPE);
             trial.compare(&format!("{what}: state"), &state.tensor, &state.values, heads * width * width, bound)?;
         }
+    }
+    Ok(())
+}
+
+/// A prompt of a million tokens on a GPU: its end is that of the recurrence, and in parts it has the same bits.
+///
+/// With 34 heads of 64 inputs and outputs have more elements than 31 bits count. Elsewhere it is a thousand tokens.
+pub(super) fn delta_rule_long<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
+    let gpu = matches!(trial.device, Device::Cuda(_));
+    let (n, period, part, heads) = if gpu { (1 << 20, 4093, 1 << 16, 34) } else { (1000, 300, 256, 2) };
+    let width = 64;
+    for nature in [Nature::Mild, Nature::Extreme] {
+        // The inputs repeat themselves, at other places of chunks.
+        let mut layer = Layer::new::<T>(trial, period, [heads; 2], width, nature)?;
+        let last_head = layer.head(heads - 1);
+        for input in [&mut layer.qkv, &mut layer.decay, &mut layer.beta] {
+            let all = trial.poisoned::<T>(&[n, input.tensor.shape()[1]])?;
+            for first in (0..n).step_by(period) {
+                let count = period.min(n - first);
+                all.narrow(0, first, count)?.copy_from(&input.tensor.narrow(0, 0, count)?)?;
+            }
+            input.tensor = all;
+        }
+        let zeros = || Tensor::zeros(&[1, heads, width, width], DType::F32, trial.device);
+        let (mut state, mut state_in_parts) = (zeros()?, zeros()?);
+        let ops = trial.ops::<T, f32>();
+        let o = layer.run::<T>(trial, 0, n, &mut state, &Batch::new(ops, &[n], &[0])?)?;
+        for first in (0..n).step_by(part) {
+            let count = part.min(n - first);
+            let at = Batch::new(ops, &[count], &[0])?;
+            let got = layer.run::<T>(trial, first, count, &mut state_in_parts, &at)?;
+            let same = got.to_bytes()? == o.narrow(0, first, count)?.to_bytes()?;
+            trial.expect(&format!("{nature:?}, {count} tokens from {first}"), same);
+        }
+        let same = state.to_bytes()? == state_in_parts.to_bytes()?;
+        trial.expect(&format!("{nature:?}, state after parts"), same);
+
+        let (mut want, mut want_state) = (vec![], vec![0.0; width * width]);
+        for first in (0..n).step_by(period) {
+            want = last_head.reference(0, period.min(n - first), &mut want_state);
+        }
+        let count = want.len() / width;
+        let end = o.narrow(0, n - count, count)?.narrow(1, heads - 1, 1)?.contiguous()?;
+        trial.compare(&format!("{nature:?}, the end"), &end, &want, want.len(), output_bound(T::DTYPE))?;
+        let state = state.narrow(1, heads - 1, 1)?.contiguous()?;
+        let bound = state_bound(T::DTYPE);
+        trial.compare(&format!("{nature:?}, the state"), &state, &want_state, width * width, bound)?;
     }
     Ok(())
 }

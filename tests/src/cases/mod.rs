@@ -77,6 +77,8 @@ impl Case {
 /// All cases.
 pub fn cases() -> Vec<Case> {
     let mut all = vec![
+        // What a GPU runs; as f32 a million tokens have no room beside others.
+        Case { name: "delta_rule_long/bf16", run: delta::delta_rule_long::<bf16> },
         Case { name: "device/absent", run: device::absent },
         Case { name: "device/out_of_memory", run: device::out_of_memory },
         Case { name: "linear_scaled/e4m3", run: dense::linear_scaled },
