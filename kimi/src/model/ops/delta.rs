@@ -269,3 +269,21 @@ pub(super) fn value_heads_a_key_head(columns: usize, heads: usize, width: usize)
     let found = format!("q, k and v have {columns} columns, v {heads} heads of {width}");
     Err(EngineError::Device(format!("{found}: there must be a whole number of value heads for each key head").into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::value_heads_a_key_head;
+
+    #[test]
+    fn key_heads_follow_from_the_columns() {
+        assert_eq!(value_heads_a_key_head(3 * 4 * 64, 4, 64).unwrap(), 1);
+        assert_eq!(value_heads_a_key_head((2 * 2 + 6) * 64, 6, 64).unwrap(), 3);
+        // No key heads, one too many, and a part of one.
+        for columns in [6 * 64, (2 * 4 + 6) * 64, (2 * 2 + 6) * 64 + 2] {
+            let error = value_heads_a_key_head(columns, 6, 64).unwrap_err().to_string();
+            let text = "there must be a whole number of value heads for each key head";
+            assert_eq!(error, format!("q, k and v have {columns} columns, v 6 heads of 64: {text}"));
+        }
+        assert!(value_heads_a_key_head(0, 0, 0).is_err());
+    }
+}
