@@ -10,7 +10,7 @@ use kiln::{DType, Device, Element, Tensor, bf16};
 use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
 use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
-use kimi::model::ops::{Batch, Gate, MlaShape, Ops};
+use kimi::model::ops::{Batch, Gate, Keep, MlaShape, Ops};
 use kimi::sampling::Sampling;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,23 +57,35 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let mut x = ops.embedding(&ops.integers(&vec![0; n])?, &tensor::<bf16>(&[1024, hidden])?)?;
     let h = ops.rms_norm::<f32, bf16, f32>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
     let qkv = ops.linear::<bf16>(&h, &tensor::<bf16>(&[3 * channels, hidden])?)?;
-    let mut conv = tensor::<bf16>(&[1, 3, 3 * channels])?;
+    let mut conv = tensor::<bf16>(&[2, 3, 3 * channels])?;
     let (projected, conv_weight) = (qkv, tensor::<f32>(&[4, 3 * channels])?);
     let qkv = ops.short_conv::<f32>(&projected, &conv_weight, &mut conv, &at)?;
     let low_rank = ops.linear::<bf16>(&h, &tensor::<bf16>(&[2 * m.head + m.heads, hidden])?)?;
     let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<bf16>(&[channels, m.head])?)?;
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;
-    let mut state = tensor::<f32>(&[1, m.heads, m.head, m.head])?;
+    let mut state = tensor::<f32>(&[2, m.heads, m.head, m.head])?;
     let (a_log, dt_bias) = (tensor::<f32>(&[m.heads])?, tensor::<f32>(&[channels])?);
     ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Bounded(-5.0), &mut state, &at)?;
     let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Softplus, &mut state, &at)?;
     let gate = tensor::<bf16>(&[n, m.heads, m.head])?;
     let norm = tensor::<f32>(&[m.head])?;
-    if at.is_short() {
+    // Few tokens are one kernel; states on the way are left if asked for.
+    let keep = Keep { sequence: 0, tokens: n, slot: 1 };
+    for at in [at, Batch::keeping(ops, &[n], &[0], &[keep])?] {
         let (x, w) = (&projected, &conv_weight);
         for kind in [Gate::Softplus, Gate::Bounded(-5.0)] {
-            ops.kda_step(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
+            ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, kind, &mut state, &at)?;
+            ops.kda(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
         }
+    }
+    // Half as many key heads as value heads.
+    let grouped = tensor::<bf16>(&[n, 2 * channels])?;
+    let (conv_weight, mut conv) = (tensor::<f32>(&[4, 2 * channels])?, tensor::<bf16>(&[2, 3, 2 * channels])?);
+    let (at, kind) = (Batch::single(ops, n)?, Gate::Softplus);
+    ops.delta_rule(&grouped, &decay, &beta, &a_log, &dt_bias, kind, &mut state, &at)?;
+    for at in [at, Batch::keeping(ops, &[n], &[0], &[keep])?] {
+        let (x, w) = (&grouped, &conv_weight);
+        ops.kda(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
     }
     let o = ops.gated_rms_norm(&o, &gate, &norm, 1e-5)?;
     let mixed = ops.linear_parts(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?)?;
@@ -123,7 +135,7 @@ fn instances() -> BTreeMap<String, Kernel> {
     };
     let mut kernels = BTreeMap::new();
     for model in [&tiny, &LARGE] {
-        for n in [1, 8, 64, 100] {
+        for n in [1, 4, 8, 15, 64, 100] {
             let recorded = kiln::record(|| pass(model, n)).expect("every operation has an instance");
             kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
         }

@@ -65,32 +65,28 @@ pub fn short_conv<T: Float, W: Float, const J: usize, const N: usize, const M: u
     }
 }
 
-/// Keeps the last J-1 inputs of each sequence for its next tokens. Sequence s has tokens `bounds[s] .. bounds[s+1]`.
-/// Program: (sequence, channel block).
+/// Keeps J-1 inputs of each channel for the tokens that come next. rows `[count, 4]`: a sequence's first token, the token
+/// after the last input to keep, the slot with what came before the first, the slot to write. Program: (row, channel
+/// block).
 ///
-/// Sequences must have distinct slots.
+/// No two rows write one slot, and none reads what another writes.
 #[kernel]
 pub fn short_conv_state<T: Float, const J: usize, const B: usize>(
     x: &View<T, 2>,
-    bounds: &View<i32, 1>,
-    slot: &View<i32, 1>,
+    rows: &View<i32, 2>,
     state: &mut View<T, 3>,
 ) {
-    let sequence = program_id(0);
-    let channels = program_id(1) * B;
-    let (start, end) = (bounds.get(sequence), bounds.get(sequence + 1));
-    // A sequence without tokens keeps what it has.
-    if start < end {
-        let slot = slot.get(start);
-        // Oldest first: place j takes the input at `end - (J-1) + j`, which an old state still holds if the batch is
-        // short. Places are read before they are overwritten, because the input that place j needs stands at j or later.
-        for j in unroll(0..J - 1) {
-            let t = end + j - (J - 1);
-            let here: Tile<T, 1, B> = x.load((select(t >= start, t, -1), channels));
-            let old: Tile<T, 1, 1, B> = state.load((slot, select(t < start, t - start + (J - 1), -1), channels));
-            let value = here + old.reshape::<D2<1, B>>();
-            // SAFETY: the slot belongs to this sequence alone, and this program to its channels.
-            unsafe { state.store((slot, j, channels), value.reshape::<D3<1, 1, B>>()) };
-        }
+    let (row, channels) = (program_id(0), program_id(1) * B);
+    let (start, end) = (rows.get((row, 0)), rows.get((row, 1)));
+    let (from, to) = (rows.get((row, 2)), rows.get((row, 3)));
+    // Oldest first: place j takes the input at `end - (J-1) + j`, which an old state still holds if there are few tokens.
+    // Places are read before they are overwritten, because the input that place j needs stands at j or later.
+    for j in unroll(0..J - 1) {
+        let t = end + j - (J - 1);
+        let here: Tile<T, 1, B> = x.load((select(t >= start, t, -1), channels));
+        let old: Tile<T, 1, 1, B> = state.load((from, select(t < start, t - start + (J - 1), -1), channels));
+        let value = here + old.reshape::<D2<1, B>>();
+        // SAFETY: the slot belongs to this row alone, and this program to its channels.
+        unsafe { state.store((to, j, channels), value.reshape::<D3<1, 1, B>>()) };
     }
 }

@@ -105,13 +105,7 @@ impl<T: Activation, W: Float> Model<T, W> {
         let gate = ops.linear::<T>(&low_rank.narrow(1, head, head)?, &w.gate)?.reshape(&[n, heads, head])?;
         let beta = low_rank.narrow(1, 2 * head, heads)?;
         let (a_log, dt_bias, kind, eps, at) = (&w.a_log, &w.dt_bias, Gate::Softplus, c.rms_norm_eps, at.batch);
-        let o = if at.is_short() {
-            ops.kda_step(&qkv, &w.conv, &decay, &beta, a_log, dt_bias, kind, &gate, &w.norm, eps, conv, state, at)?
-        } else {
-            let qkv = ops.short_conv::<f32>(&qkv, &w.conv, conv, at)?;
-            let o = ops.delta_rule(&qkv, &decay, &beta, a_log, dt_bias, kind, state, at)?;
-            ops.gated_rms_norm(&o, &gate, &w.norm, eps)?
-        };
+        let o = ops.kda(&qkv, &w.conv, &decay, &beta, a_log, dt_bias, kind, &gate, &w.norm, eps, conv, state, at)?;
         ops.linear_parts(&o.reshape(&[n, heads * head])?, &w.out)
     }
 

@@ -5,7 +5,9 @@ use super::dense::{dot, sigmoid, silu, softplus};
 /// Sizes of one KDA layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KdaShape {
-    /// Heads.
+    /// Heads of q and k.
+    pub key_heads: usize,
+    /// Heads of v, of the gates and of the state: a multiple. Head h has q and k of head h / (heads / key_heads).
     pub heads: usize,
     /// Width of a key.
     pub key: usize,
@@ -76,7 +78,7 @@ fn of_each_channel(x: &[f64], a_log: &[f64], dt_bias: &[f64], gate: impl Fn(f64,
 /// S ← Diag(e^g) S;   u = β (v − Sᵀ k);   S ← S + k uᵀ;   o = Sᵀ q
 /// ```
 ///
-/// - `q`, `k`, `g` [tokens, heads, key] (q and k normalised, q scaled, g natural logarithms ≤ 0);
+/// - `q`, `k` [tokens, key_heads, key] (normalised, q scaled); `g` [tokens, heads, key], natural logarithms ≤ 0;
 ///   `v` [tokens, heads, value]; `beta` [tokens, heads].
 /// - `state` [heads, key, value]: before the first token; updated to after the last.
 ///
@@ -90,16 +92,19 @@ pub fn kda_recurrence(
     beta: &[f64],
     state: &mut [f64],
 ) -> Vec<f64> {
-    let KdaShape { heads, key, value } = shape;
+    let KdaShape { key_heads, heads, key, value } = shape;
     let tokens = beta.len() / heads;
     assert_eq!(beta.len(), tokens * heads);
-    assert_eq!((q.len(), k.len(), g.len()), (tokens * heads * key, tokens * heads * key, tokens * heads * key));
+    assert!(heads.is_multiple_of(key_heads));
+    assert_eq!((q.len(), k.len()), (tokens * key_heads * key, tokens * key_heads * key));
+    assert_eq!(g.len(), tokens * heads * key);
     assert_eq!((v.len(), state.len()), (tokens * heads * value, heads * key * value));
     let mut out = vec![0.0; v.len()];
     for t in 0..tokens {
         for h in 0..heads {
             let at = t * heads + h;
-            let (q, k, g) = (&q[at * key..][..key], &k[at * key..][..key], &g[at * key..][..key]);
+            let key_at = t * key_heads + h / (heads / key_heads);
+            let (q, k, g) = (&q[key_at * key..][..key], &k[key_at * key..][..key], &g[at * key..][..key]);
             let v = &v[at * value..][..value];
             let state = &mut state[h * key * value..][..key * value];
             let mut seen = vec![0.0; value];

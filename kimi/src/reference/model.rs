@@ -153,7 +153,7 @@ fn kda(c: &Config, w: &Kda<Vec<f64>>, x: &[f64], conv: &mut [Vec<f64>; 3], state
     let [q, k, v] = mixed;
     let g = kda_gate(&linear(&linear(x, &w.f_a_proj, hidden), &w.f_b_proj, width), &w.a_log, &w.dt_bias);
     let beta: Vec<f64> = linear(x, &w.b_proj, hidden).into_iter().map(sigmoid).collect();
-    let shape = KdaShape { heads: c.kda_heads, key: width, value: width };
+    let shape = KdaShape { key_heads: c.kda_heads, heads: c.kda_heads, key: width, value: width };
     let o = kda_recurrence(shape, &q, &k, &v, &g, &beta, state);
     let gate = linear(&linear(x, &w.g_a_proj, hidden), &w.g_b_proj, width);
     linear(&gated_rms_norm(&o, &gate, &w.o_norm, c.rms_norm_eps), &w.o_proj, channels)

@@ -80,7 +80,7 @@ fn pieces_equal_the_whole() {
 
 #[test]
 fn extreme_gates_stay_finite() {
-    let shape = KdaShape { heads: 2, key: 3, value: 2 };
+    let shape = KdaShape { key_heads: 2, heads: 2, key: 3, value: 2 };
     let tokens = 40;
     let wave = |n: usize, scale: f64| (0..n).map(|i| (i as f64 * 1.7).sin() * scale).collect::<Vec<_>>();
     let raw = wave(tokens * 6, 1000.0);

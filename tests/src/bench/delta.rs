@@ -3,7 +3,7 @@
 use super::{Case, Least, Work, random};
 use crate::cases::{bound, values};
 use kiln::{Device, Element, Tensor, bf16};
-use kimi::model::ops::{Batch, Gate, Ops};
+use kimi::model::ops::{Batch, Gate, Keep, Ops};
 use kimi::reference::{self, KdaShape, relative_error};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -25,7 +25,12 @@ pub(super) fn cases() -> Vec<Case> {
     }
     all.extend([1, 16, 128].map(|b| {
         let least = Least { flops: 0.0, bytes: (8 * b * HEADS * WIDTH * WIDTH) as f64 };
-        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| step(device, b, least))
+        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| step(device, b, 1, least))
+    }));
+    // Every state on the way is kept: one is read, as many written as there are tokens.
+    all.extend([(1, 4), (16, 4), (128, 4), (16, 8)].map(|(b, n)| {
+        let least = Least { flops: 0.0, bytes: (4 * (1 + n) * b * HEADS * WIDTH * WIDTH) as f64 };
+        Case::new(format!("kda_verify/b{b}_n{n}_h{HEADS}_d{WIDTH}"), move |device| step(device, b, n, least))
     }));
     all
 }
@@ -123,7 +128,7 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
                 let beta: Vec<f64> =
                     values(&beta.narrow(0, first, count)?)?.iter().map(|x| reference::sigmoid(*x)).collect();
                 let mut state = vec![0.0; HEADS * WIDTH * WIDTH];
-                let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
+                let shape = KdaShape { key_heads: HEADS, heads: HEADS, key: WIDTH, value: WIDTH };
                 let want = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
                 error = error.max(relative_error(&values(&o.narrow(0, first, count)?)?, &want));
                 if whole {
@@ -137,23 +142,30 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
     })
 }
 
-/// One token of each sequence, from projections to what the output projection takes; states are continued by later runs.
-fn step(device: Device, sequences: usize, least: Least) -> anyhow::Result<Work> {
+/// So many tokens of each sequence, from projections to what the output projection takes; states are kept after all tokens
+/// and continued by later runs.
+fn step(device: Device, sequences: usize, tokens: usize, least: Least) -> anyhow::Result<Work> {
     const ALL: usize = 3 * CHANNELS;
     const EPS: f64 = 1e-5;
-    let x = random::<bf16>(device, &[sequences, ALL], 1.0, 1)?;
-    let decay = random::<bf16>(device, &[sequences, CHANNELS], 1.0, 2)?;
-    let beta = random::<bf16>(device, &[sequences, HEADS], 1.0, 3)?;
+    let n = sequences * tokens;
+    let slots: Vec<usize> = (0..sequences).collect();
+    let keep: Vec<Keep> = (0..n)
+        .map(|token| Keep { sequence: token / tokens, tokens: token % tokens + 1, slot: sequences + token })
+        .filter(|keep| keep.tokens < tokens)
+        .collect();
+    let at = Batch::keeping(Ops::<bf16, bf16>::new(device), &vec![tokens; sequences], &slots, &keep)?;
+    let x = random::<bf16>(device, &[n, ALL], 1.0, 1)?;
+    let decay = random::<bf16>(device, &[n, CHANNELS], 1.0, 2)?;
+    let beta = random::<bf16>(device, &[n, HEADS], 1.0, 3)?;
     let a_log: Vec<f32> = (0..HEADS).map(|h| (1.0 + 15.0 * h as f32 / HEADS as f32).ln()).collect();
     let a_log = Tensor::from_slice(&a_log, &[HEADS], device)?;
     let dt_bias = random::<f32>(device, &[CHANNELS], 1.0, 4)?;
     let weight = random::<f32>(device, &[ALL, 4], 1.0, 5)?;
     let taps_first = weight.transpose(0, 1)?.contiguous()?;
-    let gate = random::<bf16>(device, &[sequences, HEADS, WIDTH], 1.0, 6)?;
+    let gate = random::<bf16>(device, &[n, HEADS, WIDTH], 1.0, 6)?;
     let norm = random::<f32>(device, &[WIDTH], 1.0, 7)?;
-    let mut inputs = Tensor::zeros(&[sequences, 3, ALL], bf16::DTYPE, device)?;
-    let mut state = Tensor::zeros(&[sequences, HEADS, WIDTH, WIDTH], f32::DTYPE, device)?;
-    let at = batch(device, sequences, 1)?;
+    let mut inputs = Tensor::zeros(&[sequences + n, 3, ALL], bf16::DTYPE, device)?;
+    let mut state = Tensor::zeros(&[sequences + n, HEADS, WIDTH, WIDTH], f32::DTYPE, device)?;
     let result = Rc::new(RefCell::new(None));
     let kept = result.clone();
     let read = (x.clone(), decay.clone(), beta.clone(), a_log.clone(), dt_bias.clone());
@@ -162,7 +174,7 @@ fn step(device: Device, sequences: usize, least: Least) -> anyhow::Result<Work> 
         least,
         run: Box::new(move || {
             let (kind, ops) = (Gate::Softplus, Ops::<bf16, bf16>::new(device));
-            let o = ops.kda_step(
+            let o = ops.kda(
                 &x,
                 &taps_first,
                 &decay,
@@ -186,15 +198,18 @@ fn step(device: Device, sequences: usize, least: Least) -> anyhow::Result<Work> 
             let (a_log, dt_bias, weight, norm) = (values(&a_log)?, values(&dt_bias)?, values(&weight)?, values(&norm)?);
             let mut error = 0f64;
             for s in [0, sequences - 1] {
-                let one = |t: &Tensor| -> anyhow::Result<Vec<f64>> { Ok(values(&t.narrow(0, s, 1)?)?) };
+                let one = |t: &Tensor| -> anyhow::Result<Vec<f64>> { Ok(values(&t.narrow(0, s * tokens, tokens)?)?) };
                 let qkv = reference::short_convolution(&one(&x)?, &weight, ALL, &mut vec![0.0; ALL * 3]);
-                let q = reference::l2_norm(&qkv[..CHANNELS], WIDTH, 1e-6, (WIDTH as f64).powf(-0.5));
-                let k = reference::l2_norm(&qkv[CHANNELS..2 * CHANNELS], WIDTH, 1e-6, 1.0);
+                let third = |i: usize| -> Vec<f64> {
+                    qkv.chunks_exact(ALL).flat_map(|row| &row[i * CHANNELS..][..CHANNELS]).copied().collect()
+                };
+                let q = reference::l2_norm(&third(0), WIDTH, 1e-6, (WIDTH as f64).powf(-0.5));
+                let k = reference::l2_norm(&third(1), WIDTH, 1e-6, 1.0);
                 let g = reference::kda_gate(&one(&decay)?, &a_log, &dt_bias);
                 let beta: Vec<f64> = one(&beta)?.iter().map(|x| reference::sigmoid(*x)).collect();
                 let mut state = vec![0.0; HEADS * WIDTH * WIDTH];
-                let shape = KdaShape { heads: HEADS, key: WIDTH, value: WIDTH };
-                let y = reference::kda_recurrence(shape, &q, &k, &qkv[2 * CHANNELS..], &g, &beta, &mut state);
+                let shape = KdaShape { key_heads: HEADS, heads: HEADS, key: WIDTH, value: WIDTH };
+                let y = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
                 let gate = one(&gate)?;
                 let want: Vec<f64> = (y.chunks_exact(WIDTH).zip(gate.chunks_exact(WIDTH)))
                     .flat_map(|(y, gate)| {

@@ -19,6 +19,7 @@ mod dense;
 mod device;
 mod experts;
 mod sampling;
+mod step;
 
 pub use data::{Input, Numbers, values};
 
@@ -76,6 +77,8 @@ impl Case {
 /// All cases.
 pub fn cases() -> Vec<Case> {
     let mut all = vec![
+        // What a GPU runs; as f32 a million tokens have no room beside others.
+        Case { name: "delta_rule_long/bf16", run: delta::delta_rule_long::<bf16> },
         Case { name: "device/absent", run: device::absent },
         Case { name: "device/out_of_memory", run: device::out_of_memory },
         Case { name: "linear_scaled/e4m3", run: dense::linear_scaled },
@@ -117,8 +120,10 @@ pub fn cases() -> Vec<Case> {
         delta::short_conv,
         delta::delta_rule,
         delta::delta_rule_in_pieces,
+        delta::delta_rule_keeps,
         delta::delta_rule_repeats,
-        delta::kda_step,
+        step::kda,
+        step::kda_keeps,
         attention::mla_cache,
         attention::mla_prefill,
     ];

@@ -1,25 +1,30 @@
 //! The recurrence, token by token: few tokens of many sequences (decode).
 
-use super::{decay_scale, log2_decay, unit};
+use super::{decay_scale, key_columns, log2_decay, unit};
 use kiln::prelude::*;
 
-/// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read.
+/// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read. If `KEEP`: kept
+/// `[n]`, the slot that gets the state after each token, or -1.
 /// Program: (block of `V` value columns, head, sequence).
 #[kernel]
-pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bool>(
+pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bool, const KEEP: bool>(
     qkv: &View<T, 2>,
     decay_input: &View<T, 2>,
     beta_input: &View<T, 2>,
     a_log: &View<f32, 1>,
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
+    group: i32,
     sequences: &View<i32, 2>,
+    kept: &View<i32, 1>,
     state: &mut View<f32, 4>,
     o: &mut View<T, 3>,
 ) {
     let (column, head, sequence, heads) = (program_id(0) * V, program_id(1), program_id(2), o.dim(1));
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
+    let (q_at, k_at) = key_columns::<D>(qkv.dim(1), head, heads, group);
+    let v_at = qkv.dim(1) - (heads - head) * D + column;
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
     let bias: Tile<f32, D> = dt_bias.load(head * D);
@@ -27,9 +32,9 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
     let mut s: Tile<f32, D, V> = stored.reshape();
     for t in first..end {
         let row = qkv.select(0, t);
-        let q: Tile<f32, D> = row.load(head * D).cast();
-        let k: Tile<f32, D> = row.load((heads + head) * D).cast();
-        let v: Tile<f32, V> = row.load((heads * 2 + head) * D + column).cast();
+        let q: Tile<f32, D> = row.load(q_at).cast();
+        let k: Tile<f32, D> = row.load(k_at).cast();
+        let v: Tile<f32, V> = row.load(v_at).cast();
         let (q, k) = (q * unit(q) * (D as f32).powf(-0.5), k * unit(k));
         let x: Tile<f32, D> = decay_input.select(0, t).load(head * D).cast();
         let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>(x.reshape(), bias, rate, scale.reshape()).reshape();
@@ -40,6 +45,13 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
         let out: Tile<f32, V> = (s * q.col()).sum::<0>();
         // SAFETY: a program writes the columns of its own sequence, head and block.
         unsafe { o.store((t, head, column), out.cast::<T>().reshape::<D3<1, 1, V>>()) };
+        if KEEP {
+            let kept = kept.get(t);
+            if kept >= 0 {
+                // SAFETY: as above; a slot belongs to one token.
+                unsafe { state.store((kept, head, 0, column), s.reshape::<D4<1, 1, D, V>>()) };
+            }
+        }
     }
     // SAFETY: as above; a slot belongs to one sequence.
     unsafe { state.store((slot, head, 0, column), s.reshape::<D4<1, 1, D, V>>()) };

@@ -9,11 +9,11 @@ use kiln::prelude::*;
 /// computed transposed: each result is then the first operand of a product that follows, where the tensor cores take
 /// it from registers, and all second operands come from memory as they lie there.
 ///
-/// qkv `[n, 3·heads·D]`; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
-/// replaced → o `[n, heads, D]`. `AHEAD` chunks are in shared memory at a time. Program: (block of `V` value columns,
-/// head, sequence).
+/// qkv as of [`super::kda_chunk`]; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
+/// replaced → o `[n, heads, D]`. If `KEEP`: chunks `[count, 4]`, in column 2 the slot that gets the state after a chunk,
+/// or -1. `AHEAD` chunks are in shared memory at a time. Program: (block of `V` value columns, head, sequence).
 #[kernel]
-pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD: usize>(
+pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD: usize, const KEEP: bool>(
     qkv: &View<T, 2>,
     k_in: &View<T, 3>,
     q_in: &View<T, 3>,
@@ -21,6 +21,7 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD:
     p: &View<T, 3>,
     keep: &View<f32, 3>,
     sequences: &View<i32, 2>,
+    chunks: &View<i32, 2>,
     state: &mut View<f32, 4>,
     o: &mut View<T, 3>,
 ) where
@@ -29,14 +30,15 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD:
     let (column, head, sequence) = (program_id(0) * V, program_id(1), program_id(2));
     let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
-    let values = (o.dim(1) * 2 + head) * D + column;
+    // The values are the last columns.
+    let values = qkv.dim(1) - (o.dim(1) - head) * D + column;
     let mut o = o.select(1, head).narrow(0, first, end - first);
     let (k_in, q_in, k_out) = (k_in.select(0, head), q_in.select(0, head), k_out.select(0, head));
     let (p, keep) = (p.select(0, head), keep.select(0, head));
 
-    let mut state = state.select(0, slot).select(0, head);
+    let mut own_state = state.select(0, slot).select(0, head);
 
-    let stored: Tile<f32, D, V> = state.load((0, column));
+    let stored: Tile<f32, D, V> = own_state.load((0, column));
     let mut s: Tile<f32, V, D> = stored.t();
     for t in (0..end - first).step_by(C).stages(AHEAD as u8) {
         let row = chunk * C + t;
@@ -55,7 +57,15 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD:
         // SAFETY: a program writes the columns of its own sequence, head and block; rows past the sequence's end lie
         // outside the narrowed view.
         unsafe { o.store((t, column), out.cast::<T>().t()) };
+        if KEEP {
+            let kept = chunks.get((chunk + t / C, 2));
+            if kept >= 0 {
+                let mut state = state.select(0, kept).select(0, head);
+                // SAFETY: as above; a slot belongs to one sequence or one chunk.
+                unsafe { state.store((0, column), s.t()) };
+            }
+        }
     }
-    // SAFETY: as above; a slot belongs to one sequence.
-    unsafe { state.store((0, column), s.t()) };
+    // SAFETY: as above.
+    unsafe { own_state.store((0, column), s.t()) };
 }

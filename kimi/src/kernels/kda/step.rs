@@ -1,14 +1,16 @@
 //! One step of decoding: everything between a layer's projections, in one kernel.
 
-use super::{decay_scale, log2_decay};
+use super::{decay_scale, key_columns, log2_decay};
 use kiln::prelude::*;
 
 /// Short convolution with its state, SiLU, normalisation of q and k, gate, β, the recurrence, and the gated RMSNorm.
 ///
 /// - x `[n, 3, heads·D]`, the projections of q, k and v; weight `[J, 3, heads·D]`; inputs `[slots, J-1, 3, heads·D]`,
-///   the convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound
+///   the convolution's last inputs, oldest first, replaced. If `GROUPED`, `group` value heads have a key head in common
+///   and all three have `[.., 1, (2·heads/group + heads)·D]`; inputs are not replaced, since others read them. decay_input, beta_input, a_log, dt_bias, lower_bound
 ///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: D rows, their D = B·V
 ///   columns in blocks of V.
+/// - If `KEEP`: kept `[n]`, the slot whose inputs and state become those after each token, or -1.
 /// - gate `[n, heads, B, V]`, norm `[B, V]` → out `[n, heads, B, V]` = RMSNorm(o)·norm·sigmoid(gate).
 ///
 /// A sequence has at most `N` tokens, `J` is 2, 3 or 4. Program: (head, sequence); `P` of them share a multiprocessor.
@@ -28,6 +30,8 @@ pub fn kda_step<
     const C2: usize,
     const J: usize,
     const BOUNDED: bool,
+    const KEEP: bool,
+    const GROUPED: bool,
     const P: u8,
 >(
     x: &View<T, 3>,
@@ -37,10 +41,12 @@ pub fn kda_step<
     a_log: &View<f32, 1>,
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
+    group: i32,
     gate: &View<T, 4>,
     norm: &View<f32, 2>,
     eps: f32,
     sequences: &View<i32, 2>,
+    kept: &View<i32, 1>,
     inputs: &mut View<T, 4>,
     state: &mut View<f32, 4>,
     out: &mut View<T, 4>,
@@ -50,16 +56,16 @@ pub fn kda_step<
     let slot = sequences.get((sequence, 3));
     let count = if N == 1 { full(1.0) } else { end - first };
     let channels = head * D;
-    let mut state = state.select(0, slot * heads + head);
-    let mut inputs = inputs.select(0, slot);
+    let mut own_state = state.select(0, slot * heads + head);
+    let mut own_inputs = inputs.select(0, slot);
 
     // The first blocks are on their way while the program computes what does not need the state.
-    let mut next: Tile<f32, C, D, V> = state.load((0, 0, 0));
+    let mut next: Tile<f32, C, D, V> = own_state.load((0, 0, 0));
 
     // Inputs of q, k, v (and a row of zeros) one, two and three tokens back; beyond J-1 tokens they lie outside.
-    let mut back_1: Tile<T, 1, 4, D> = inputs.load((J as i32 - 2, 0, channels));
-    let mut back_2: Tile<T, 1, 4, D> = inputs.load((J as i32 - 3, 0, channels));
-    let mut back_3: Tile<T, 1, 4, D> = inputs.load((J as i32 - 4, 0, channels));
+    let past =
+        |back: i32| of_head::<T, D, GROUPED>(&own_inputs, full((J as i32 - 1 - back).into()), head, heads, group);
+    let (mut back_1, mut back_2, mut back_3) = (past(1), past(2), past(3));
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
     // Of each token q and k of unit length, v, e^g; β; and the product of q and k.
@@ -67,9 +73,10 @@ pub fn kda_step<
     let (mut betas, mut products): (Tile<f32, N, 1, 1>, Tile<f32, N, 1, 1>) = (zeros(), zeros());
     for i in 0..count {
         let t = first + i;
-        let now: Tile<T, 1, 4, D> = x.load((t, 0, channels));
+        let now = of_head::<T, D, GROUPED>(x, t, head, heads, group);
         // The last tap meets the current token; taps that there are not are zero.
-        let tap = |back: i32| -> Tile<f32, 1, 4, D> { weight.load((J as i32 - 1 - back, 0, channels)) };
+        let tap =
+            |back: i32| of_head::<f32, D, GROUPED>(weight, full((J as i32 - 1 - back).into()), head, heads, group);
         let mut sum = now.cast::<f32>() * tap(0);
         sum += back_1.cast::<f32>() * tap(1);
         sum += back_2.cast::<f32>() * tap(2);
@@ -97,20 +104,24 @@ pub fn kda_step<
         vectors = put(i, qkvg, vectors);
         betas = put(i, beta.reshape(), betas);
         products = put(i, product.reshape(), products);
+        if KEEP {
+            let kept = kept.get(t);
+            if kept >= 0 {
+                let mut inputs = inputs.select(0, kept);
+                // SAFETY: a slot belongs to one sequence or token, and this program to its head.
+                unsafe { store_inputs::<T, D, J, GROUPED>(&mut inputs, channels, [back_1, back_2, back_3]) };
+            }
+        }
     }
-    // SAFETY: a slot belongs to one sequence, and this program to its head.
-    unsafe {
-        inputs.store((J as i32 - 2, 0, channels), back_1);
-        inputs.store((J as i32 - 3, 0, channels), back_2);
-        inputs.store((J as i32 - 4, 0, channels), back_3);
-    }
+    // SAFETY: as above.
+    unsafe { store_inputs::<T, D, J, GROUPED>(&mut own_inputs, channels, [back_1, back_2, back_3]) };
 
     let mut o: Tile<f32, N, B, V> = zeros();
     let mut squares: Tile<f32, N, 1, 1> = zeros();
     for column in (0..B).step_by(C) {
         let mut s = next;
         if C < B {
-            next = state.load((column + C, 0, 0));
+            next = own_state.load((column + C, 0, 0));
         }
         for i in 0..count {
             let vectors = take(i, vectors);
@@ -148,9 +159,17 @@ pub fn kda_step<
                 o = select(here, part.reshape::<D3<1, 1, V>>().broadcast::<D3<N, B, V>>(), o);
             }
             squares = put(i, sum.reshape(), squares);
+            if KEEP {
+                let kept = kept.get(first + i);
+                if kept >= 0 {
+                    let mut state = state.select(0, kept * heads + head);
+                    // SAFETY: as above.
+                    unsafe { state.store((column, 0, 0), s) };
+                }
+            }
         }
         // SAFETY: as above.
-        unsafe { state.store((column, 0, 0), s) };
+        unsafe { own_state.store((column, 0, 0), s) };
     }
 
     let (gate, out) = (gate.select(1, head), out.select(1, head));
@@ -163,6 +182,45 @@ pub fn kda_step<
     let y = (o * scale * norm * open.cast::<f32>().sigmoid()).cast::<T>();
     // SAFETY: a program writes its own sequence's tokens, and of them its head.
     unsafe { out.store((0, 0, 0), y) };
+}
+
+/// Row `at` of q, k and v (and of zeros) of a head.
+#[device]
+fn of_head<T: Float, const D: usize, const GROUPED: bool>(
+    rows: &View<T, 3>,
+    at: Tile<i32>,
+    head: Tile<i32>,
+    heads: Tile<i32>,
+    group: Tile<i32>,
+) -> Tile<T, 1, 4, D> {
+    if GROUPED {
+        let columns = rows.dim(2);
+        let (q, k) = key_columns::<D>(columns, head, heads, group);
+        let one = |column: Tile<i32>| -> Tile<T, 1, 1, D> { rows.load((at, 0, column)) };
+        let qk: Tile<T, 1, 2, D> = one(q).join(one(k), 1);
+        let v: Tile<T, 1, 2, D> = one(columns - (heads - head) * D).join(zeros(), 1);
+        qk.join(v, 1)
+    } else {
+        rows.load((at, 0, head * D))
+    }
+}
+
+/// Inputs one, two and three tokens back; beyond J-1 tokens they lie outside. Not if heads have them in common.
+///
+/// # Safety
+/// The program's own channels of these inputs.
+#[device]
+unsafe fn store_inputs<T: Float, const D: usize, const J: usize, const GROUPED: bool>(
+    inputs: &mut View<T, 3>,
+    channels: Tile<i32>,
+    back: [Tile<T, 1, 4, D>; 3],
+) {
+    if !GROUPED {
+        for i in unroll(0..3) {
+            // SAFETY: as the caller promises.
+            unsafe { inputs.store((J as i32 - 2 - i as i32, 0, channels), back[i]) };
+        }
+    }
 }
 
 /// `all` with x in place i.

@@ -57,12 +57,15 @@ fn chunks_of_width(width: usize) -> usize {
 
 // After the macro that they use.
 mod attention;
+mod batch;
 mod delta;
 mod experts;
+mod kda;
 mod linear;
 
 pub use attention::MlaShape;
-pub use delta::{Batch, Gate};
+pub use batch::{Batch, Keep};
+pub use delta::Gate;
 
 impl<T: Activation, W: Float> Ops<T, W> {
     pub fn new(device: Device) -> Self {
@@ -128,14 +131,19 @@ impl<T: Activation, W: Float> Ops<T, W> {
     /// x, gate [n, heads, width] → normalised and gated.
     pub fn gated_rms_norm(self, x: &Tensor, gate: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let mut out = self.empty::<T>(x.shape())?;
+        self.gated_rms_norm_into(x, gate, weight, eps, &mut out)?;
+        Ok(out)
+    }
+
+    fn gated_rms_norm_into(self, x: &Tensor, gate: &Tensor, weight: &Tensor, eps: f64, out: &mut Tensor) -> Result<()> {
         let eps = eps as f32;
         with_const!(
             D = x.shape()[2],
             of [64, 128],
             "linear_attn_config.head_dim",
-            norm::gated_rms_norm::<T, f32, D>(x, gate, weight, eps, &mut out).run()?
+            norm::gated_rms_norm::<T, f32, D>(x, gate, weight, eps, out).run()?
         );
-        Ok(out)
+        Ok(())
     }
 
     /// Draws one token per row of logits [n, vocabulary] f32; `position` [n] tokens come before it → [n] i32.
