@@ -171,9 +171,9 @@ fn softmax(rows: usize, columns: usize) -> Case {
             run: Box::new(move || {
                 let mut out = out.borrow_mut();
                 match columns {
-                    ..=1024 => kernels::softmax::<bf16, 1024, 1>(&x, &mut out).run()?,
-                    1025..=8192 => kernels::softmax::<bf16, 8192, 16>(&x, &mut out).run()?,
-                    _ => kernels::softmax_long::<bf16, 8, 4096, 16>(&x, &mut out).grid([rows]).run()?,
+                    ..=1024 => kernels::softmax::<bf16, 2, 1024, 1>(&x, &mut out).run()?,
+                    1025..=8192 => kernels::softmax::<bf16, 1, 8192, 16>(&x, &mut out).run()?,
+                    _ => kernels::softmax_long::<bf16, 12, 4096, 16>(&x, &mut out).grid([rows]).run()?,
                 }
                 Ok(())
             }),

@@ -37,13 +37,13 @@ fn scramble<S: Shape>(x: Tile<u32, S>) -> Tile<u32, S> {
     x ^ (x >> 16)
 }
 
-/// Softmax of rows that a program holds: x `[rows, columns]` → out, with `N` ≥ columns. Program: row, of `P` warps.
+/// Softmax of rows that a program holds: x `[rows, columns]` → out, with `N` ≥ columns. Program: `R` rows, of `P` warps.
 #[kernel(warps = P)]
-pub fn softmax<T: Float, const N: usize, const P: u8>(x: &View<T, 2>, out: &mut Block<T, 1, N>) {
-    let row: Tile<T, N> = x.select(0, program_id(0)).load_or(0, full(f64::NEG_INFINITY));
-    let row = row.cast::<f32>() * LOG2_E;
-    let e = (row - row.amax::<0>()).exp2();
-    out.store((e * e.sum::<0>().recip()).cast::<T>().reshape());
+pub fn softmax<T: Float, const R: usize, const N: usize, const P: u8>(x: &View<T, 2>, out: &mut Block<T, R, N>) {
+    let rows: Tile<T, R, N> = x.load_or((out.origin(0), 0), full(f64::NEG_INFINITY));
+    let rows = rows.cast::<f32>() * LOG2_E;
+    let e = (rows - rows.amax::<1>().col()).exp2();
+    out.store((e * e.sum::<1>().recip().col()).cast::<T>());
 }
 
 /// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out. Program: row, of `P` warps.

@@ -161,8 +161,10 @@ fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep>
     let x = random::<bf16>(device, &[rows, columns], 1.0, 1)?;
     let mut ways = Ways::new::<bf16>(device, &[&x], &[rows, columns])?;
     macro_rules! whole {
-        ($n:literal: $($p:literal)*) => {{$(
-            ways.add(concat!($p, " warps"), |i, out| kernels::softmax::<bf16, $n, $p>(&i[0], out).run());
+        ($($r:literal x $n:literal by $p:literal)*) => {{$(
+            ways.add(concat!($r, " rows, ", $p, " warps"), |i, out| {
+                kernels::softmax::<bf16, $r, $n, $p>(&i[0], out).run()
+            });
         )*}};
     }
     macro_rules! long {
@@ -173,9 +175,14 @@ fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep>
         )*}};
     }
     match columns {
-        ..=1024 => whole!(1024: 1 2 4),
-        1025..=8192 => whole!(8192: 4 8 16),
-        _ => long!(0 x 1024 by 4 0 x 2048 by 8 0 x 4096 by 16 0 x 8192 by 32 4 x 4096 by 16 8 x 4096 by 16),
+        ..=1024 => {
+            whole!(1 x 1024 by 1 2 x 1024 by 1 4 x 1024 by 1 2 x 1024 by 2 4 x 1024 by 4 8 x 1024 by 4 8 x 1024 by 8)
+        }
+        1025..=8192 => whole!(1 x 8192 by 4 1 x 8192 by 8 1 x 8192 by 16),
+        _ => long!(
+            0 x 4096 by 16 8 x 4096 by 16 12 x 4096 by 16 16 x 4096 by 16 20 x 4096 by 16 24 x 4096 by 16
+            16 x 2048 by 8 24 x 2048 by 8 32 x 2048 by 8
+        ),
     }
     let check = Box::new(move || {
         let mut want = vec![];

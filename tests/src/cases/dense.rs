@@ -150,7 +150,7 @@ pub(super) fn softmax<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
                 x.values.chunks_exact(columns).flat_map(reference::log_softmax).map(f64::exp).collect();
             let mut out = trial.poisoned::<T>(&[n, columns])?;
             if columns <= 512 {
-                kernels::softmax::<T, 512, 2>(&x.tensor, &mut out).run()?;
+                kernels::softmax::<T, 2, 512, 1>(&x.tensor, &mut out).run()?;
                 trial.compare(&format!("{n} rows of {columns}"), &out, &want, columns, bound(T::DTYPE))?;
             }
             out.fill(f64::NAN)?;

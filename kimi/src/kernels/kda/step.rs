@@ -73,24 +73,28 @@ pub fn kda_step<
     let (mut betas, mut products): (Tile<f32, N, 1, 1>, Tile<f32, N, 1, 1>) = (zeros(), zeros());
     for i in 0..count {
         let t = first + i;
+        // All loads first: what is between them and their use has barriers.
         let now = of_head::<T, D, GROUPED>(x, t, head, heads, group);
+        let bias: Tile<f32, D> = dt_bias.load(channels);
+        let a: Tile<T, D> = decay_input.select(0, t).load(channels);
+        let beta = beta_input.get((t, head));
         // The last tap meets the current token; taps that there are not are zero.
         let tap =
             |back: i32| of_head::<f32, D, GROUPED>(weight, full((J as i32 - 1 - back).into()), head, heads, group);
-        let mut sum = now.cast::<f32>() * tap(0);
-        sum += back_1.cast::<f32>() * tap(1);
-        sum += back_2.cast::<f32>() * tap(2);
-        sum += back_3.cast::<f32>() * tap(3);
+        let taps = [tap(0), tap(1), tap(2), tap(3)];
+        let mut sum = now.cast::<f32>() * taps[0];
+        sum += back_1.cast::<f32>() * taps[1];
+        sum += back_2.cast::<f32>() * taps[2];
+        sum += back_3.cast::<f32>() * taps[3];
         (back_3, back_2, back_1) = (back_2, back_1, now);
         let qkv: Tile<f32, 4, D> = sum.silu().reshape();
         let q: Tile<f32, 1, D> = qkv.slice([0, 0]);
         let k: Tile<f32, 1, D> = qkv.slice([1, 0]);
         let v: Tile<f32, 1, D> = qkv.slice([2, 0]);
 
-        let bias: Tile<f32, D> = dt_bias.load(channels);
-        let a: Tile<f32, D> = decay_input.select(0, t).load(channels).cast();
+        let a: Tile<f32, D> = a.cast();
         let g: Tile<f32, 1, D> = log2_decay::<BOUNDED, 1, D>(a.reshape(), bias, rate, scale.reshape());
-        let beta = beta_input.get((t, head)).cast::<f32>().sigmoid();
+        let beta = beta.cast::<f32>().sigmoid();
 
         // All sums over the channels at once.
         let squares: Tile<f32, 2, D> = (q * q).join(k * k, 0);
@@ -116,6 +120,8 @@ pub fn kda_step<
     // SAFETY: as above.
     unsafe { store_inputs::<T, D, J, GROUPED>(&mut own_inputs, channels, [back_1, back_2, back_3]) };
 
+    let open: Tile<T, N, B, V> = gate.select(1, head).load((first, 0, 0));
+    let norm: Tile<f32, B, V> = norm.load((0, 0));
     let mut o: Tile<f32, N, B, V> = zeros();
     let mut squares: Tile<f32, N, 1, 1> = zeros();
     for column in (0..B).step_by(C) {
@@ -172,10 +178,7 @@ pub fn kda_step<
         unsafe { own_state.store((column, 0, 0), s) };
     }
 
-    let (gate, out) = (gate.select(1, head), out.select(1, head));
-    let mut out = out.narrow(0, first, end - first);
-    let open: Tile<T, N, B, V> = gate.load((first, 0, 0));
-    let norm: Tile<f32, B, V> = norm.load((0, 0));
+    let mut out = out.select(1, head).narrow(0, first, end - first);
     let scale = (squares / (D as f32) + eps).rsqrt();
     let scale: Tile<f32, N, B, V> = scale.broadcast();
     let norm: Tile<f32, N, B, V> = norm.reshape::<D3<1, B, V>>().broadcast();
