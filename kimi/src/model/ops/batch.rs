@@ -37,8 +37,8 @@ pub struct Keep {
 pub struct Batch {
     /// Of each token, the first of its sequence.
     pub(super) start: Tensor,
-    /// Of each token, its sequence's state slot.
-    pub(super) slot: Tensor,
+    /// Of all sequences.
+    pub(super) inputs: Inputs,
     /// Tokens in a chunk of the delta rule.
     pub(super) chunk: usize,
     pub(super) short: Option<Short>,
@@ -48,7 +48,7 @@ pub struct Batch {
 }
 
 /// Which inputs of the convolution go where, [count, 4]: first token of a sequence, the token after the last input, the
-/// slot of what came before the first, the slot to write.
+/// slot of what came before the first, the slot to write or -1.
 pub(super) struct Inputs {
     /// On the way.
     pub kept: Option<Tensor>,
@@ -131,19 +131,17 @@ impl Batch {
             sequences.push(Sequence { first, end, slot: slot as i32, kept });
             first = end;
         }
-        let of_each_token = |value: fn(&Sequence) -> i32| -> Vec<i32> {
-            sequences.iter().flat_map(|s| std::iter::repeat_n(value(s), s.tokens())).collect()
-        };
-        let start = ops.integers(&of_each_token(|s| s.first))?;
-        let slot = ops.integers(&of_each_token(|s| s.slot))?;
         sequences.retain(|s| s.tokens() > 0);
+        let start: Vec<i32> = sequences.iter().flat_map(|s| std::iter::repeat_n(s.first, s.tokens())).collect();
+        let start = ops.integers(&start)?;
+        let inputs = Inputs::new(ops, &sequences, &[])?;
         let (short, long): (Vec<_>, Vec<_>) = sequences.into_iter().partition(|s| s.tokens() < SHORT);
         Ok(Batch {
             start,
-            slot,
+            inputs,
             chunk,
             short: if short.is_empty() { None } else { Some(Short::new(ops, &short, first)?) },
-            long: if long.is_empty() { None } else { Some(Long::new(ops, &long, chunk, tokens_at_once)?) },
+            long: if long.is_empty() { None } else { Some(Long::new(ops, &long, &short, chunk, tokens_at_once)?) },
             slots: pool,
         })
     }
@@ -192,8 +190,10 @@ impl Sequence {
 }
 
 impl Inputs {
-    fn new<T: Activation, W: Float>(ops: Ops<T, W>, sequences: &[Sequence]) -> Result<Inputs> {
-        let last: Vec<_> = sequences.iter().map(|s| [s.first, s.end, s.slot, s.slot]).collect();
+    /// Of these sequences; of the others, which are in the same batch, nothing is kept.
+    fn new<T: Activation, W: Float>(ops: Ops<T, W>, sequences: &[Sequence], others: &[Sequence]) -> Result<Inputs> {
+        let last = sequences.iter().map(|s| [s.first, s.end, s.slot, s.slot]);
+        let last: Vec<_> = last.chain(others.iter().map(|s| [s.first, s.end, s.slot, -1])).collect();
         let kept = sequences.iter().flat_map(|s| s.kept.iter().map(|(end, slot)| [s.first, *end, s.slot, *slot]));
         let kept: Vec<_> = kept.collect();
         Ok(Inputs { kept: if kept.is_empty() { None } else { Some(table(ops, &kept)?) }, last: table(ops, &last)? })
@@ -214,7 +214,7 @@ impl Short {
             longest: sequences.iter().map(Sequence::tokens).max().unwrap_or(0),
             kept: ops.integers(&kept)?,
             keeps,
-            inputs: Inputs::new(ops, sequences)?,
+            inputs: Inputs::new(ops, sequences, &[])?,
         })
     }
 }
@@ -224,6 +224,7 @@ impl Long {
     fn new<T: Activation, W: Float>(
         ops: Ops<T, W>,
         sequences: &[Sequence],
+        others: &[Sequence],
         chunk: usize,
         tokens_at_once: usize,
     ) -> Result<Long> {
@@ -256,7 +257,7 @@ impl Long {
             }
         }
         pieces.push(piece(&chunks, &rows)?);
-        Ok(Long { pieces, tokens, inputs: Inputs::new(ops, sequences)? })
+        Ok(Long { pieces, tokens, inputs: Inputs::new(ops, sequences, others)? })
     }
 }
 

@@ -42,30 +42,37 @@ impl<T: Activation, W: Float> Ops<T, W> {
     /// x [n, channels], weight [taps, channels], state [slots, taps - 1, channels] (replaced) → [n, channels].
     pub fn short_conv<V: Float>(self, x: &Tensor, weight: &Tensor, state: &mut Tensor, at: &Batch) -> Result<Tensor> {
         at.check_pool(state.shape()[0])?;
-        let y = self.convolved::<V>(x, weight, state, at)?;
-        let short = at.short.iter().map(|short| &short.inputs);
-        for inputs in short.chain(at.long.iter().map(|long| &long.inputs)) {
-            self.last_inputs(x, weight.shape()[0], state, inputs)?;
-        }
-        Ok(y)
+        self.convolved::<V>(x, weight, state, at, &at.inputs)
     }
 
-    /// The convolution of all tokens; the state stays.
-    pub(super) fn convolved<V: Float>(self, x: &Tensor, weight: &Tensor, state: &Tensor, at: &Batch) -> Result<Tensor> {
+    /// The convolution of all tokens; these inputs are kept. `inputs.last` has all sequences of the batch.
+    pub(super) fn convolved<V: Float>(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        state: &mut Tensor,
+        at: &Batch,
+        inputs: &Inputs,
+    ) -> Result<Tensor> {
         let mut y = self.empty::<T>(x.shape())?;
-        if x.shape()[0] == 0 {
+        let (n, channels) = (x.shape()[0], x.shape()[1]);
+        if n == 0 {
             return Ok(y);
         }
-        let blocks = x.shape()[1].div_ceil(WARP);
+        // Copies on the way may need what a sequence began with, which the next launch replaces.
+        if let Some(kept) = &inputs.kept {
+            self.keep_inputs(x, weight.shape()[0], state, kept)?;
+        }
+        let (start, last) = (&at.start, &inputs.last);
+        let few = n < FEW_ROWS;
+        let grid = [if few { n } else { n.div_ceil(16) } + last.shape()[0], channels.div_ceil(WARP)];
         with_const!(J = weight.shape()[0], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
-            let few = x.shape()[0] < FEW_ROWS;
-            let grid = [if few { x.shape()[0] } else { x.shape()[0].div_ceil(16) }, blocks];
             if few {
-                short_conv::short_conv::<T, V, J, 1, 1, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                short_conv::short_conv::<T, V, J, 1, 1, WARP, 1>(x, weight, state, start, last, &mut y)
                     .grid(grid)
                     .run()?
             } else {
-                short_conv::short_conv::<T, V, J, 16, 8, WARP, 1>(x, weight, state, &at.start, &at.slot, &mut y)
+                short_conv::short_conv::<T, V, J, 16, 8, WARP, 1>(x, weight, state, start, last, &mut y)
                     .grid(grid)
                     .run()?
             }
@@ -73,18 +80,15 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(y)
     }
 
-    /// Keeps the last inputs of sequences, and those that are kept on the way.
-    pub(super) fn last_inputs(self, x: &Tensor, taps: usize, state: &mut Tensor, inputs: &Inputs) -> Result<()> {
-        // What is kept on the way may need what a sequence began with, which the second launch replaces.
-        for rows in inputs.kept.iter().chain([&inputs.last]) {
-            let grid = [rows.shape()[0], x.shape()[1].div_ceil(WARP)];
-            with_const!(
-                J = taps,
-                of [2, 3, 4],
-                "linear_attn_config.short_conv_kernel_size",
-                short_conv::short_conv_state::<T, J, WARP>(x, rows, state).grid(grid).run()?
-            );
-        }
+    /// Keeps inputs of sequences, without a convolution.
+    pub(super) fn keep_inputs(self, x: &Tensor, taps: usize, state: &mut Tensor, rows: &Tensor) -> Result<()> {
+        let grid = [rows.shape()[0], x.shape()[1].div_ceil(WARP)];
+        with_const!(
+            J = taps,
+            of [2, 3, 4],
+            "linear_attn_config.short_conv_kernel_size",
+            short_conv::short_conv_state::<T, J, WARP>(x, rows, state).grid(grid).run()?
+        );
         Ok(())
     }
 

@@ -42,8 +42,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
             self.kda_step(&input, conv, gate, norm, eps, inputs, state, short, &mut out)?;
         }
         if let Some(long) = &at.long {
-            let qkv = self.convolved::<f32>(x, conv, inputs, at)?;
-            self.last_inputs(x, conv.shape()[0], inputs, &long.inputs)?;
+            let qkv = self.convolved::<f32>(x, conv, inputs, at, &long.inputs)?;
             input.qkv = &qkv;
             let mut o = self.empty::<T>(gate.shape())?;
             self.delta_rule_long(&input, state, at, &mut o)?;
@@ -71,7 +70,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         out: &mut Tensor,
     ) -> Result<()> {
         let DeltaInput { qkv: x, decay, beta, a_log, dt_bias, gate: kind, group } = *input;
-        let Short { sequences, longest, kept, keeps, inputs: last } = short;
+        let Short { sequences, longest, kept, keeps, inputs: ends } = short;
         let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
         let (n, taps, channels) = (x.shape()[0], conv.shape()[0], conv.shape()[1]);
         // q, k, v of a head below each other, if they have as many.
@@ -130,7 +129,10 @@ impl<T: Activation, W: Float> Ops<T, W> {
             })
         });
         if group > 1 {
-            self.last_inputs(x, taps, inputs, last)?;
+            // What is kept on the way may need what a sequence began with.
+            for rows in ends.kept.iter().chain([&ends.last]) {
+                self.keep_inputs(x, taps, inputs, rows)?;
+            }
         }
         Ok(())
     }
