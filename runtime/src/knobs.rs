@@ -7,8 +7,9 @@
 //! | variable | value | meaning |
 //! |---|---|---|
 //! | `KILN_DEVICE` | `cpu`, `interpret`, `cuda[:N]` | what `Device::auto()` chooses |
-//! | `KILN_DUMP` | `stage[,kernel][;…]` | print `tile`, `tile-opt`, `llvm`, `ptx` or `all` of kernels whose name contains `kernel` |
+//! | `KILN_DUMP` | `stage[,kernel][;…]` | print `tile`, `tile-opt`, `llvm`, `ptx`, `report` or `all` of kernels whose name contains `kernel` |
 //! | `KILN_DUMP_DIR` | a directory | where dumps go; standard error without it |
+//! | `KILN_DENY` | `off` | run kernels on GPUs despite findings that they deny |
 //! | `KILN_CACHE` | `off` | do not read or write compiled kernels on disk |
 //! | `KILN_CACHE_DIR` | a directory | where compiled kernels are kept; default `$XDG_CACHE_HOME/kiln` or `~/.cache/kiln` |
 //! | `KILN_THREADS` | a number | threads of the CPU device; default all cores |
@@ -29,6 +30,8 @@ pub enum Stage {
     Llvm,
     /// PTX.
     Ptx,
+    /// What a kernel takes of the GPU, and what is slow in it.
+    Report,
 }
 
 impl Stage {
@@ -39,11 +42,13 @@ impl Stage {
             Stage::TileOpt => "tile-opt",
             Stage::Llvm => "llvm",
             Stage::Ptx => "ptx",
+            Stage::Report => "report",
         }
     }
 
     fn from_name(name: &str) -> Option<Stage> {
-        [Stage::Tile, Stage::TileOpt, Stage::Llvm, Stage::Ptx].into_iter().find(|s| s.name() == name)
+        let all = [Stage::Tile, Stage::TileOpt, Stage::Llvm, Stage::Ptx, Stage::Report];
+        all.into_iter().find(|s| s.name() == name)
     }
 }
 
@@ -76,6 +81,8 @@ pub struct Knobs {
     pub threads: Option<usize>,
     pub assembler: Assembler,
     pub poison: bool,
+    /// Whether what a kernel denies is an error.
+    pub deny: bool,
     dump_dir: Option<PathBuf>,
     dumps: Vec<Dump>,
 }
@@ -123,12 +130,22 @@ impl Knobs {
                 cfg!(debug_assertions)
             }
         };
+        let deny = match get("KILN_DENY").as_deref() {
+            Some("off" | "0") => false,
+            other => {
+                if let Some(v) = other.filter(|v| !matches!(*v, "on" | "1")) {
+                    ignored("KILN_DENY", v, "`on` or `off`");
+                }
+                true
+            }
+        };
         Knobs {
             device: get("KILN_DEVICE"),
             cache_dir,
             threads,
             assembler,
             poison,
+            deny,
             dump_dir: get("KILN_DUMP_DIR").map(PathBuf::from),
             dumps: get("KILN_DUMP").map(|v| parse_dumps(&v)).unwrap_or_default(),
         }
@@ -176,7 +193,11 @@ fn parse_dumps(value: &str) -> Vec<Dump> {
         match Stage::from_name(stage) {
             Some(s) => dumps.push(Dump { stage: Some(s), kernel }),
             None if stage == "all" => dumps.push(Dump { stage: None, kernel }),
-            None => ignored("KILN_DUMP", part, "a stage (tile, tile-opt, llvm, ptx, all), then optionally `,kernel`"),
+            None => ignored(
+                "KILN_DUMP",
+                part,
+                "a stage (tile, tile-opt, llvm, ptx, report, all), then optionally `,kernel`",
+            ),
         }
     }
     dumps
@@ -210,6 +231,7 @@ mod tests {
         let k = with(&[("KILN_THREADS", "none"), ("KILN_POISON", "maybe"), ("HOME", "/h")]);
         assert_eq!(k.threads, None);
         assert_eq!(k.poison, cfg!(debug_assertions));
+        assert!(k.deny && with(&[("KILN_DENY", "maybe")]).deny && !with(&[("KILN_DENY", "off")]).deny);
         assert_eq!(k.cache_dir, Some(PathBuf::from("/h/.cache/kiln")));
     }
 

@@ -9,7 +9,7 @@ use crate::device::cuda::{Context, Function, Image, assemble};
 use crate::knobs::{Assembler, Stage, knobs};
 use crate::report::{self, KernelReport};
 use crate::{Error, Result};
-use kiln_codegen::ir::Kernel;
+use kiln_codegen::ir::{Finding, Kernel, Lint};
 use kiln_codegen::nvptx::{self, Target, TensorMap};
 
 /// Compiles an optimised kernel for a GPU and loads it there.
@@ -37,10 +37,9 @@ pub(crate) fn compile(kernel: &Kernel, context: &'static Context) -> Result<Func
     let wants_text = knobs.dumps(Stage::Llvm, &kernel.name) || knobs.dumps(Stage::Ptx, &kernel.name);
     let kept = if wants_text { None } else { cache::get(&key).and_then(|bytes| Image::decode(&bytes)) };
     if let Some(image) = kept
-        && let Ok(function) = Function::load(context, &image)
+        && let Ok(function) = Function::load(context, &image, kernel.loc)
     {
-        report::add(report_on(kernel, &function, context));
-        return Ok(function);
+        return reported(kernel, function, context, target, &variant);
     }
 
     if knobs.dumps(Stage::Llvm, &kernel.name) {
@@ -55,25 +54,35 @@ pub(crate) fn compile(kernel: &Kernel, context: &'static Context) -> Result<Func
         threads: ptx.threads,
         shared_bytes: ptx.shared_bytes,
         maps: ptx.maps,
-        notes: ptx.notes.iter().map(|(at, note)| format!("{at}: {note}")).collect(),
+        findings: ptx.findings,
     };
-    assemble(&mut image, &knobs.assembler, target.name());
-    let function =
-        Function::load(context, &image).map_err(|message| refused(format!("kernel `{}`: {message}", kernel.name)))?;
+    assemble(&mut image, &knobs.assembler, target, kernel.loc);
+    let function = Function::load(context, &image, kernel.loc)
+        .map_err(|message| refused(format!("kernel `{}`: {message}", kernel.name)))?;
     cache::put(&key, &image.encode());
-    report::add(report_on(kernel, &function, context));
-    Ok(function)
+    reported(kernel, function, context, target, &variant)
 }
 
-fn report_on(kernel: &Kernel, function: &Function, context: &Context) -> KernelReport {
-    KernelReport {
+/// Reports on a loaded kernel, and refuses it if something was found that its author denies.
+fn reported(kernel: &Kernel, function: Function, context: &Context, target: Target, variant: &str) -> Result<Function> {
+    let report = KernelReport {
         kernel: kernel.name.clone(),
         device: context.device(),
         threads: function.threads,
         registers: function.registers,
         local_bytes: function.local_bytes,
         shared_bytes: function.shared_bytes,
-        notes: function.notes.clone(),
+        programs_per_sm: function.programs_per_sm,
+        findings: function.findings.clone(),
+    };
+    knobs().dump(Stage::Report, &kernel.name, variant, || report.to_string());
+    report::add(report);
+    match target.check(kernel, &function.findings) {
+        Err(denied) if knobs().deny => {
+            let message = format!("{denied}\n  KILN_DENY=off runs it as it is");
+            Err(Error::Compile { device: context.device(), message })
+        }
+        _ => Ok(function),
     }
 }
 
@@ -102,7 +111,9 @@ impl Image {
         field(self.entry.as_bytes());
         field(&self.code);
         field(&self.maps.iter().flat_map(encode_map).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
-        self.notes.iter().for_each(|n| field(n.as_bytes()));
+        for Finding { lint, place, message } in &self.findings {
+            [lint.name(), place, message].iter().for_each(|text| field(text.as_bytes()));
+        }
         out
     }
 
@@ -116,15 +127,19 @@ impl Image {
             fields.push(field);
             bytes = rest;
         }
-        let [threads, shared_bytes, entry, code, maps, notes @ ..] = &fields[..] else { return None };
+        let [threads, shared_bytes, entry, code, maps, findings @ ..] = &fields[..] else { return None };
+        let (findings, []) = findings.as_chunks::<3>() else { return None };
         let text = |b: &[u8]| String::from_utf8(b.to_vec()).ok();
+        let finding = |[lint, place, message]: &[&[u8]; 3]| {
+            Some(Finding { lint: Lint::from_name(&text(lint)?)?, place: text(place)?, message: text(message)? })
+        };
         Some(Image {
             threads: u32::from_le_bytes((*threads).try_into().ok()?),
             shared_bytes: u32::from_le_bytes((*shared_bytes).try_into().ok()?),
             entry: text(entry)?,
             code: code.to_vec(),
             maps: decode_maps(maps)?,
-            notes: notes.iter().map(|n| text(n)).collect::<Option<_>>()?,
+            findings: findings.iter().map(finding).collect::<Option<_>>()?,
         })
     }
 }
@@ -160,7 +175,10 @@ mod tests {
             threads: 128,
             shared_bytes: 4096,
             maps: vec![TensorMap { slot: 3, size: 2, extents: vec![1, 128, 64], swizzle: 128 }],
-            notes: vec!["a.rs:1:2: slow".into(), String::new()],
+            findings: vec![
+                Finding { lint: Lint::Fallback, place: "a.rs:1:2".into(), message: "slow".into() },
+                Finding { lint: Lint::Spill, place: String::new(), message: String::new() },
+            ],
         };
         let bytes = image.encode();
         assert_eq!(Image::decode(&bytes), Some(image));

@@ -333,7 +333,7 @@ fn products_of_products() {
 
 /// A recurrence over chunks of rows, like those of linear attention: s ← s·f + xᵀ·y, with a store of what x·s was; in
 /// `outer` turns of a loop around.
-fn recurrence(outer: u32, dtype: DType) -> Kernel {
+pub(super) fn recurrence(outer: u32, dtype: DType) -> Kernel {
     contiguous(built(&format!("recurrence_{outer}_{dtype}"), |b| {
         let (x, y) = (view(b, "x", dtype, 2, Access::Read), view(b, "y", dtype, 2, Access::Read));
         let f = view(b, "f", DType::F32, 1, Access::Read);

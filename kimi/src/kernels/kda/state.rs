@@ -12,7 +12,7 @@ use kiln::prelude::*;
 /// qkv `[n, 3·heads·D]`; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
 /// replaced → o `[n, heads, D]`. `AHEAD` chunks are in shared memory at a time. Program: (block of `V` value columns,
 /// head, sequence).
-#[kernel]
+#[kernel(deny(spill, wgmma_serialized, bank_conflict))]
 pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD: usize>(
     qkv: &View<T, 2>,
     k_in: &View<T, 3>,
