@@ -12,6 +12,8 @@
 //! | `KILN_DENY` | `off` | run kernels on GPUs despite findings that they deny |
 //! | `KILN_CACHE` | `off` | do not read or write compiled kernels on disk |
 //! | `KILN_CACHE_DIR` | a directory | where compiled kernels are kept; default `$XDG_CACHE_HOME/kiln` or `~/.cache/kiln` |
+//! | `KILN_PACK` | a file | where compiled kernels are looked for first; default `kernels.pack` beside the program |
+//! | `KILN_RECORD` | a file | add every kernel that runs on a GPU to this pack |
 //! | `KILN_THREADS` | a number | threads of the CPU device; default all cores |
 //! | `KILN_PTXAS` | a path, or `off` | the assembler to use; `off`: the driver's; default `ptxas` on `PATH`, else the driver's |
 //! | `KILN_POISON` | `0`, `1` | fill uninitialised tensors with NaN bits; default in debug builds only |
@@ -77,6 +79,9 @@ pub struct Knobs {
     pub device: Option<String>,
     /// `None`: the disk cache is off.
     pub cache_dir: Option<PathBuf>,
+    /// `None`: the pack beside the program.
+    pub pack: Option<PathBuf>,
+    pub record: Option<PathBuf>,
     /// `None`: one thread per core.
     pub threads: Option<usize>,
     pub assembler: Assembler,
@@ -142,6 +147,8 @@ impl Knobs {
         Knobs {
             device: get("KILN_DEVICE"),
             cache_dir,
+            pack: get("KILN_PACK").map(PathBuf::from),
+            record: get("KILN_RECORD").map(PathBuf::from),
             threads,
             assembler,
             poison,

@@ -3,6 +3,7 @@
 
 use super::differential::{compare, specialised};
 use super::simulate::{Order, Simulator, address_of};
+#[cfg(feature = "llvm")]
 use super::tests::check_both;
 use super::tests_kernels::{built, contiguous, for_loop, view};
 use super::{Target, llvm_text};
@@ -543,6 +544,7 @@ fn random_chains() {
 }
 
 /// The instructions used here exist on both chips.
+#[cfg(feature = "llvm")]
 #[test]
 fn tiles_on_their_way_assemble() {
     for dtype in [DType::BF16, DType::F16] {

@@ -4,10 +4,12 @@
 //! work: nothing in it waits for the device.
 
 mod engine;
+mod launched;
 mod load;
 pub mod ops;
 
 pub use engine::open;
+pub use launched::kernels;
 
 use crate::config::{Config, LATENT_NORM_EPSILON, Mixer};
 use crate::engine::{EngineError, LayerRouting};

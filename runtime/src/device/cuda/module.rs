@@ -1,19 +1,16 @@
-//! From PTX to a function that can be launched.
+//! From an image to a function that can be launched.
 //!
-//! `ptxas`, if there is one, turns PTX into machine code that the disk cache can keep; otherwise, or if it does not
-//! know the chip, the driver compiles the PTX while loading it. What either finds (spills, what was ignored) is kept for
-//! the report on the kernel.
+//! If the image is PTX, the driver compiles it while loading it. What the driver finds (spills, what was ignored) is added
+//! to what compiler and assembler found.
 
 use super::{Context, capture, sys, tensor_map};
 use crate::Result;
 use crate::device::Storage;
-use crate::knobs::Assembler;
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
-use kiln_codegen::ir::{Finding, Lint, Loc};
-use kiln_codegen::nvptx::{Target, TensorMap, ptxas};
+use kiln_codegen::ir::{Finding, Loc};
+use kiln_codegen::nvptx::{TensorMap, ptxas};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A compiled kernel before it is loaded: what the disk cache holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,29 +49,6 @@ pub(crate) struct Function {
 unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
-
-/// Assembles `image.code`, the code of the kernel that stands `at`, in place if an assembler is configured and knows the
-/// chip; otherwise leaves it to the driver.
-pub(crate) fn assemble(image: &mut Image, assembler: &Assembler, target: Target, at: Loc) {
-    static SERIAL: AtomicU64 = AtomicU64::new(0);
-    let Assembler::Ptxas(ptxas) = assembler else { return };
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let cubin = std::env::temp_dir().join(format!("kiln-{}-{serial}.cubin", std::process::id()));
-    let ptx = String::from_utf8_lossy(&image.code).into_owned();
-    let assembled = ptxas::assemble(ptxas, &ptx, target, Some(&cubin), at)
-        .and_then(|report| Ok((report, std::fs::read(&cubin).map_err(|e| e.to_string())?)));
-    let _ = std::fs::remove_file(&cubin);
-    match assembled {
-        Ok((report, code)) => {
-            image.code = code;
-            image.findings.extend(report.findings);
-        }
-        Err(why) => {
-            let message = format!("{} was not used: {}", ptxas.display(), why.trim());
-            image.findings.push(Finding::new(Lint::Assembler, at, message));
-        }
-    }
-}
 
 impl Function {
     /// Loads the image of the kernel that stands `at`. The error is the driver's log.
