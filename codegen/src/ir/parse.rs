@@ -73,7 +73,7 @@ impl<'a> Parser<'a> {
 
     fn fail<T>(&mut self, expected: impl Into<String>) -> Result<T> {
         let rest = self.rest();
-        let word = rest.split([' ', '\n', ',', ')', '(']).next().unwrap_or("");
+        let word = rest.split([' ', '\n', ',', ')', '(', ']']).next().unwrap_or("");
         let found = match (rest.is_empty(), word.is_empty()) {
             (true, _) => "the end of the text".into(),
             (_, true) => format!("`{}`", rest.chars().next().unwrap_or(' ')),

@@ -134,8 +134,9 @@ pub fn poison_new_tensors() {
     ONCE.call_once(|| unsafe { std::env::set_var("KILN_POISON", "1") });
 }
 
-/// Runs kernels whatever their authors deny, for the rest of the process: some instances that only cases have, products
-/// of f32, are slow, and results are what cases look at. To be called when [`poison_new_tensors`] is.
+/// Runs kernels whatever their authors deny, for the rest of the process: some instances that only cases and sweeps have
+/// (products of f32, tiles of any size) are slow, and that is no mistake there. To be called when [`poison_new_tensors`]
+/// is.
 pub fn allow_what_kernels_deny() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     // SAFETY: as above.
