@@ -38,5 +38,7 @@ step "format"
 cargo fmt --all --check
 step "lints"
 cargo clippy --workspace --all-targets --features cuda -- -D warnings
+step "a program without LLVM"
+cargo check -p kimi --features cuda-packed --bin kimi --examples
 step "tests"
 cargo test --workspace --features cuda

@@ -11,3 +11,6 @@ pub mod ir;
 pub mod nvptx;
 pub mod passes;
 pub mod semantics;
+
+/// This compiler: its version, and a hash of its sources.
+pub const COMPILER: &str = env!("KILN_COMPILER");

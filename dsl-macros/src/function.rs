@@ -12,8 +12,10 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, quote};
 use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::token::Paren;
 use syn::visit_mut::VisitMut;
-use syn::{Attribute, Expr, ItemFn, Lit, Token};
+use syn::{Attribute, Expr, ItemFn, Lit, Token, parenthesized};
 
 use crate::messages::{self, Errors};
 use crate::rewrite::Rewriter;
@@ -29,21 +31,38 @@ fn allow() -> TokenStream {
     quote!(#[allow(#lints)])
 }
 
-/// `warps = 4, min_programs_per_sm = 2`.
+/// `warps = 4, min_programs_per_sm = 2, deny(spill, bank_conflict)`.
+#[derive(Default)]
 struct Options {
     warps: Option<Expr>,
     min_programs_per_sm: Option<Expr>,
+    /// Variants of `Lint`.
+    deny: Option<Vec<Ident>>,
 }
 
-struct OptionList(Vec<(Ident, Expr)>);
+enum Setting {
+    /// `= value`
+    Value(Expr),
+    /// `(name, name)`
+    Names(Punctuated<Ident, Token![,]>),
+}
+
+struct OptionList(Vec<(Ident, Setting)>);
 
 impl Parse for OptionList {
     fn parse(input: ParseStream) -> syn::Result<Self> {
         let mut options = vec![];
         while !input.is_empty() {
-            let name = input.parse()?;
-            input.parse::<Token![=]>()?;
-            options.push((name, input.parse()?));
+            let name: Ident = input.parse()?;
+            let setting = if name == "deny" && input.peek(Paren) {
+                let names;
+                parenthesized!(names in input);
+                Setting::Names(Punctuated::parse_terminated(&names)?)
+            } else {
+                input.parse::<Token![=]>()?;
+                Setting::Value(input.parse()?)
+            };
+            options.push((name, setting));
             if !input.is_empty() {
                 input.parse::<Token![,]>()?;
             }
@@ -52,9 +71,29 @@ impl Parse for OptionList {
     }
 }
 
+/// What `deny` knows: the name, and the variant of `::kiln::ir::Lint`.
+const LINTS: [(&str, &str); 7] = [
+    ("spill", "Spill"),
+    ("wgmma_serialized", "WgmmaSerialized"),
+    ("setmaxnreg_ignored", "SetmaxnregIgnored"),
+    ("bank_conflict", "BankConflict"),
+    ("uncoalesced", "Uncoalesced"),
+    ("fallback", "Fallback"),
+    ("assembler", "Assembler"),
+];
+
+/// The variant that `name` means; an unknown name is reported.
+fn lint(name: &Ident, errors: &Errors) -> Option<Ident> {
+    let known = LINTS.iter().find(|(known, _)| name == known);
+    if known.is_none() {
+        errors.over(name, &messages::LINT_UNKNOWN);
+    }
+    known.map(|(_, variant)| Ident::new(variant, name.span()))
+}
+
 impl Options {
     fn parse(attribute: TokenStream, errors: &Errors) -> Options {
-        let mut options = Options { warps: None, min_programs_per_sm: None };
+        let mut options = Options::default();
         let list = match syn::parse2::<OptionList>(attribute) {
             Ok(list) => list.0,
             Err(error) => {
@@ -62,7 +101,17 @@ impl Options {
                 vec![]
             }
         };
-        for (name, value) in list {
+        for (name, setting) in list {
+            let value = match setting {
+                Setting::Names(names) => {
+                    if options.deny.is_some() {
+                        errors.over(&name, &messages::OPTION_TWICE);
+                    }
+                    options.deny = Some(names.iter().filter_map(|name| lint(name, errors)).collect());
+                    continue;
+                }
+                Setting::Value(value) => value,
+            };
             let slot = match name.to_string().as_str() {
                 "warps" => {
                     if let Expr::Lit(literal) = &value
@@ -74,6 +123,10 @@ impl Options {
                     &mut options.warps
                 }
                 "min_programs_per_sm" => &mut options.min_programs_per_sm,
+                "deny" => {
+                    errors.over(&value, &messages::OPTION_DENY);
+                    continue;
+                }
                 _ => {
                     errors.over(&name, &messages::OPTION_UNKNOWN);
                     continue;
@@ -93,7 +146,9 @@ impl ToTokens for Options {
         let default: Expr = syn::parse_quote!(0);
         let warps = self.warps.as_ref().unwrap_or(&default);
         let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
-        tokens.extend(quote!(::kiln::stage::Options { warps: #warps, min_programs_per_sm: #programs }));
+        let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
+        let deny = quote!(&[#(#deny),*]);
+        tokens.extend(quote!(::kiln::stage::Options { warps: #warps, min_programs_per_sm: #programs, deny: #deny }));
     }
 }
 

@@ -173,10 +173,18 @@ pub(crate) const ITEM_NOT_FN: Message =
     message("`#[kernel]` and `#[device]` stand on functions", "put the attribute on each `fn`");
 pub(crate) const DEVICE_OPTIONS: Message =
     message("`#[device]` has no options", "write `#[device]`; options belong to the kernel: `#[kernel(warps = 4)]`");
-pub(crate) const OPTION_UNKNOWN: Message =
-    message("unknown kernel option", "the options are `warps` and `min_programs_per_sm`: `#[kernel(warps = 4)]`");
+pub(crate) const OPTION_UNKNOWN: Message = message(
+    "unknown kernel option",
+    "the options are `warps`, `min_programs_per_sm` and `deny`: `#[kernel(warps = 4, deny(spill))]`",
+);
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");
 pub(crate) const OPTION_WARPS: Message = message("the number of warps is 1, 2, 4, 8, 16 or 32", "write `warps = 4`");
+pub(crate) const OPTION_DENY: Message = message("`deny` takes a list of lints", "write `deny(spill, bank_conflict)`");
+pub(crate) const LINT_UNKNOWN: Message = message(
+    "unknown lint of kernels",
+    "the lints are `spill`, `wgmma_serialized`, `setmaxnreg_ignored`, `bank_conflict`, `uncoalesced`, `fallback` and \
+     `assembler`",
+);
 
 // ---- types ----
 pub(crate) const EXTENT_POWER_OF_TWO: Message = message(

@@ -34,6 +34,15 @@ enum Command {
         #[arg(long, default_value_t = 64)]
         tokens: usize,
     },
+    /// Compile the kernels that a model needs on an H100 into a file, without a GPU. Programs built with the feature
+    /// `cuda-packed` find it as `kernels.pack` beside themselves, or through KILN_PACK
+    #[cfg(feature = "cuda")]
+    Pack {
+        /// Folder with config.json and safetensors
+        checkpoint: PathBuf,
+        /// The file, to which kernels are added
+        pack: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -56,6 +65,15 @@ fn main() -> anyhow::Result<ExitCode> {
             let report = verify::verify(&mut *engine, &golden, options, &mut std::io::stdout().lock())?;
             anyhow::ensure!(report.checks > 0, "nothing was compared");
             Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        #[cfg(feature = "cuda")]
+        Command::Pack { checkpoint, pack } => {
+            let config = kimi::config::Config::read(&checkpoint.join("config.json"))?;
+            let kernels = kimi::model::kernels(config, &kimi::weights::Weights::open(&checkpoint)?)
+                .with_context(|| format!("loading {}", checkpoint.display()))?;
+            kiln::add_to_pack(&pack, &kernels, 90)?;
+            println!("{} kernels in {}", kernels.len(), pack.display());
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

@@ -123,12 +123,14 @@ pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<
     let mut kernel = staged.kernel.clone();
     kernel.facts = key.1.to_vec();
     passes::optimize(&mut kernel);
-    let compiled = Arc::new(compile(&kernel, device)?);
+    let compiled = Arc::new(compile(staged, &kernel, device)?);
     staged.variants.write().unwrap_or_else(PoisonError::into_inner).insert(key, compiled.clone());
     Ok(compiled)
 }
 
-fn compile(kernel: &Kernel, device: Device) -> Result<Compiled> {
+/// Compiles a staged kernel, in the form that it has with its facts after the passes.
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+fn compile(staged: &Staged, kernel: &Kernel, device: Device) -> Result<Compiled> {
     let refused = |message: String| Error::Compile { device, message };
     match device {
         Device::Cpu => {
@@ -137,7 +139,7 @@ fn compile(kernel: &Kernel, device: Device) -> Result<Compiled> {
         }
         Device::Interpret => Err(refused(format!("kernel `{}`: the interpreter runs tile IR as it is", kernel.name))),
         #[cfg(feature = "cuda")]
-        Device::Cuda(n) => crate::nvidia::compile(kernel, cuda::Context::get(n)?).map(Compiled::Cuda),
+        Device::Cuda(n) => crate::nvidia::compile(&staged.kernel, kernel, cuda::Context::get(n)?).map(Compiled::Cuda),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(device.not_built()),
     }

@@ -7,10 +7,13 @@
 //! | variable | value | meaning |
 //! |---|---|---|
 //! | `KILN_DEVICE` | `cpu`, `interpret`, `cuda[:N]` | what `Device::auto()` chooses |
-//! | `KILN_DUMP` | `stage[,kernel][;…]` | print `tile`, `tile-opt`, `llvm`, `ptx` or `all` of kernels whose name contains `kernel` |
+//! | `KILN_DUMP` | `stage[,kernel][;…]` | print `tile`, `tile-opt`, `llvm`, `ptx`, `report` or `all` of kernels whose name contains `kernel` |
 //! | `KILN_DUMP_DIR` | a directory | where dumps go; standard error without it |
+//! | `KILN_DENY` | `off` | run kernels on GPUs despite findings that they deny |
 //! | `KILN_CACHE` | `off` | do not read or write compiled kernels on disk |
 //! | `KILN_CACHE_DIR` | a directory | where compiled kernels are kept; default `$XDG_CACHE_HOME/kiln` or `~/.cache/kiln` |
+//! | `KILN_PACK` | a file | where compiled kernels are looked for first; default `kernels.pack` beside the program |
+//! | `KILN_RECORD` | a file | add every kernel that runs on a GPU to this pack |
 //! | `KILN_THREADS` | a number | threads of the CPU device; default all cores |
 //! | `KILN_PTXAS` | a path, or `off` | the assembler to use; `off`: the driver's; default `ptxas` on `PATH`, else the driver's |
 //! | `KILN_POISON` | `0`, `1` | fill uninitialised tensors with NaN bits; default in debug builds only |
@@ -29,6 +32,8 @@ pub enum Stage {
     Llvm,
     /// PTX.
     Ptx,
+    /// What a kernel takes of the GPU, and what is slow in it.
+    Report,
 }
 
 impl Stage {
@@ -39,11 +44,13 @@ impl Stage {
             Stage::TileOpt => "tile-opt",
             Stage::Llvm => "llvm",
             Stage::Ptx => "ptx",
+            Stage::Report => "report",
         }
     }
 
     fn from_name(name: &str) -> Option<Stage> {
-        [Stage::Tile, Stage::TileOpt, Stage::Llvm, Stage::Ptx].into_iter().find(|s| s.name() == name)
+        let all = [Stage::Tile, Stage::TileOpt, Stage::Llvm, Stage::Ptx, Stage::Report];
+        all.into_iter().find(|s| s.name() == name)
     }
 }
 
@@ -72,10 +79,15 @@ pub struct Knobs {
     pub device: Option<String>,
     /// `None`: the disk cache is off.
     pub cache_dir: Option<PathBuf>,
+    /// `None`: the pack beside the program.
+    pub pack: Option<PathBuf>,
+    pub record: Option<PathBuf>,
     /// `None`: one thread per core.
     pub threads: Option<usize>,
     pub assembler: Assembler,
     pub poison: bool,
+    /// Whether what a kernel denies is an error.
+    pub deny: bool,
     dump_dir: Option<PathBuf>,
     dumps: Vec<Dump>,
 }
@@ -123,12 +135,24 @@ impl Knobs {
                 cfg!(debug_assertions)
             }
         };
+        let deny = match get("KILN_DENY").as_deref() {
+            Some("off" | "0") => false,
+            other => {
+                if let Some(v) = other.filter(|v| !matches!(*v, "on" | "1")) {
+                    ignored("KILN_DENY", v, "`on` or `off`");
+                }
+                true
+            }
+        };
         Knobs {
             device: get("KILN_DEVICE"),
             cache_dir,
+            pack: get("KILN_PACK").map(PathBuf::from),
+            record: get("KILN_RECORD").map(PathBuf::from),
             threads,
             assembler,
             poison,
+            deny,
             dump_dir: get("KILN_DUMP_DIR").map(PathBuf::from),
             dumps: get("KILN_DUMP").map(|v| parse_dumps(&v)).unwrap_or_default(),
         }
@@ -176,7 +200,11 @@ fn parse_dumps(value: &str) -> Vec<Dump> {
         match Stage::from_name(stage) {
             Some(s) => dumps.push(Dump { stage: Some(s), kernel }),
             None if stage == "all" => dumps.push(Dump { stage: None, kernel }),
-            None => ignored("KILN_DUMP", part, "a stage (tile, tile-opt, llvm, ptx, all), then optionally `,kernel`"),
+            None => ignored(
+                "KILN_DUMP",
+                part,
+                "a stage (tile, tile-opt, llvm, ptx, report, all), then optionally `,kernel`",
+            ),
         }
     }
     dumps
@@ -210,6 +238,7 @@ mod tests {
         let k = with(&[("KILN_THREADS", "none"), ("KILN_POISON", "maybe"), ("HOME", "/h")]);
         assert_eq!(k.threads, None);
         assert_eq!(k.poison, cfg!(debug_assertions));
+        assert!(k.deny && with(&[("KILN_DENY", "maybe")]).deny && !with(&[("KILN_DENY", "off")]).deny);
         assert_eq!(k.cache_dir, Some(PathBuf::from("/h/.cache/kiln")));
     }
 

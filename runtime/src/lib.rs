@@ -7,19 +7,23 @@
 extern crate self as kiln;
 
 mod bench;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", feature = "llvm"))]
 mod cache;
 mod compile;
 mod device;
 mod error;
 mod fetch;
 mod graph;
+#[cfg(feature = "cuda")]
+mod key;
 pub mod knobs;
 pub mod lang;
 mod launch;
 mod layout;
 #[cfg(feature = "cuda")]
 mod nvidia;
+#[cfg(feature = "cuda")]
+mod pack;
 mod raw;
 mod record;
 mod report;
@@ -38,6 +42,8 @@ pub use kiln_macros::{Carried, KernelArg, device, kernel};
 pub use lang::*;
 pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
+#[cfg(all(feature = "cuda", feature = "llvm"))]
+pub use nvidia::add_to_pack;
 pub use raw::{RawArg, RawKernel};
 pub use record::record;
 pub use report::{KernelReport, kernel_reports};

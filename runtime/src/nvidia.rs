@@ -1,173 +1,139 @@
-//! From optimised tile IR to a function on a GPU, by way of the disk cache.
-//!
-//! The key of an entry is everything that determines it: the kernel's text, which has its facts and options, the
-//! target, the assembler, and this compiler (see `cache`). What is kept is the image to load, so a hit needs neither
-//! LLVM nor the assembler. An image that does not load is compiled afresh before it counts as a failure.
+//! From tile IR to a function on a GPU: from the program's pack, or else by compiling, if the program has LLVM.
 
-use crate::cache::{self, Key};
-use crate::device::cuda::{Context, Function, Image, assemble};
-use crate::knobs::{Assembler, Stage, knobs};
+mod image;
+#[cfg(feature = "llvm")]
+mod llvm;
+
+use crate::device::cuda::{Context, Function, Image};
+use crate::key::Key;
+use crate::knobs::{Stage, knobs};
+use crate::pack;
 use crate::report::{self, KernelReport};
 use crate::{Error, Result};
 use kiln_codegen::ir::Kernel;
-use kiln_codegen::nvptx::{self, Target, TensorMap};
+use kiln_codegen::nvptx::Target;
 
-/// Compiles an optimised kernel for a GPU and loads it there.
-pub(crate) fn compile(kernel: &Kernel, context: &'static Context) -> Result<Function> {
-    let device = context.device();
-    let refused = |message: String| Error::Compile { device, message };
+/// Compiles a kernel for a GPU and loads it there: `kernel` is what became of `staged` with its facts.
+pub(crate) fn compile(staged: &Kernel, kernel: &Kernel, context: &'static Context) -> Result<Function> {
     let (major, minor) = context.capability;
     if major < 8 {
         let reason =
             format!("kernels need compute capability 8.0 or later, {} has {major}.{minor}", context.describe());
-        return Err(Error::Unavailable { device, reason });
+        return Err(Error::Unavailable { device: context.device(), reason });
     }
     // Code for sm_90a runs on 9.0 only; what came after runs what is for 8.0.
     let target = Target { sm: if (major, minor) == (9, 0) { 90 } else { 80 } };
-    let knobs = knobs();
     let text = kernel.to_string();
-    let options = format!("{:?} {:?}", kernel.options, kernel.facts);
-    let assembler = describe(&knobs.assembler);
-    let parts = [&text, &options, target.name(), &assembler].map(|p: &str| p.as_bytes());
-    let key = Key::new(&parts);
-    let variant = key.short();
-    knobs.dump(Stage::TileOpt, &kernel.name, &variant, || text.clone());
+    let variant = Key::new(&[text.as_bytes(), target.name().as_bytes()]).short();
+    knobs().dump(Stage::TileOpt, &kernel.name, &variant, || text.clone());
 
-    // A dump wants the text of every stage, which the cache does not hold.
-    let wants_text = knobs.dumps(Stage::Llvm, &kernel.name) || knobs.dumps(Stage::Ptx, &kernel.name);
-    let kept = if wants_text { None } else { cache::get(&key).and_then(|bytes| Image::decode(&bytes)) };
-    if let Some(image) = kept
-        && let Ok(function) = Function::load(context, &image)
-    {
-        report::add(report_on(kernel, &function, context));
-        return Ok(function);
-    }
-
-    if knobs.dumps(Stage::Llvm, &kernel.name) {
-        let lowered = nvptx::llvm_text(kernel, target).map_err(|e| refused(e.to_string()))?;
-        knobs.dump(Stage::Llvm, &kernel.name, &variant, || lowered.text);
-    }
-    let ptx = nvptx::compile(kernel, target).map_err(|e| refused(e.to_string()))?;
-    knobs.dump(Stage::Ptx, &kernel.name, &variant, || ptx.text.clone());
-    let mut image = Image {
-        code: ptx.text.into_bytes(),
-        entry: ptx.entry,
-        threads: ptx.threads,
-        shared_bytes: ptx.shared_bytes,
-        maps: ptx.maps,
-        notes: ptx.notes.iter().map(|(at, note)| format!("{at}: {note}")).collect(),
-    };
-    assemble(&mut image, &knobs.assembler, target.name());
-    let function =
-        Function::load(context, &image).map_err(|message| refused(format!("kernel `{}`: {message}", kernel.name)))?;
-    cache::put(&key, &image.encode());
-    report::add(report_on(kernel, &function, context));
+    let source = source(staged, target);
+    let refused = |message: String| Error::Compile { device: context.device(), message };
+    let found = packed(&source, kernel, context);
+    #[cfg(feature = "llvm")]
+    let found = found.map_or_else(|| llvm::compiled(kernel, &text, context, target, &variant), Ok);
+    #[cfg(not(feature = "llvm"))]
+    let found = found.ok_or_else(|| pack::missing(&kernel.name));
+    let (function, image) = found.map_err(refused)?;
+    let function = reported(kernel, function, context, target, &variant)?;
+    pack::record(&source, &kernel.facts, || image.encode());
     Ok(function)
 }
 
-fn report_on(kernel: &Kernel, function: &Function, context: &Context) -> KernelReport {
-    KernelReport {
+/// Compiles kernels as [`record`](crate::record) gives them, staged and with facts, and adds them to a pack, for GPUs of
+/// compute capability 9.0 if `sm` is 90, for all others if it is 80. No GPU is needed.
+///
+/// # Errors
+/// If a kernel cannot be compiled, or denies what compiling it found; if the file cannot be written.
+#[cfg(feature = "llvm")]
+pub fn add_to_pack(path: &std::path::Path, kernels: &[Kernel], sm: u32) -> Result<()> {
+    use rayon::prelude::*;
+    let target = Target { sm };
+    kernels.par_iter().try_for_each(|staged| {
+        let refused = |message: String| Error::Launch { kernel: staged.name.clone(), message };
+        let mut kernel = staged.clone();
+        kiln_codegen::passes::optimize(&mut kernel);
+        let image = llvm::image(&kernel, target, "").map_err(refused)?;
+        target.check(&kernel, &image.findings).map_err(|denied| refused(denied.to_string()))?;
+        pack::add(path, &source(staged, target), &kernel.facts, &image.encode())
+            .map_err(|e| refused(format!("cannot be added to {}: {e}", path.display())))
+    })
+}
+
+/// What a kernel's variants are found by in a pack.
+fn source(staged: &Kernel, target: Target) -> Key {
+    let text = Kernel { facts: vec![], ..staged.clone() }.to_string();
+    Key::new(&[text.as_bytes(), target.name().as_bytes()])
+}
+
+/// The kernel from the pack. Where it could be compiled, a variant that relies on less than is known is no match.
+fn packed(source: &Key, kernel: &Kernel, context: &'static Context) -> Option<(Function, Image)> {
+    if wants_text(kernel) {
+        return None;
+    }
+    let (bytes, exact) = pack::pack().find(source, &kernel.facts)?;
+    let image = Image::decode(bytes).filter(|_| exact || cfg!(not(feature = "llvm")))?;
+    Some((Function::load(context, &image, kernel.loc).ok()?, image))
+}
+
+/// Whether a dump wants the text of stages that neither pack nor cache hold.
+fn wants_text(kernel: &Kernel) -> bool {
+    cfg!(feature = "llvm") && [Stage::Llvm, Stage::Ptx].iter().any(|&stage| knobs().dumps(stage, &kernel.name))
+}
+
+/// Reports on a loaded kernel, and refuses it if something was found that its author denies.
+fn reported(kernel: &Kernel, function: Function, context: &Context, target: Target, variant: &str) -> Result<Function> {
+    let report = KernelReport {
         kernel: kernel.name.clone(),
         device: context.device(),
         threads: function.threads,
         registers: function.registers,
         local_bytes: function.local_bytes,
         shared_bytes: function.shared_bytes,
-        notes: function.notes.clone(),
-    }
-}
-
-/// An assembler, and which version of it: a program is told from its successor by size and age.
-fn describe(assembler: &Assembler) -> String {
-    match assembler {
-        Assembler::Driver => "driver".into(),
-        Assembler::Ptxas(path) => {
-            let file = std::fs::metadata(path).ok();
-            let modified = file.as_ref().and_then(|m| m.modified().ok());
-            format!("{} {:?} {modified:?}", path.display(), file.map(|m| m.len()))
+        programs_per_sm: function.programs_per_sm,
+        findings: function.findings.clone(),
+    };
+    knobs().dump(Stage::Report, &kernel.name, variant, || report.to_string());
+    report::add(report);
+    match target.check(kernel, &function.findings) {
+        Err(denied) if knobs().deny => {
+            let message = format!("{denied}\n  KILN_DENY=off runs it as it is");
+            Err(Error::Compile { device: context.device(), message })
         }
+        _ => Ok(function),
     }
 }
 
-impl Image {
-    /// As bytes: each field with its length before it.
-    fn encode(&self) -> Vec<u8> {
-        let mut out = vec![];
-        let mut field = |bytes: &[u8]| {
-            out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-            out.extend_from_slice(bytes);
-        };
-        field(&self.threads.to_le_bytes());
-        field(&self.shared_bytes.to_le_bytes());
-        field(self.entry.as_bytes());
-        field(&self.code);
-        field(&self.maps.iter().flat_map(encode_map).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
-        self.notes.iter().for_each(|n| field(n.as_bytes()));
-        out
-    }
-
-    /// The inverse; `None` if the bytes are something else.
-    fn decode(mut bytes: &[u8]) -> Option<Image> {
-        let mut fields = vec![];
-        while !bytes.is_empty() {
-            let (len, rest) = bytes.split_first_chunk::<8>()?;
-            // Checked against what remains before anything is made of it.
-            let (field, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
-            fields.push(field);
-            bytes = rest;
-        }
-        let [threads, shared_bytes, entry, code, maps, notes @ ..] = &fields[..] else { return None };
-        let text = |b: &[u8]| String::from_utf8(b.to_vec()).ok();
-        Some(Image {
-            threads: u32::from_le_bytes((*threads).try_into().ok()?),
-            shared_bytes: u32::from_le_bytes((*shared_bytes).try_into().ok()?),
-            entry: text(entry)?,
-            code: code.to_vec(),
-            maps: decode_maps(maps)?,
-            notes: notes.iter().map(|n| text(n)).collect::<Option<_>>()?,
-        })
-    }
-}
-
-/// Slot, element size, swizzle, rank, extents.
-fn encode_map(map: &TensorMap) -> Vec<u32> {
-    let head = [map.slot, map.size, map.swizzle, map.extents.len()].map(|n| n as u32);
-    head.iter().chain(&map.extents).copied().collect()
-}
-
-fn decode_maps(bytes: &[u8]) -> Option<Vec<TensorMap>> {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let words: Vec<u32> = words.iter().map(|w| u32::from_le_bytes(*w)).collect();
-    let (mut words, mut maps) = (&words[..], vec![]);
-    while let Some((&[slot, size, swizzle, rank], rest)) = words.split_first_chunk::<4>() {
-        let (extents, rest) = rest.split_at_checked(rank as usize)?;
-        let [slot, size, swizzle] = [slot, size, swizzle].map(|n| n as usize);
-        maps.push(TensorMap { slot, size, extents: extents.to_vec(), swizzle });
-        words = rest;
-    }
-    (words.is_empty() && rest.is_empty()).then_some(maps)
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "llvm"))]
 mod tests {
     use super::*;
 
+    const COPY: &str = "kernel copy(%x: view<f32,1> [stride0 = 1], %out: write view<f32,1> [stride0 = 1]) warps 2 {
+        %0: i32 = const 0
+        %1: f32<64> = load %x[%0]
+        store %out[%0], %1
+        yield
+    }";
+
     #[test]
-    fn images_round_trip_and_damage_is_noticed() {
-        let image = Image {
-            code: vec![1, 2, 0, 255],
-            entry: "kiln_add".into(),
-            threads: 128,
-            shared_bytes: 4096,
-            maps: vec![TensorMap { slot: 3, size: 2, extents: vec![1, 128, 64], swizzle: 128 }],
-            notes: vec!["a.rs:1:2: slow".into(), String::new()],
+    fn kernels_compiled_into_a_pack_are_found_there() {
+        let path = std::env::temp_dir().join(format!("kiln-add-to-pack-test-{}", std::process::id()));
+        let kernel: Kernel = COPY.parse().unwrap();
+        add_to_pack(&path, std::slice::from_ref(&kernel), 90).unwrap();
+        let found = |staged: &Kernel, sm| {
+            let pack = pack::Pack::read(&path);
+            let found = pack.find(&source(staged, Target { sm }), &kernel.facts);
+            found.map(|(bytes, exact)| (Image::decode(bytes).expect("whole"), exact))
         };
-        let bytes = image.encode();
-        assert_eq!(Image::decode(&bytes), Some(image));
-        for cut in 1..40 {
-            let decoded = Image::decode(&bytes[..cut]);
-            assert!(decoded.is_none(), "{cut}");
-        }
-        assert_eq!(Image::decode(&[0xff; 40]), None);
+        let (image, exact) = found(&Kernel { facts: vec![], ..kernel.clone() }, 90).expect("it was added");
+        assert!(exact && image.entry == "kiln_copy" && image.threads == 64);
+        assert!(found(&kernel, 80).is_none(), "of another target");
+        assert!(found(&Kernel { name: "other".into(), ..kernel.clone() }, 90).is_none());
+        std::fs::remove_file(&path).unwrap();
+
+        let strided = COPY.replace(" [stride0 = 1]", "").replace("warps 2", "deny [uncoalesced]");
+        let e = add_to_pack(&path, &[strided.parse().unwrap()], 90).unwrap_err().to_string();
+        assert!(e.contains("kernel `copy`") && e.contains("uncoalesced"), "{e}");
+        assert!(!path.exists());
     }
 }

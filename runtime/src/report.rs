@@ -1,6 +1,7 @@
 //! What the compiler made of the kernels of this process.
 
 use crate::Device;
+use kiln_codegen::ir::Finding;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -17,8 +18,10 @@ pub struct KernelReport {
     pub local_bytes: u32,
     /// Dynamic shared memory per program in bytes.
     pub shared_bytes: u32,
-    /// Fallbacks and their reasons, with the place in the source; the assembler's warnings.
-    pub notes: Vec<String>,
+    /// Programs that a multiprocessor holds at the same time.
+    pub programs_per_sm: u32,
+    /// What is slow, and where: by the compiler's passes, the assembler and the driver.
+    pub findings: Vec<Finding>,
 }
 
 static REPORTS: Mutex<Vec<KernelReport>> = Mutex::new(vec![]);
@@ -36,9 +39,9 @@ pub(crate) fn add(report: KernelReport) {
 
 impl fmt::Display for KernelReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let KernelReport { kernel, device, threads, registers, local_bytes, shared_bytes, notes } = self;
+        let KernelReport { kernel, device, threads, registers, local_bytes, shared_bytes, .. } = self;
         write!(f, "{kernel} on {device}: {threads} threads, {registers} registers, {local_bytes} B local, ")?;
-        write!(f, "{shared_bytes} B shared")?;
-        notes.iter().try_for_each(|n| write!(f, "\n  {n}"))
+        write!(f, "{shared_bytes} B shared, {} programs per multiprocessor", self.programs_per_sm)?;
+        self.findings.iter().try_for_each(|finding| write!(f, "\n  {finding}"))
     }
 }

@@ -190,3 +190,23 @@ fn a_fetch_is_of_its_moment() {
     assert!(kiln::waits() >= waits + 20);
     assert!(matches!(Graph::capture(device, || x.fetch().map(drop)), Err(Error::Driver { .. })));
 }
+
+#[kernel(deny(uncoalesced))]
+fn first_column(x: &View<f32, 2>, out: &mut Block<f32, 64>) {
+    let x: Tile<f32, 64, 1> = x.load((out.origin(0), 0));
+    out.store(x.reshape());
+}
+
+#[test]
+fn a_kernel_with_what_it_denies_is_refused_by_kernel_place_and_remedy() {
+    let Some(device) = gpu().filter(|d| d.describe().unwrap().contains("sm_90")) else { return };
+    let x = Tensor::zeros(&[64, 80], DType::F32, device).unwrap();
+    let mut out = Tensor::uninit(&[64], DType::F32, device).unwrap();
+    let line = line!() - 9;
+    let e = first_column(&x, &mut out).run().unwrap_err().to_string();
+    for part in ["`first_column`", &format!("cuda.rs:{line}:"), "32 sectors", "stride 1", "KILN_DENY=off"] {
+        assert!(e.contains(part), "{part} in {e}");
+    }
+    let report = kiln::kernel_reports().into_iter().find(|r| r.kernel == "first_column").unwrap();
+    assert!(report.programs_per_sm > 0 && report.findings.iter().any(|f| f.lint == kiln::ir::Lint::Uncoalesced));
+}

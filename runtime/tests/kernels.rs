@@ -112,3 +112,18 @@ fn mul_add_rounds_once() {
         assert_eq!(out.to_vec::<f32>().unwrap(), [small * small, 0.0, small * small, 0.0]);
     }
 }
+
+#[kernel(deny(spill, wgmma_serialized, setmaxnreg_ignored, bank_conflict, uncoalesced, fallback, assembler))]
+fn strict(out: &mut Block<f32, 1>) {
+    out.store(zeros());
+}
+
+/// The macro knows every lint; what is denied stands in the kernel. On a device without findings it runs.
+#[test]
+fn denied_lints_are_options_of_the_kernel() {
+    let mut out = Tensor::uninit(&[1], kiln::DType::F32, Device::Interpret).unwrap();
+    let kernels = kiln::record(|| strict(&mut out).run()).unwrap();
+    assert_eq!(kernels[0].options.deny.iter().collect::<Vec<_>>(), kiln::ir::Lint::ALL);
+    strict(&mut out).run().unwrap();
+    assert_eq!(out.to_vec::<f32>().unwrap(), [0.0]);
+}

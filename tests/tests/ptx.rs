@@ -5,14 +5,14 @@
 //! without running anything. Needs `ptxas` (`KILN_PTXAS`, or on `PATH`) and no GPU.
 #![cfg(feature = "cuda")]
 
-use kiln::ir::Kernel;
-use kiln::{DType, Device, Element, Tensor, bf16};
+use kiln::ir::{Finding, Kernel, Lint};
+use kiln::{DType, Device, Element, Float, Tensor, bf16, f16};
 use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
 use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
 use kimi::model::ops::{Batch, Gate, Keep, MlaShape, Ops};
 use kimi::sampling::Sampling;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,21 +47,21 @@ fn tensor<T: Element>(shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::zeros(shape, T::DTYPE, Device::Cpu)?)
 }
 
-/// Everything that one layer of each kind does with `n` tokens.
-fn pass(m: &Model, n: usize) -> Result<()> {
-    let ops = Ops::<bf16, bf16>::new(Device::Cpu).with_gpu_tiles();
+/// Everything that one layer of each kind, with weights of `W`, does with `n` tokens.
+fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
+    let ops = Ops::<bf16, W>::new(Device::Cpu).with_gpu_tiles();
     let (hidden, channels) = (m.hidden, m.heads * m.head);
     let position = ops.integers(&[0])?;
     let at = Batch::single(ops, n)?;
 
-    let mut x = ops.embedding(&ops.integers(&vec![0; n])?, &tensor::<bf16>(&[1024, hidden])?)?;
+    let mut x = ops.embedding(&ops.integers(&vec![0; n])?, &tensor::<W>(&[1024, hidden])?)?;
     let h = ops.rms_norm::<f32, bf16, f32>(&x, &tensor::<f32>(&[hidden])?, 1e-5)?;
-    let qkv = ops.linear::<bf16>(&h, &tensor::<bf16>(&[3 * channels, hidden])?)?;
+    let qkv = ops.linear::<bf16>(&h, &tensor::<W>(&[3 * channels, hidden])?)?;
     let mut conv = tensor::<bf16>(&[2, 3, 3 * channels])?;
     let (projected, conv_weight) = (qkv, tensor::<f32>(&[4, 3 * channels])?);
     let qkv = ops.short_conv::<f32>(&projected, &conv_weight, &mut conv, &at)?;
-    let low_rank = ops.linear::<bf16>(&h, &tensor::<bf16>(&[2 * m.head + m.heads, hidden])?)?;
-    let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<bf16>(&[channels, m.head])?)?;
+    let low_rank = ops.linear::<bf16>(&h, &tensor::<W>(&[2 * m.head + m.heads, hidden])?)?;
+    let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<W>(&[channels, m.head])?)?;
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;
     let mut state = tensor::<f32>(&[2, m.heads, m.head, m.head])?;
     let (a_log, dt_bias) = (tensor::<f32>(&[m.heads])?, tensor::<f32>(&[channels])?);
@@ -88,7 +88,7 @@ fn pass(m: &Model, n: usize) -> Result<()> {
         ops.kda(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
     }
     let o = ops.gated_rms_norm(&o, &gate, &norm, 1e-5)?;
-    let mixed = ops.linear_parts(&o.reshape(&[n, channels])?, &tensor::<bf16>(&[hidden, channels])?)?;
+    let mixed = ops.linear_parts(&o.reshape(&[n, channels])?, &tensor::<W>(&[hidden, channels])?)?;
     ops.add_rms_norm::<f32, bf16, f32>(&mut x, &mixed, &tensor::<f32>(&[hidden])?, 1e-5)?;
 
     let MlaShape { heads, nope, rope, value } = m.mla;
@@ -96,27 +96,27 @@ fn pass(m: &Model, n: usize) -> Result<()> {
     let projected = tensor::<bf16>(&[n, m.latent + rope])?;
     ops.mla_cache(&projected, &tensor::<f32>(&[m.latent])?, 1e-6, &position, &mut latent, &mut shared)?;
     let q = tensor::<bf16>(&[n, heads * (nope + rope)])?;
-    let kv_b = tensor::<bf16>(&[heads * (nope + value), m.latent])?;
+    let kv_b = tensor::<W>(&[heads * (nope + value), m.latent])?;
     ops.mla_decode(&q, &latent, &shared, &kv_b, &position, m.mla)?;
     let kv = tensor::<bf16>(&[512, heads * (nope + value)])?;
     ops.mla_prefill(&q, &kv, &shared, &position, m.mla)?;
 
-    ops.swiglu(&ops.linear::<bf16>(&h, &tensor::<bf16>(&[2 * m.expert_width, hidden])?)?)?;
+    ops.swiglu(&ops.linear::<bf16>(&h, &tensor::<W>(&[2 * m.expert_width, hidden])?)?)?;
     let logits = ops.router_logits(&h, &tensor::<f32>(&[m.experts, hidden])?)?;
     let (chosen, weights) = ops.route(&logits, &tensor::<f32>(&[m.experts])?, m.chosen, true, 1.0)?;
-    let up = tensor::<bf16>(&[m.experts, m.expert_width, hidden])?;
-    let down = tensor::<bf16>(&[m.experts, hidden, m.expert_width])?;
+    let up = tensor::<W>(&[m.experts, m.expert_width, hidden])?;
+    let down = tensor::<W>(&[m.experts, hidden, m.expert_width])?;
     ops.experts_add(&h, &up, &up, &down, &chosen, &weights, &mut x)?;
 
-    let logits = ops.linear::<f32>(&h.narrow(0, n - 1, 1)?, &tensor::<bf16>(&[1024, hidden])?)?;
+    let logits = ops.linear::<f32>(&h.narrow(0, n - 1, 1)?, &tensor::<W>(&[1024, hidden])?)?;
     ops.sample(&logits, &Sampling::greedy(), &position)?;
     ops.sample(&logits, &Sampling::default(), &position)?;
     ops.advance(&mut ops.integers(&[0])?, n)?;
     Ok(())
 }
 
-/// Distinct kernels of prompts and single tokens.
-fn instances() -> BTreeMap<String, Kernel> {
+/// Distinct kernels of prompts and single tokens, with weights of `W`.
+fn instances<W: Float>() -> BTreeMap<String, Kernel> {
     let tiny = kimi::config::Config::read(&kimi::shipped_model().join("config.json")).expect("the shipped config");
     let tiny = Model {
         hidden: tiny.hidden_size,
@@ -136,7 +136,7 @@ fn instances() -> BTreeMap<String, Kernel> {
     let mut kernels = BTreeMap::new();
     for model in [&tiny, &LARGE] {
         for n in [1, 4, 8, 15, 64, 100] {
-            let recorded = kiln::record(|| pass(model, n)).expect("every operation has an instance");
+            let recorded = kiln::record(|| pass::<W>(model, n)).expect("every operation has an instance");
             kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
         }
     }
@@ -180,7 +180,7 @@ const TELLING: [&str; 9] = ["HGMMA", "QGMMA", "HMMA", "IMMA", "LDSM", "UTMALDG",
 fn every_shipped_kernel_assembles_without_spills() {
     assert_eq!(bf16::DTYPE, DType::BF16);
     let Some(assembler) = assembler() else { return };
-    let kernels: Vec<Kernel> = instances().into_values().collect();
+    let kernels: Vec<Kernel> = instances::<bf16>().into_values().collect();
     assert!(kernels.len() > 30, "only {} kernels were recorded", kernels.len());
     let lines = Mutex::new(vec![]);
     let failures = failures(&kernels, |kernel| {
@@ -188,21 +188,20 @@ fn every_shipped_kernel_assembles_without_spills() {
         let assembled = assemble(kernel.clone(), Target { sm: 90 }, &assembler, Some(&cubin));
         let counts = assembled.as_ref().map_or(Ok(BTreeMap::new()), |_| ptxas::instructions(&assembler, &cubin));
         let _ = std::fs::remove_file(&cubin);
-        let ((ptx, report), counts) = (assembled.map_err(|e| format!("{}: {e}", kernel.name))?, counts?);
+        let (assembled, counts) = (assembled.map_err(|e| format!("{}: {e}", kernel.name))?, counts?);
+        let Assembled { ptx, registers, programs, findings } = assembled;
         let telling = TELLING.iter().filter_map(|name| counts.get(*name).map(|n| format!(", {n} {name}")));
         let line = format!(
-            "{:20} {:3} threads, {:3} registers, {:6} bytes shared, {:5} instructions{}",
+            "{:20} {:3} threads, {registers:3} registers, {:6} bytes shared, {programs:2} programs, {:5} instructions{}{}",
             kernel.name,
             ptx.threads,
-            report.registers,
             ptx.shared_bytes,
             counts.values().sum::<u32>(),
             telling.collect::<String>(),
+            in_files(&findings),
         );
-        let spills = report.spill_stores + report.spill_loads;
-        let warnings = report.warnings.join("; ");
         lines.lock().expect("no panic holds it").push(line.clone());
-        if spills == 0 { Ok(()) } else { Err(format!("{line}: {spills} bytes of spills {warnings}")) }
+        if findings.iter().any(|f| f.lint == Lint::Spill) { Err(line) } else { Ok(()) }
     });
     assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
 
@@ -237,11 +236,27 @@ fn every_shipped_kernel_assembles_without_spills() {
     assert!(found == known, "kernels changed (KILN_BLESS=1 accepts it):\n{difference}");
 }
 
+/// Checkpoints of other types load, too: what kernels deny does not happen with their weights either.
+#[test]
+fn kernels_deny_nothing_of_other_weights() {
+    let Some(assembler) = assembler() else { return };
+    let mut kernels = instances::<f32>();
+    kernels.extend(instances::<f16>());
+    kernels.retain(|_, kernel| !kernel.options.deny.is_empty());
+    let kernels: Vec<Kernel> = kernels.into_values().collect();
+    assert!(kernels.len() > 30, "only {} kernels deny something", kernels.len());
+    let failures = failures(&kernels, |kernel| {
+        let assembled = assemble(kernel.clone(), Target { sm: 90 }, &assembler, None);
+        assembled.map(drop).map_err(|e| format!("{}: {e}", kernel.name))
+    });
+    assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
+}
+
 /// What has no Hopper in it runs on what came before: every kernel also assembles for Ampere.
 #[test]
 fn every_shipped_kernel_assembles_for_sm_80() {
     let Some(assembler) = assembler() else { return };
-    let kernels: Vec<Kernel> = instances().into_values().collect();
+    let kernels: Vec<Kernel> = instances::<bf16>().into_values().collect();
     let failures = failures(&kernels, |kernel| {
         let assembled = assemble(kernel.clone(), Target { sm: 80 }, &assembler, None);
         assembled.map(drop).map_err(|e| format!("{}: {e}", kernel.name))
@@ -265,15 +280,37 @@ fn random_kernels_assemble() {
     assert!(failures.is_empty(), "{} of {cases} kernels:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Compiles as a launch does, and asks the assembler.
+struct Assembled {
+    ptx: Ptx,
+    /// Per thread.
+    registers: u32,
+    /// That one multiprocessor holds.
+    programs: u32,
+    /// Of the compiler and the assembler.
+    findings: Vec<Finding>,
+}
+
+/// Compiles as a launch does, and asks the assembler. What a kernel denies is an error.
 fn assemble(
     mut kernel: Kernel,
     target: Target,
     assembler: &Path,
     cubin: Option<&Path>,
-) -> std::result::Result<(Ptx, ptxas::Report), String> {
+) -> std::result::Result<Assembled, String> {
     kiln_codegen::passes::optimize(&mut kernel);
     let ptx = nvptx::compile(&kernel, target).map_err(|error| error.to_string())?;
-    let report = ptxas::assemble(assembler, &ptx.text, target.name(), cubin)?;
-    Ok((ptx, report))
+    let report = ptxas::assemble(assembler, &ptx.text, target, cubin, kernel.loc)?;
+    let programs = report.programs_per_sm(target, ptx.threads, ptx.shared_bytes);
+    let findings = [&ptx.findings[..], &report.findings].concat();
+    target.check(&kernel, &findings).map_err(|denied| denied.to_string())?;
+    Ok(Assembled { ptx, registers: report.registers, programs, findings })
+}
+
+/// A line for each finding, with its file but not its line, which says nothing of the machine code.
+fn in_files(findings: &[Finding]) -> String {
+    let text = |f: &Finding| {
+        let file = f.place.split(".rs:").next().and_then(|path| path.rsplit('/').next()).unwrap_or("?");
+        format!("\n      {}, {file}.rs: {}", f.lint.name(), f.message)
+    };
+    findings.iter().map(text).collect::<BTreeSet<String>>().into_iter().collect()
 }

@@ -15,7 +15,7 @@ use super::mma::{self, DotPlan};
 use super::panels::Panels;
 use super::pipeline::{self, Ahead};
 use super::{Chip, facts, origins};
-use crate::ir::{Combine, Def, Kernel, Loc, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
+use crate::ir::{Combine, Def, Finding, Kernel, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
@@ -51,7 +51,7 @@ pub struct Assignment {
     /// Values that are also kept in shared memory, for such products.
     pub placed: BTreeMap<ValueId, Panels>,
     /// What the author may want to know.
-    pub notes: Vec<(Loc, String)>,
+    pub findings: Vec<Finding>,
 }
 
 /// An operand that a product reads from shared memory.
@@ -100,7 +100,7 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
         ahead: Ahead::default(),
         shared_operands: HashMap::new(),
         placed: BTreeMap::new(),
-        notes: vec![],
+        findings: vec![],
     };
     let mut a = Assigner {
         k,
@@ -111,7 +111,7 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
     };
     a.find_longest();
     a.plan_dots(chip);
-    a.out.ahead = pipeline::plan(k, &a.out.dots, warps, chip, &mut a.out.notes);
+    a.out.ahead = pipeline::plan(k, &a.out.dots, warps, chip, &mut a.out.findings);
     a.find_wishes();
     a.walk(k.body);
     a.demand_region(k.body, &[]);
@@ -304,7 +304,7 @@ impl Assigner<'_> {
         for (i, op) in k.ops.iter().enumerate() {
             if let OpKind::Dot(precision) = op.kind {
                 let id = OpId(i as u32);
-                let plan = mma::plan(k, id, precision, self.out.warps, chip, &mut self.out.notes)
+                let plan = mma::plan(k, id, precision, self.out.warps, chip, &mut self.out.findings)
                     .unwrap_or_else(|| DotPlan::Fma { layout: self.out.default_layout(k.ty(op.results[0]).shape()) });
                 self.out.dots.insert(id, plan);
             }

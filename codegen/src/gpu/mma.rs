@@ -1,10 +1,10 @@
 //! Chooses how each matrix product is computed: on Hopper's tensor cores by warpgroups (`wgmma`), by single warps
 //! (`mma.sync`), or by fused multiply-adds where the precision or the shape leaves no other way. Every fall back is
-//! noted, with its reason.
+//! reported, with its reason.
 
 use super::layout::{LinearLayout, Operand};
 use super::{Chip, origins, pipeline};
-use crate::ir::{DType, Def, Kernel, Loc, OpId, OpKind, Precision, Shape, ValueId};
+use crate::ir::{DType, Def, Finding, Kernel, Lint, OpId, OpKind, Precision, Shape, ValueId};
 
 /// The instruction of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,19 +185,20 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
     Ok(WgmmaPlan { dtype, n: instruction, groups, a, acc })
 }
 
-/// The tensor-core plan of a product, or `None` and a note that says why there is none.
+/// The tensor-core plan of a product, or `None` and a finding that says why there is none.
 pub fn plan(
     k: &Kernel,
     id: OpId,
     precision: Precision,
     warps: usize,
     chip: Chip,
-    notes: &mut Vec<(Loc, String)>,
+    findings: &mut Vec<Finding>,
 ) -> Option<DotPlan> {
+    let mut slower = |why: String| findings.push(Finding::new(Lint::Fallback, k.op(id).loc, why));
     if chip.warpgroups {
         match wgmma(k, id, warps) {
             Ok(plan) => return Some(DotPlan::Wgmma(Box::new(plan))),
-            Err(why) => notes.push((k.op(id).loc, format!("dot {}: no wgmma, {why}", dot_shape(k, id)))),
+            Err(why) => slower(format!("dot {}: no wgmma, {why}", dot_shape(k, id))),
         }
     }
     let op = k.op(id);
@@ -210,7 +211,7 @@ pub fn plan(
         (_, Precision::Tf32) => MmaKind::Tf32,
         (_, Precision::Tf32x3) => MmaKind::Tf32x3,
         _ => {
-            notes.push((op.loc, format!("dot {m}x{n}x{depth} in f32: no tensor cores (ask for tf32 or tf32x3)")));
+            slower(format!("dot {m}x{n}x{depth} in f32: no tensor cores (ask for tf32 or tf32x3)"));
             return None;
         }
     };
@@ -220,7 +221,7 @@ pub fn plan(
         MmaKind::I8 | MmaKind::U8 => 1,
     };
     if depth * bytes < 32 {
-        notes.push((op.loc, format!("dot {m}x{n}x{depth}: K is below {}, no tensor cores", 32 / bytes)));
+        slower(format!("dot {m}x{n}x{depth}: K is below {}, no tensor cores", 32 / bytes));
         return None;
     }
     // Matrices first: then nothing of one is in another warp.

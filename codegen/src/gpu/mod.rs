@@ -1,5 +1,5 @@
 //! From tile IR to what a GPU thread does: where each element of a tile lives ([`layout`]), which facts make accesses
-//! wide ([`facts`]), how products are computed ([`mma`]) and from which loads
+//! wide ([`facts`]) and what they cost ([`sectors`]), how products are computed ([`mma`]) and from which loads
 //! ([`origins`]), and which layouts every value exists in ([`assign`]).
 
 pub mod assign;
@@ -12,6 +12,7 @@ pub mod mma;
 pub mod origins;
 pub mod panels;
 pub mod pipeline;
+pub mod sectors;
 
 /// What the choice of layouts and instructions knows of a chip.
 #[derive(Clone, Copy, Debug)]

@@ -19,7 +19,7 @@ use super::layout::{Ldmatrix, LinearLayout};
 use super::mma::DotPlan;
 use super::panels::Panels;
 use super::{Chip, facts};
-use crate::ir::{Access, Def, Kernel, Loc, OpId, OpKind, RegionId, Type, ValueId};
+use crate::ir::{Access, Def, Finding, Kernel, Lint, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
 
 /// What a thread may copy for the next iteration, in bytes.
@@ -146,13 +146,7 @@ struct Planner<'k> {
 }
 
 /// Plans what runs ahead in a kernel.
-pub fn plan(
-    k: &Kernel,
-    dots: &HashMap<OpId, DotPlan>,
-    warps: usize,
-    chip: Chip,
-    notes: &mut Vec<(Loc, String)>,
-) -> Ahead {
+pub fn plan(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip, findings: &mut Vec<Finding>) -> Ahead {
     let mut users: Users = HashMap::new();
     for (i, op) in k.ops.iter().enumerate() {
         for &v in &op.operands {
@@ -181,13 +175,14 @@ pub fn plan(
             }
             continue;
         }
+        let mut slower = |why: String| findings.push(Finding::new(Lint::Fallback, op.loc, why));
         if chip.warpgroups && bulk.is_empty() {
-            notes.push((op.loc, "loads run ahead by cp.async: not all can be bulk copies".into()));
+            slower("loads run ahead by cp.async: not all can be bulk copies".into());
         }
         let wanted = if stages == 0 { if 4 * bytes <= 200 << 10 { 4 } else { 3 } } else { stages as usize };
         let stages = wanted.min(left / bytes);
         if stages < 2 {
-            notes.push((op.loc, format!("loads do not run ahead: two buffers of {bytes} bytes are too many")));
+            slower(format!("loads do not run ahead: two buffers of {bytes} bytes are too many"));
         } else if bulk.is_empty() {
             out.loops.insert(id, StagedLoop { stages, loads: copies });
         } else {

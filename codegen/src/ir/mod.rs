@@ -10,6 +10,7 @@
 
 mod abi;
 mod builder;
+mod finding;
 mod names;
 mod op;
 mod parse;
@@ -20,6 +21,7 @@ mod verify;
 
 pub use abi::{Fact, Slot, SlotKind};
 pub use builder::Builder;
+pub use finding::{Denied, Finding, Lint, Lints};
 pub use op::{AtomicOp, BinaryOp, Bits, CmpOp, Combine, Op, OpKind, Precision, UnaryOp};
 pub use parse::{ParseError, parse};
 pub use scalar::{decode_f8, encode_f8};
@@ -114,6 +116,8 @@ pub struct Options {
     pub warps: u8,
     /// Least number of programs that one multiprocessor must be able to hold; 0: no demand.
     pub min_programs_per_sm: u8,
+    /// Findings that are errors.
+    pub deny: Lints,
 }
 
 /// Arguments and operations; the last operation is `Yield`.

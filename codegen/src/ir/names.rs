@@ -1,7 +1,7 @@
 //! The vocabulary of the operations' parameters: each function's name in the text form, the list of all, and the
 //! dtypes it accepts. Printer, parser, verifier and the generator of random kernels share these tables.
 
-use super::{AtomicOp, BinaryOp, CmpOp, Combine, DType, OpKind, Precision, UnaryOp};
+use super::{AtomicOp, BinaryOp, CmpOp, Combine, DType, Lint, OpKind, Precision, UnaryOp};
 
 macro_rules! names {
     ($ty:ident { $($variant:ident = $name:literal),* $(,)? }) => {
@@ -36,6 +36,10 @@ names!(Combine {
 });
 names!(AtomicOp {
     Add = "add", Min = "min", Max = "max", And = "and", Or = "or", Xor = "xor", Exchange = "exchange",
+});
+names!(Lint {
+    Spill = "spill", WgmmaSerialized = "wgmma_serialized", SetmaxnregIgnored = "setmaxnreg_ignored",
+    BankConflict = "bank_conflict", Uncoalesced = "uncoalesced", Fallback = "fallback", Assembler = "assembler",
 });
 names!(Precision { F32 = "f32", Tf32 = "tf32", Tf32x3 = "tf32x3" });
 

@@ -73,7 +73,7 @@ impl<'a> Parser<'a> {
 
     fn fail<T>(&mut self, expected: impl Into<String>) -> Result<T> {
         let rest = self.rest();
-        let word = rest.split([' ', '\n', ',', ')', '(']).next().unwrap_or("");
+        let word = rest.split([' ', '\n', ',', ')', '(', ']']).next().unwrap_or("");
         let found = match (rest.is_empty(), word.is_empty()) {
             (true, _) => "the end of the text".into(),
             (_, true) => format!("`{}`", rest.chars().next().unwrap_or(' ')),
@@ -341,6 +341,8 @@ impl<'a> Parser<'a> {
                 self.kernel.options.warps = self.number("a number of warps")?;
             } else if self.accept("min_programs_per_sm") {
                 self.kernel.options.min_programs_per_sm = self.number("a number of programs")?;
+            } else if self.accept("deny") {
+                self.kernel.options.deny = Lints::of(&self.list("[", "]", |p| p.named("a lint", Lint::from_name))?);
             } else {
                 break;
             }

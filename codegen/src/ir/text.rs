@@ -122,6 +122,9 @@ impl Printer<'_> {
         if k.options.min_programs_per_sm != 0 {
             let _ = write!(self.out, " min_programs_per_sm {}", k.options.min_programs_per_sm);
         }
+        if !k.options.deny.is_empty() {
+            let _ = write!(self.out, " deny [{}]", k.options.deny);
+        }
         self.loc(k.loc);
         self.region(k.body, 0);
         self.out.push('\n');

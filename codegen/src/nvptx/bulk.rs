@@ -290,7 +290,9 @@ impl<'k> Lower<'k> {
         let (shared, size) = (&staged.panels.layout, dtype.size());
         let thread = self.thread_image(layout, |b| size as u32 * shared.offset(b));
         let mut regs = vec![int(0); layout.registers()];
-        for group in shared.vectorise(layout, size).groups {
+        let access = shared.vectorise(layout, size);
+        self.shared_tile("loads from a ring", dtype, layout, shared, &access);
+        for group in access.groups {
             let offset = size as u32 * shared.offset(layout.flat(group[0], 0, 0));
             let place = self.w.bin("xor", "i32", &thread, &int(offset));
             let place = self.w.bin("add", "i32", &staged.address, &place);

@@ -9,7 +9,7 @@ use super::math;
 use super::memory::{Words, pack};
 use super::pipeline::FetchedOperand;
 use super::text::{V, int, llvm_type, struct_type};
-use crate::gpu::layout::{Level, LinearLayout};
+use crate::gpu::layout::{LANE_BITS, Level, LinearLayout, SharedLayout, VectorAccess, wavefronts_of};
 use crate::gpu::mma::{DotPlan, MmaKind, MmaPlan};
 use crate::ir::{DType, OpId};
 use std::collections::BTreeMap;
@@ -198,6 +198,8 @@ impl Lower<'_> {
             let (regs, from) = self.get_home(v);
             let thread = self.thread_image(&from, |x| 4 * x);
             let skip = from.redundant().register;
+            let rows = SharedLayout::row_major(*from.shape()).expect("extents of a layout are powers of two");
+            self.shared_tile("stores for multiply-adds", acc_type, &from, &rows, &VectorAccess::single(&from));
             for r in (0..from.registers() as u32).filter(|r| r & skip == 0) {
                 let x = math::cast(&mut self.w, dtype, acc_type, &regs[r as usize]);
                 let word = pack(&mut self.w, acc_type, &[x]);
@@ -211,6 +213,14 @@ impl Lower<'_> {
 
         // The registers' rows and columns, each with the number of its product; addresses advance with k.
         let first = a.rank() - 2;
+        for (shape, axis, step, matrix) in [(a, first, depth, m * depth), (b, first + 1, 1, depth * n)] {
+            let word = |lane| {
+                let at = layout.apply(0, lane, 0).map(|c| c as usize);
+                4 * (at[axis] * step + if first > 0 { at[0] * matrix } else { 0 }) as u32
+            };
+            let lanes: Vec<u32> = (0..1 << LANE_BITS).map(word).collect();
+            self.shared_access("loads for multiply-adds", acc_type, shape, wavefronts_of(&lanes, 4));
+        }
         let rows = layout.axis_bases(Level::Register, first);
         let columns = layout.axis_bases(Level::Register, first + 1);
         let matrices = if products > 1 { layout.axis_bases(Level::Register, 0) } else { vec![] };

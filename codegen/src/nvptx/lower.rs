@@ -18,7 +18,7 @@ use super::{Error, TensorMap, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
-use crate::ir::{Access, BinaryOp, DType, Kernel, Op, OpId, OpKind, RegionId, Type, ValueId};
+use crate::ir::{Access, BinaryOp, DType, Finding, Kernel, Loc, Op, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
@@ -64,8 +64,9 @@ pub(super) struct Lower<'k> {
     pub exchange: Option<Exchange>,
     /// Where the loads that run ahead in each thread's own slots lie for this iteration.
     pub slots: HashMap<OpId, Slot>,
-    /// For the author.
-    pub notes: Vec<(crate::ir::Loc, String)>,
+    /// Where in the source the operation being lowered stands, and what the author may want to know.
+    pub at: Loc,
+    pub findings: Vec<Finding>,
     /// Loads of the loops around that lie in shared memory.
     pub staged: HashMap<OpId, Staged>,
     /// Bulk copies: where their rings are, and how far the computing warps are in those of each region.
@@ -107,7 +108,8 @@ impl<'k> Lower<'k> {
             scratches: 0,
             exchange: None,
             slots: HashMap::new(),
-            notes: vec![],
+            at: k.loc,
+            findings: vec![],
             staged: HashMap::new(),
             rings: HashMap::new(),
             walks: HashMap::new(),
@@ -398,6 +400,7 @@ impl<'k> Lower<'k> {
             if let Some(load) = self.plan.ahead.bulk_load(id) {
                 self.receive(region, load);
             }
+            self.at = op.loc;
             self.op(id)?;
         }
         Ok(&[])

@@ -301,6 +301,7 @@ impl Lower<'_> {
         let (dtype, shape) = (self.k.ty(op.results[0]).dtype(), self.k.ty(op.results[0]).shape());
         let layout = &self.plan.versions[op.results[0].index()][0];
         let access = facts::access(self.k, op.operands[0], shape, &op.operands[1..1 + shape.rank()]);
+        self.global_access(op.operands[0], layout, access);
         let view = self.view(op.operands[0]);
         let mut place = Box::new(self, view, layout, starts, dtype.size());
         let (mut words, mut masks) = (vec![], vec![]);
@@ -349,6 +350,7 @@ impl Lower<'_> {
         let regs = self.get(value, &layout);
         self.order(op.operands[0], Some(coords), &layout, true);
         let starts: Vec<V> = coords.iter().map(|&c| self.scalar(c)).collect();
+        self.global_access(op.operands[0], &layout, access);
         let view = self.view(op.operands[0]);
         let owner = self.owner(&layout);
         let skip = layout.redundant().register;

@@ -1,7 +1,7 @@
 //! The NVPTX back end: a kernel in, PTX out.
 //!
 //! `gpu` decides where every element of every tile lives; this module writes what each thread does as LLVM text
-//! ([`text`], [`math`], `lower`, `control`, `memory`, `shared`, `reduce`, `scan`, `dot`), and `emit` has LLVM turn it into PTX. Without
+//! ([`text`], [`math`], `lower`, `control`, `memory`, `shared`, `reduce`, `scan`, `dot`; what is slow goes to `findings`), and `emit` has LLVM turn it into PTX. Without
 //! the feature `llvm` the text can still be made ([`llvm_text`]); LLVM is needed for the last step only.
 //!
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
@@ -14,6 +14,7 @@ mod differential;
 mod dot;
 #[cfg(feature = "llvm")]
 mod emit;
+mod findings;
 mod lower;
 mod math;
 mod memory;
@@ -27,6 +28,8 @@ mod simulate;
 #[cfg(all(test, feature = "llvm"))]
 mod tests;
 #[cfg(test)]
+mod tests_findings;
+#[cfg(test)]
 mod tests_kernels;
 #[cfg(test)]
 mod tests_tiles;
@@ -38,7 +41,7 @@ mod wgmma;
 pub use crate::gpu::bulk::TensorMap;
 
 use crate::gpu::{self, Chip};
-use crate::ir::{Kernel, Loc};
+use crate::ir::{Denied, Finding, Kernel, Loc};
 
 /// The chip to compile for: 80 (Ampere and later) or 90 (Hopper, emitted as sm_90a).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +53,15 @@ impl Target {
     /// The name that LLVM and ptxas know it by.
     pub fn name(self) -> &'static str {
         if self.sm >= 90 { "sm_90a" } else { "sm_80" }
+    }
+
+    /// Whether what compiling a kernel found is allowed. On Hopper, that is, which kernels are written for: what they deny
+    /// is no error on the chips that get code for sm_80 because there is no better.
+    ///
+    /// # Errors
+    /// As of [`Kernel::check`].
+    pub fn check(self, kernel: &Kernel, findings: &[Finding]) -> Result<(), Denied> {
+        if self.sm >= 90 { kernel.check(findings) } else { Ok(()) }
     }
 
     /// Shared memory that one program may ask for, in bytes.
@@ -82,8 +94,8 @@ pub struct Ptx {
     pub shared_bytes: u32,
     /// The tensor maps that follow the launch slots as parameters of 128 bytes each.
     pub maps: Vec<TensorMap>,
-    /// Why something is slower than its author may expect.
-    pub notes: Vec<(Loc, String)>,
+    /// Why something is slower than its author may expect. The assembler knows more ([`ptxas::assemble`]).
+    pub findings: Vec<Finding>,
 }
 
 /// Why a kernel cannot be compiled.
@@ -108,7 +120,7 @@ pub struct Lowered {
     pub threads: u32,
     pub shared_bytes: u32,
     pub maps: Vec<TensorMap>,
-    pub notes: Vec<(Loc, String)>,
+    pub findings: Vec<Finding>,
 }
 
 /// A kernel name as an identifier of PTX.
@@ -136,11 +148,11 @@ pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
         let (entry, threads) = (entry_name(kernel), lower.launched_threads());
         // The assembler shifts registers only where it knows how many a program may take.
         let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));
-        let mut notes = plan.notes.clone();
-        notes.append(&mut lower.notes);
+        let mut findings = plan.findings.clone();
+        findings.append(&mut lower.findings);
         let text = lower.w.finish(&entry, kernel.slots().len(), lower.maps.len(), threads, least, needed > 0);
         let (threads, shared_bytes) = (threads as u32, needed as u32);
-        return Ok(Lowered { text, entry, threads, shared_bytes, maps: lower.maps, notes });
+        return Ok(Lowered { text, entry, threads, shared_bytes, maps: lower.maps, findings });
     }
     Err(Error::SharedMemory { kernel: kernel.name.clone(), needed, limit, target: target.name() })
 }
@@ -154,6 +166,6 @@ pub fn compile(kernel: &Kernel, target: Target) -> Result<Ptx, Error> {
     let lowered = llvm_text(kernel, target)?;
     let text =
         emit::ptx(&lowered.text, target).map_err(|message| Error::Internal { kernel: kernel.name.clone(), message })?;
-    let Lowered { entry, threads, shared_bytes, maps, notes, .. } = lowered;
-    Ok(Ptx { text, entry, threads, shared_bytes, maps, notes })
+    let Lowered { entry, threads, shared_bytes, maps, findings, .. } = lowered;
+    Ok(Ptx { text, entry, threads, shared_bytes, maps, findings })
 }

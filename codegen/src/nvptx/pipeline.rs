@@ -9,6 +9,7 @@ use super::memory::Box;
 use super::shared::EVERYWHERE;
 use super::text::{V, constant, int, struct_type};
 use crate::gpu::assign::SharedOperand;
+use crate::gpu::facts;
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
 use crate::gpu::panels::Panels;
 use crate::gpu::pipeline::{AsyncCopy, StagedLoop, fetches, source};
@@ -51,8 +52,15 @@ pub(super) struct Slots {
     start: usize,
     /// Bytes from the slots of one iteration to those of the next.
     bytes: usize,
-    /// The loads and, of each, the byte offset of every access's slots.
-    loads: Vec<(OpId, Vec<usize>)>,
+    loads: Vec<SlotLoad>,
+}
+
+struct SlotLoad {
+    load: OpId,
+    /// Bytes of an access, and so of a slot: threads' slots of one access lie side by side.
+    bytes: usize,
+    /// The byte offset of every access's slots.
+    offsets: Vec<usize>,
 }
 
 /// A load's slots for one iteration: the address of every access's.
@@ -147,6 +155,10 @@ impl<'k> Lower<'k> {
             let owner = self.owner(layout);
             let enabled = self.w.and(owner, Some(exists.clone())).expect("two conditions");
             let skip = layout.redundant().register;
+            let (copies, dtype) = (layout.vectorise(access.axis, access.vector), self.k.ty(op.results[0]).dtype());
+            self.at = op.loc;
+            self.global_access(op.operands[0], layout, *access);
+            self.shared_tile("copies to a ring", dtype, layout, &load.panels.layout, &copies);
             let mut place = Box::new(self, view, layout, &coords, 2);
             let buffer = self.buffer(start, load.bytes, slot);
             let shared = &load.panels.layout;
@@ -206,11 +218,11 @@ impl<'k> Lower<'k> {
         for &load in self.plan.ahead.slots.get(&id)? {
             // Copies are of 4, 8 or 16 bytes.
             if self.demanded(self.k.op(load).results[0])
-                && let (accesses, 4..) = self.box_accesses(load)
+                && let (accesses, width @ 4..) = self.box_accesses(load)
             {
-                let offsets = (0..accesses.len()).map(|i| bytes + 16 * self.threads() * i).collect();
-                bytes += 16 * self.threads() * accesses.len();
-                loads.push((load, offsets));
+                let offsets = (0..accesses.len()).map(|i| bytes + width * self.threads() * i).collect();
+                bytes += width * self.threads() * accesses.len();
+                loads.push(SlotLoad { load, bytes: width, offsets });
             }
         }
         if loads.is_empty() {
@@ -230,9 +242,9 @@ impl<'k> Lower<'k> {
     /// At the start of an iteration: `i` its counter, `stage` which of its two slots a thread uses.
     pub(super) fn turn_slots(&mut self, slots: &Slots, i: &V, stage: &V) {
         self.w.asm_effect("void", "cp.async.wait_group 0;", "", &[]);
-        for (load, offsets) in &slots.loads {
-            let places = offsets.iter().map(|&o| self.slot(slots, o, stage)).collect();
-            self.slots.insert(*load, places);
+        for load in &slots.loads {
+            let places = load.offsets.iter().map(|&o| self.slot(slots, load, o, stage)).collect();
+            self.slots.insert(load.load, places);
         }
         let next = self.w.bin("add", "i32", i, &slots.step);
         let other = self.w.bin("xor", "i32", stage, &int(1));
@@ -248,19 +260,22 @@ impl<'k> Lower<'k> {
     fn fill_slots(&mut self, slots: &Slots, i: &V, stage: &V) {
         let exists = self.w.icmp("slt", "i32", i, &slots.hi);
         let mut known = HashMap::new();
-        for (load, offsets) in &slots.loads {
-            let op = self.k.op(*load);
+        for load in &slots.loads {
+            let op = self.k.op(load.load);
             let coords: Vec<V> =
                 op.operands[1..].iter().map(|&c| self.scalar_at(slots.body, c, i, &mut known)).collect();
-            let (accesses, bytes) = self.box_accesses(*load);
+            let (accesses, bytes) = self.box_accesses(load.load);
             let layout = &self.plan.versions[op.results[0].index()][0];
             let size = self.k.ty(op.results[0]).dtype().size();
+            self.at = op.loc;
+            let access = facts::access(self.k, op.operands[0], *layout.shape(), &op.operands[1..]);
+            self.global_access(op.operands[0], layout, access);
             let view = self.view(op.operands[0]);
             let mut place = Box::new(self, view, layout, &coords, size);
-            for (registers, &offset) in accesses.iter().zip(offsets) {
+            for (registers, &offset) in accesses.iter().zip(&load.offsets) {
                 let mask = place.mask(self, registers[0]);
                 let from = place.address(self, registers[0]);
-                let to = self.slot(slots, offset, stage);
+                let to = self.slot(slots, load, offset, stage);
                 let size = match &mask {
                     Some(m) => self.w.select(m, "i32", &int(bytes), &int(0)),
                     None => int(bytes),
@@ -273,10 +288,10 @@ impl<'k> Lower<'k> {
         self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
     }
 
-    /// The address of this thread's slot.
-    fn slot(&mut self, slots: &Slots, offset: usize, stage: &V) -> V {
+    /// The address of this thread's slot of the access whose slots begin at `offset`.
+    fn slot(&mut self, slots: &Slots, load: &SlotLoad, offset: usize, stage: &V) -> V {
         let tid = self.tid();
-        let own = self.w.bin("mul", "i32", &tid, &int(16));
+        let own = self.w.bin("mul", "i32", &tid, &int(load.bytes));
         let base = self.shared_base();
         let own = self.w.bin("add", "i32", &base, &own);
         let turn = self.w.bin("mul", "i32", stage, &int(slots.bytes));
@@ -292,6 +307,8 @@ impl<'k> Lower<'k> {
             return None;
         }
         let plan = Ldmatrix::plan(layout, &panels.seen(transposed), 2)?;
+        let dtype = self.k.ty(self.k.op(dot).operands[i]).dtype();
+        self.shared_access("ldmatrix", dtype, *layout.shape(), plan.wavefronts(2));
         let address = self.thread_part(plan.thread.iter().map(|&b| 2 * b).collect());
         Some(FetchedOperand { plan, address, base, words: vec![None; layout.registers() / 2] })
     }

@@ -1,7 +1,10 @@
 //! The assembler's verdict on PTX: registers, spills, and the instructions that became of it.
 //!
 //! Needs NVIDIA's `ptxas`, found through `KILN_PTXAS` or `PATH`, and for the instructions `nvdisasm` beside it; no GPU.
+//! The driver's own assembler writes the same log, which [`parse`] reads as well.
 
+use super::Target;
+use crate::ir::{Finding, Lint, Loc};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,11 +12,25 @@ use std::process::Command;
 /// What `ptxas -v` says of a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// Per thread.
     pub registers: u32,
-    pub spill_stores: u32,
-    pub spill_loads: u32,
-    /// Warnings and performance advisories.
-    pub warnings: Vec<String>,
+    /// Spills, warnings and performance advisories.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// The programs that one multiprocessor holds at the same time: what is known as occupancy, in programs of so many
+    /// threads and bytes of shared memory.
+    pub fn programs_per_sm(&self, target: Target, threads: u32, shared_bytes: u32) -> u32 {
+        // Registers are given to warps in units of 256; of shared memory the system takes 1 KiB for each program.
+        let warps = threads.div_ceil(32);
+        let registers = (self.registers * 32).next_multiple_of(256) * warps;
+        let shared = if target.sm >= 90 { 228 << 10 } else { 164 << 10 };
+        [32, 64 / warps, (64 << 10) / registers.max(1), shared / (shared_bytes + 1024).next_multiple_of(128)]
+            .into_iter()
+            .min()
+            .unwrap_or(0)
+    }
 }
 
 /// The assembler, if there is one on this machine.
@@ -25,16 +42,16 @@ pub fn find() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|d| d.join("ptxas")).find(|p| p.is_file())
 }
 
-/// Assembles `text` for `arch`, to `cubin` if given.
+/// Assembles the PTX of the kernel that stands `at`, to `cubin` if given.
 ///
 /// # Errors
 /// The assembler's messages.
-pub fn assemble(ptxas: &Path, text: &str, arch: &str, cubin: Option<&Path>) -> Result<Report, String> {
+pub fn assemble(ptxas: &Path, text: &str, target: Target, cubin: Option<&Path>, at: Loc) -> Result<Report, String> {
     let unique = format!("kiln-{}-{:?}.ptx", std::process::id(), std::thread::current().id());
     let source = std::env::temp_dir().join(unique.replace(['(', ')'], ""));
     std::fs::write(&source, text).map_err(|e| e.to_string())?;
     let output = cubin.map_or_else(|| source.with_extension("cubin"), Path::to_path_buf);
-    let run = Command::new(ptxas).args(["-v", "-arch", arch, "-o"]).arg(&output).arg(&source).output();
+    let run = Command::new(ptxas).args(["-v", "-arch", target.name(), "-o"]).arg(&output).arg(&source).output();
     let _ = std::fs::remove_file(&source);
     if cubin.is_none() {
         let _ = std::fs::remove_file(&output);
@@ -44,7 +61,7 @@ pub fn assemble(ptxas: &Path, text: &str, arch: &str, cubin: Option<&Path>) -> R
     if !run.status.success() {
         return Err(log);
     }
-    Ok(parse(&log))
+    Ok(parse(&log, at))
 }
 
 /// The assembler's version, `V13.0.88`: registers and instructions depend on it.
@@ -98,19 +115,25 @@ fn number_before(line: &str, what: &str) -> Option<u32> {
     line.split(what).next()?.split_whitespace().last()?.parse().ok()
 }
 
-/// Reads the log of `ptxas -v` for one kernel.
-pub fn parse(log: &str) -> Report {
+/// Reads the log of `ptxas -v` for the kernel that stands `at`.
+pub fn parse(log: &str, at: Loc) -> Report {
     let mut report = Report::default();
+    let mut find = |lint, message: String| report.findings.push(Finding::new(lint, at, message));
     for line in log.lines() {
-        if line.contains("bytes spill stores") {
-            report.spill_stores = number_before(line, " bytes spill stores").unwrap_or(0);
-            report.spill_loads = number_before(line, " bytes spill loads").unwrap_or(0);
+        let spilled = [" bytes spill stores", " bytes spill loads"].map(|what| number_before(line, what).unwrap_or(0));
+        if spilled != [0, 0] {
+            find(Lint::Spill, format!("{} bytes are stored to local memory, {} loaded again", spilled[0], spilled[1]));
         }
         if line.contains("Used ") && line.contains(" registers") {
             report.registers = number_before(line, " registers").unwrap_or(0);
         }
         if line.contains("warning") || line.contains("(C7") {
-            report.warnings.push(line.trim().to_owned());
+            let lint = match line {
+                _ if line.contains("wgmma") && line.contains("serialized") => Lint::WgmmaSerialized,
+                _ if line.contains("setmaxnreg") => Lint::SetmaxnregIgnored,
+                _ => Lint::Assembler,
+            };
+            find(lint, line.split_once(" : ").map_or(line, |(_, message)| message).trim().to_owned());
         }
     }
     report
@@ -126,10 +149,40 @@ mod tests {
             ptxas info    : Compiling entry function 'kiln_k' for 'sm_90a'\n\
             ptxas info    : Function properties for kiln_k\n    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n\
             ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized\n\
+            ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum registers\n\
+            ptxas warning : Value of threads per SM for entry k is out of range\n\
             ptxas info    : Used 168 registers, used 1 barriers\n";
-        let report = parse(log);
-        assert_eq!((report.registers, report.spill_stores, report.spill_loads), (168, 12, 16));
-        assert!(report.warnings.len() == 1 && report.warnings[0].contains("serialized"));
+        let report = parse(log, Loc { file: "k.rs", line: 2, column: 1 });
+        assert_eq!(report.registers, 168);
+        let found: Vec<String> = report.findings.iter().map(Finding::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "k.rs:2:1: spill: 12 bytes are stored to local memory, 16 loaded again",
+                "k.rs:2:1: wgmma_serialized: (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized",
+                "k.rs:2:1: setmaxnreg_ignored: (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum \
+             registers",
+                "k.rs:2:1: assembler: Value of threads per SM for entry k is out of range",
+            ]
+        );
+        assert_eq!(
+            parse("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n", Loc::default()).findings,
+            []
+        );
+    }
+
+    #[test]
+    fn programs_share_registers_shared_memory_and_threads() {
+        let programs = |registers, threads, shared| {
+            Report { registers, findings: vec![] }.programs_per_sm(Target { sm: 90 }, threads, shared)
+        };
+        assert_eq!(programs(32, 1024, 0), 2, "threads");
+        assert_eq!(programs(255, 128, 0), 2, "registers");
+        assert_eq!(programs(33, 512, 0), 3, "registers, rounded up to 40");
+        assert_eq!(programs(32, 128, 112 << 10), 2, "shared memory");
+        assert_eq!(programs(32, 128, 113 << 10), 2, "shared memory, all of it");
+        assert_eq!(programs(32, 128, 114 << 10), 1, "shared memory, with what the system takes");
+        assert_eq!(programs(16, 32, 0), 32, "programs");
     }
 
     #[test]

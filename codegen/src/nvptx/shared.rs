@@ -8,8 +8,10 @@ use super::Target;
 use super::lower::{Lower, Result};
 use super::memory::{Words, pack, unpack};
 use super::text::{V, int, llvm_type, struct_type};
-use crate::gpu::layout::{Affine, Conversion, LinearLayout, ScratchPlan, ScratchSide, ShufflePlan};
-use crate::ir::{Bits, DType};
+use crate::gpu::layout::{
+    Affine, Conversion, LinearLayout, ScratchPlan, ScratchSide, SharedLayout, ShufflePlan, VectorAccess,
+};
+use crate::ir::{Bits, DType, Shape};
 use std::ops::Range;
 
 /// All of shared memory: nobody knows who may still read what.
@@ -95,19 +97,24 @@ impl Lower<'_> {
         let left = Target { sm: self.sm }.shared_limit().saturating_sub(self.shared_top + 128);
         let plan = Conversion::plan_within(from, to, dtype.size(), left.clamp(8 << 10, 64 << 10))
             .map_err(|e| super::Error::Internal { kernel: self.k.name.clone(), message: e.to_string() })?;
-        Ok(self.converted(regs, dtype, &plan))
+        Ok(self.converted(regs, dtype, &plan, *from.shape()))
     }
 
-    fn converted(&mut self, regs: &[V], dtype: DType, plan: &Conversion) -> Vec<V> {
+    fn converted(&mut self, regs: &[V], dtype: DType, plan: &Conversion, shape: Shape) -> Vec<V> {
         match plan {
             Conversion::Identity => regs.to_vec(),
             Conversion::Registers(map) => map.iter().map(|&r| regs[r as usize].clone()).collect(),
             Conversion::Shuffle(plan) => self.shuffle_plan(regs, dtype, plan),
             Conversion::Transpose { pair, then } => {
                 let regs = self.transposed_within_warps(regs, dtype, *pair);
-                self.converted(&regs, dtype, then)
+                self.converted(&regs, dtype, then, shape)
             }
-            Conversion::Shared(plan) => self.through_scratch(regs, dtype, plan),
+            Conversion::Shared(plan) => {
+                let [stores, loads] = plan.wavefronts(dtype.size(), 0);
+                self.shared_access("stores to other threads", dtype, shape, stores);
+                self.shared_access("loads from other threads", dtype, shape, loads);
+                self.through_scratch(regs, dtype, plan)
+            }
         }
     }
 
@@ -271,6 +278,8 @@ impl Lower<'_> {
         let owner = self.owner(layout);
         let thread = self.thread_image(layout, |b| b * size);
         let copies = layout.redundant().register;
+        let rows = SharedLayout::row_major(*layout.shape()).expect("extents of a layout are powers of two");
+        self.shared_tile("results for those that hold copies", dtype, layout, &rows, &VectorAccess::single(layout));
         for r in (0..layout.registers() as u32).filter(|r| r & copies == 0) {
             let address = self.scratch_address(&base, &thread, !0, layout.flat(r, 0, 0) * size);
             let word = pack(&mut self.w, dtype, &regs[r as usize..=r as usize]);

@@ -3,6 +3,7 @@
 
 use super::differential::{compare, specialised};
 use super::simulate::{Order, Simulator, address_of};
+#[cfg(feature = "llvm")]
 use super::tests::check_both;
 use super::tests_kernels::{built, contiguous, for_loop, view};
 use super::{Target, llvm_text};
@@ -333,7 +334,7 @@ fn products_of_products() {
 
 /// A recurrence over chunks of rows, like those of linear attention: s ← s·f + xᵀ·y, with a store of what x·s was; in
 /// `outer` turns of a loop around.
-fn recurrence(outer: u32, dtype: DType) -> Kernel {
+pub(super) fn recurrence(outer: u32, dtype: DType) -> Kernel {
     contiguous(built(&format!("recurrence_{outer}_{dtype}"), |b| {
         let (x, y) = (view(b, "x", dtype, 2, Access::Read), view(b, "y", dtype, 2, Access::Read));
         let f = view(b, "f", DType::F32, 1, Access::Read);
@@ -543,6 +544,7 @@ fn random_chains() {
 }
 
 /// The instructions used here exist on both chips.
+#[cfg(feature = "llvm")]
 #[test]
 fn tiles_on_their_way_assemble() {
     for dtype in [DType::BF16, DType::F16] {

@@ -360,7 +360,9 @@ impl Lower<'_> {
         let base = self.w.bin("add", "i32", &base, &int(self.places[&v]));
         let thread = self.thread_image(&layout, |b| size as u32 * shared.offset(b));
         let skip = layout.redundant().register;
-        for group in shared.vectorise(&layout, size).groups {
+        let access = shared.vectorise(&layout, size);
+        self.shared_tile("stores for products", dtype, &layout, shared, &access);
+        for group in access.groups {
             if group[0] & skip != 0 {
                 continue;
             }

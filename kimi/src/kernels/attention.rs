@@ -44,7 +44,7 @@ pub fn mla_cache<T: Float, W: Float, const R: usize, const PB: usize>(
 ///
 /// The values of a block of keys are added one turn after its scores (FlashAttention-3, arXiv 2407.08608): in each turn
 /// the tensor cores have both products to do while the exponentials are computed.
-#[kernel]
+#[kernel(deny(spill, wgmma_serialized, bank_conflict))]
 pub fn mla_prefill<T, const N: usize, const PB: usize, const V: usize, const M: usize, const B: usize>(
     q: &View<T, 2>,
     kv: &View<T, 2>,
@@ -155,7 +155,7 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
 ///
 /// Scores and sums are transposed, keys and channels along the rows: there are more of those than of heads, and the
 /// tensor cores take rows by 64.
-#[kernel(warps = 4)]
+#[kernel(warps = 4, deny(spill, wgmma_serialized, bank_conflict))]
 pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize>(
     q_latent: &View<T, 3>,
     q: &View<T, 3>,

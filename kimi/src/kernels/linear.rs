@@ -3,7 +3,7 @@
 use kiln::prelude::*;
 
 /// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`. Products of `C`, sums in f32.
-#[kernel]
+#[kernel(deny(spill, wgmma_serialized))]
 pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
@@ -35,7 +35,7 @@ fn in_bands<const BAND: usize>(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i
 /// For results of many tiles: [`linear`] by a fixed number of programs, each of one tile after the other, so that the
 /// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
 /// by column, which keeps what neighbours read in the cache. Programs along axis 0.
-#[kernel]
+#[kernel(deny(spill, wgmma_serialized, bank_conflict))]
 pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, const BAND: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
@@ -65,7 +65,7 @@ pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, 
 /// Of 8-bit floats with a scale for each row of x and of the weight: y `[n, out]` = (x·Wᵀ) · x_scale · weight_scale. x
 /// `[n, in]`, weight `[out, in]` e4m3, x_scale `[n]`, weight_scale `[out]` f32; sums in f32. Programs as in
 /// [`linear_tiles`].
-#[kernel]
+#[kernel(deny(wgmma_serialized, bank_conflict))]
 pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, const BAND: usize>(
     x: &View<f8e4m3, 2>,
     weight: &View<f8e4m3, 2>,
@@ -127,7 +127,7 @@ pub(super) fn row_products<T: Float, W: Float, const N: usize, const C: usize, c
 
 /// [`linear`] with the inner dimension shared out among programs, where the tiles of y alone are too few to keep the
 /// memory busy. partial `[parts, n, out]` f32. Program: (part, row tile, column tile).
-#[kernel]
+#[kernel(deny(spill, wgmma_serialized))]
 pub fn linear_part<T, W, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,

@@ -12,7 +12,7 @@ use kiln::{DType, Device, Float, Tensor, bf16, f16};
 use std::collections::BTreeMap;
 
 /// Tokens of one pass; a longer prompt goes through in pieces, which bounds the memory of activations.
-const PIECE: usize = 2048;
+pub(super) const PIECE: usize = 2048;
 
 type Result<T> = std::result::Result<T, EngineError>;
 

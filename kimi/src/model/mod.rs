@@ -5,12 +5,14 @@
 //! which is how a step of decoding can be recorded (see `step`).
 
 mod engine;
+mod launched;
 mod load;
 pub mod ops;
 mod session;
 mod step;
 
 pub use engine::open;
+pub use launched::kernels;
 pub use session::FIRST_CAPACITY;
 
 use crate::config::{Config, LATENT_NORM_EPSILON};

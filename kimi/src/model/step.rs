@@ -56,7 +56,7 @@ impl<T: Activation, W: Float> Model<T, W> {
     }
 
     /// The pass. Nothing in it may depend on the session's number of tokens.
-    fn append_picked(&self, session: &mut Session) -> Result<()> {
+    pub(super) fn append_picked(&self, session: &mut Session) -> Result<()> {
         let picked = session.picked.clone();
         let h = self.forward(session, &picked, &self.one_token, None)?;
         self.logits_into(&h, &mut session.logits)

@@ -14,7 +14,7 @@ pub use compare::{Compare, and, eq, ge, gt, le, lt, ne, or};
 pub use control::{Condition, LoopCondition, LoopRange, for_, if_, range, while_};
 
 use crate::lang::{D0, Element, Operand, Shape, Tile};
-use kiln_codegen::ir::{Access, Bits, Builder, Kernel, Loc, Options as IrOptions};
+use kiln_codegen::ir::{Access, Bits, Builder, Kernel, Lint, Lints, Loc, Options as IrOptions};
 use std::cell::RefCell;
 
 /// A kernel's options, from `#[kernel(...)]`.
@@ -22,6 +22,7 @@ use std::cell::RefCell;
 pub struct Options {
     pub warps: u8,
     pub min_programs_per_sm: u8,
+    pub deny: &'static [Lint],
 }
 
 struct Staging {
@@ -76,9 +77,8 @@ pub fn build(name: &'static str, options: Options, body: impl FnOnce(&mut Params
         }
     }
     let restore = Restore(outer);
-    emit(|b| {
-        b.kernel_mut().options = IrOptions { warps: options.warps, min_programs_per_sm: options.min_programs_per_sm }
-    });
+    let Options { warps, min_programs_per_sm, deny } = options;
+    emit(|b| b.kernel_mut().options = IrOptions { warps, min_programs_per_sm, deny: Lints::of(deny) });
     body(&mut Params::default());
     let staged = STAGING.take().expect("set above");
     drop(restore);

@@ -130,7 +130,11 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    if matches!(command, Command::Check { .. } | Command::Tiles { .. } | Command::Sweep { .. }) {
+        cases::allow_what_kernels_deny();
+    }
+    match command {
         Command::Check { filter, device, seeds } => check(filter.as_deref(), &device, seeds),
         Command::Random { device, cases, seed, threads } => random(&device, seed..seed.saturating_add(cases), threads),
         Command::Bench { filter, device, json, samples } => bench(filter.as_deref(), &device, json.as_deref(), samples),

@@ -297,6 +297,13 @@ pub struct VectorAccess {
     pub groups: Vec<Vec<u32>>,
 }
 
+impl VectorAccess {
+    /// Every element by itself.
+    pub fn single(layout: &LinearLayout) -> VectorAccess {
+        VectorAccess { width: 1, groups: (0..layout.registers() as u32).map(|r| vec![r]).collect() }
+    }
+}
+
 impl fmt::Display for LinearLayout {
     /// `16x8 reg[(0,1) (8,0)] lane[(0,2) (0,4) (1,0) (2,0) (4,0)] warp[]`: the coordinates of the basis vectors.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

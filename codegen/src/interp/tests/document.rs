@@ -1,7 +1,7 @@
 //! `docs/tile-ir.md` describes every operation, and its examples do what it says.
 
 use super::*;
-use crate::ir::{AtomicOp, BinaryOp, CmpOp, Combine, MAX_RANK, OpKind, Precision, UnaryOp, parse};
+use crate::ir::{AtomicOp, BinaryOp, CmpOp, Combine, Lint, MAX_RANK, OpKind, Precision, UnaryOp, parse};
 use std::collections::BTreeSet;
 
 const TEXT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/tile-ir.md"));
@@ -76,6 +76,7 @@ fn every_operation_is_described_and_nothing_else() {
     assert_eq!(described("Combinations"), Combine::ALL.iter().map(|c| c.name()).collect());
     assert_eq!(described("Atomic functions"), AtomicOp::ALL.iter().map(|a| a.name()).collect());
     assert_eq!(described("Precisions"), Precision::ALL.iter().map(|p| p.name()).collect());
+    assert_eq!(described("Lints"), Lint::ALL.iter().map(|l| l.name()).collect());
     assert_eq!(described("Element types"), DType::ALL.iter().map(|d| d.name()).collect());
 }
 

@@ -281,6 +281,7 @@ impl Simulator {
             Op::Load(shared, size, count) => {
                 let address = value(count, env);
                 assert_eq!(address as usize % (size * count), 0, "misaligned vector");
+                self.touch(t, shared, address, size * count);
                 for i in 0..count {
                     let at = address + (i * size) as u64;
                     if shared {
@@ -293,6 +294,7 @@ impl Simulator {
             Op::Store(shared, size, count) => {
                 let address = value(0, env);
                 assert_eq!(address as usize % (size * count), 0, "misaligned vector");
+                self.touch(t, shared, address, size * count);
                 for i in 0..count {
                     let bytes = &value(1 + i, env).to_le_bytes()[..size];
                     let at = address + (i * size) as u64;
@@ -334,6 +336,10 @@ impl Simulator {
                 let size = value(2, env) as usize;
                 let read = if p.args.len() > 3 { value(3, env) as usize } else { size };
                 let copy = (value(0, env), value(1, env), size, read);
+                self.touch(t, true, copy.0, size);
+                if read > 0 {
+                    self.touch(t, false, copy.1, size);
+                }
                 // From now on it may be written to.
                 let now = self.shared.load(copy.0, size).to_vec();
                 self.shared.written(copy.0, &now, t.event());

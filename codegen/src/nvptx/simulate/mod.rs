@@ -140,6 +140,16 @@ impl Thread {
     }
 }
 
+/// An access of a thread by itself: by which instruction, to shared or global memory, where.
+#[derive(Clone, Copy, Debug)]
+pub struct Touch {
+    pub thread: usize,
+    pub pc: usize,
+    pub shared: bool,
+    pub address: u64,
+    pub bytes: usize,
+}
+
 /// When things happen that the hardware leaves open.
 #[derive(Clone, Copy, Debug)]
 pub struct Order {
@@ -159,6 +169,8 @@ pub struct Simulator {
     /// Whether only barriers order accesses to shared memory.
     traced: bool,
     pub global: Vec<Vec<u8>>,
+    /// What threads access, if anybody wants to know.
+    pub touches: Option<Vec<Touch>>,
     // Of the program that runs.
     shared: Shared,
     maps: Vec<EncodedMap>,
@@ -190,6 +202,7 @@ impl Simulator {
             asynchronous: lowered.text.contains("wgmma"),
             traced: !["mbarrier", "bar.sync", "bar.arrive"].iter().any(|b| lowered.text.contains(b)),
             global,
+            touches: None,
             shared: Shared::default(),
             maps: vec![],
             under_way: VecDeque::new(),
@@ -246,6 +259,12 @@ impl Simulator {
         }
         assert!(self.under_way.is_empty(), "copies that nobody waited for");
         assert!(self.flights.is_empty(), "products that nobody waited for");
+    }
+
+    fn touch(&mut self, t: &Thread, shared: bool, address: u64, bytes: usize) {
+        if let Some(touches) = &mut self.touches {
+            touches.push(Touch { thread: t.id, pc: t.pc, shared, address, bytes });
+        }
     }
 
     /// Every warp as far as it comes, one after the other; whether any moved.

@@ -39,6 +39,9 @@ impl Simulator {
     fn ldmatrix(&mut self, asm: &Asm, warp: &mut [Thread]) {
         let trans = asm.code[0].name.contains(".trans");
         let addresses: Vec<u64> = warp.iter().map(|t| t.get(&asm.args[0]) + asm.code[0].offset).collect();
+        for (t, &address) in warp.iter().zip(&addresses[..8 * asm.outs]) {
+            self.touch(t, true, address, 16);
+        }
         for (lane, t) in warp.iter_mut().enumerate() {
             for j in 0..asm.outs {
                 let mut word = 0u64;

@@ -36,7 +36,7 @@ const B: usize = 32;
 ///   `[heads, count·C, C]`; keep = e^{G_C} `[heads, count, D]`. q and k are of unit length.
 ///
 /// `X`, as wide as `T`: element of the inverse and of what it is applied to, all at most 1. Program: (chunk, head).
-#[kernel]
+#[kernel(deny(spill, wgmma_serialized, bank_conflict))]
 pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: usize, const BOUNDED: bool>(
     qkv: &View<T, 2>,
     decay_input: &View<T, 2>,

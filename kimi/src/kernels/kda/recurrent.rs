@@ -6,7 +6,7 @@ use kiln::prelude::*;
 /// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read. If `KEEP`: kept
 /// `[n]`, the slot that gets the state after each token, or -1.
 /// Program: (block of `V` value columns, head, sequence).
-#[kernel]
+#[kernel(deny(spill))]
 pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bool, const KEEP: bool>(
     qkv: &View<T, 2>,
     decay_input: &View<T, 2>,

@@ -19,7 +19,7 @@ use kiln::prelude::*;
 /// 2·C) go through all tokens, while the next are loaded. So a program takes few registers, and others on the same
 /// multiprocessor load and store while it computes. Neither `N` nor `C` changes a result: the sums over rows are the
 /// same in any number of blocks, and what depends on `N` moves elements only.
-#[kernel(warps = 4, min_programs_per_sm = P)]
+#[kernel(warps = 4, min_programs_per_sm = P, deny(spill))]
 pub fn kda_step<
     T: Float,
     const N: usize,

@@ -1,18 +1,16 @@
-//! From PTX to a function that can be launched.
+//! From an image to a function that can be launched.
 //!
-//! `ptxas`, if there is one, turns PTX into machine code that the disk cache can keep; otherwise, or if it does not
-//! know the chip, the driver compiles the PTX while loading it. What either has to say (spills, what was ignored) is
-//! kept for the report on the kernel.
+//! If the image is PTX, the driver compiles it while loading it. What the driver finds (spills, what was ignored) is added
+//! to what compiler and assembler found.
 
 use super::{Context, capture, sys, tensor_map};
 use crate::Result;
 use crate::device::Storage;
-use crate::knobs::Assembler;
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
+use kiln_codegen::ir::{Finding, Loc};
 use kiln_codegen::nvptx::{TensorMap, ptxas};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A compiled kernel before it is loaded: what the disk cache holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,8 +24,8 @@ pub(crate) struct Image {
     pub(crate) shared_bytes: u32,
     /// The parameters that follow the slots: what bulk copies read.
     pub(crate) maps: Vec<TensorMap>,
-    /// What compiler and assembler have to say: fallbacks and their reasons.
-    pub(crate) notes: Vec<String>,
+    /// What compiler and assembler found.
+    pub(crate) findings: Vec<Finding>,
 }
 
 /// A kernel loaded on one GPU. Modules are never unloaded: the table of compiled kernels keeps them, and so may graphs.
@@ -41,8 +39,10 @@ pub(crate) struct Function {
     pub(crate) registers: u32,
     /// Local memory per thread, in bytes: spills and arrays.
     pub(crate) local_bytes: u32,
-    /// What compiler, assembler and driver have to say.
-    pub(crate) notes: Vec<String>,
+    /// Programs that a multiprocessor holds at the same time.
+    pub(crate) programs_per_sm: u32,
+    /// What compiler, assembler and driver found.
+    pub(crate) findings: Vec<Finding>,
 }
 
 // SAFETY: the handle may be used from any thread whose current context is its own, which `launch` sees to.
@@ -50,33 +50,13 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
-/// Assembles `image.code` in place if an assembler is configured and knows the chip; otherwise leaves it to the driver.
-/// `target` is `sm_90a` and the like.
-pub(crate) fn assemble(image: &mut Image, assembler: &Assembler, target: &str) {
-    static SERIAL: AtomicU64 = AtomicU64::new(0);
-    let Assembler::Ptxas(ptxas) = assembler else { return };
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let cubin = std::env::temp_dir().join(format!("kiln-{}-{serial}.cubin", std::process::id()));
-    let ptx = String::from_utf8_lossy(&image.code).into_owned();
-    let assembled = ptxas::assemble(ptxas, &ptx, target, Some(&cubin))
-        .and_then(|report| Ok((report, std::fs::read(&cubin).map_err(|e| e.to_string())?)));
-    let _ = std::fs::remove_file(&cubin);
-    match assembled {
-        Ok((report, code)) => {
-            image.code = code;
-            image.notes.extend(report.warnings);
-        }
-        Err(why) => image.notes.push(format!("{} was not used: {}", ptxas.display(), why.trim())),
-    }
-}
-
 impl Function {
-    /// Loads an image. The error is the driver's log.
-    pub(crate) fn load(context: &'static Context, image: &Image) -> Result<Function, String> {
+    /// Loads the image of the kernel that stands `at`. The error is the driver's log.
+    pub(crate) fn load(context: &'static Context, image: &Image, at: Loc) -> Result<Function, String> {
         context.bind().map_err(|e| e.to_string())?;
         let (module, driver_log) = load_module(&image.code)?;
-        let mut notes = image.notes.clone();
-        notes.extend(ptxas::parse(&driver_log).warnings);
+        let mut findings = image.findings.clone();
+        findings.extend(ptxas::parse(&driver_log, at).findings);
         let entry = CString::new(image.entry.as_str()).map_err(|_| "the entry's name has a zero byte".to_string())?;
         let check = |call: &str, code| match code {
             CUresult::CUDA_SUCCESS => Ok(()),
@@ -100,6 +80,12 @@ impl Function {
             check("cuFuncSetAttribute", code)
                 .map_err(|e| format!("{} bytes of shared memory per program are too many: {e}", image.shared_bytes))?;
         }
+        let (mut programs, threads) = (0, image.threads as i32);
+        // SAFETY: a loaded function, a pointer to a local.
+        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
+            let shared = image.shared_bytes as usize;
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut programs, function, threads, shared)
+        })?;
         Ok(Function {
             context,
             function,
@@ -108,7 +94,8 @@ impl Function {
             maps: image.maps.clone(),
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-            notes,
+            programs_per_sm: programs.max(0) as u32,
+            findings,
         })
     }
 
