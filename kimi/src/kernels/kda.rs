@@ -48,18 +48,6 @@ fn log2_decay<const BOUNDED: bool, const C: usize, const N: usize>(
     }
 }
 
-/// Columns of q and k of a value head in rows of all q, all k, all v; `group` value heads have a key head in common.
-#[device]
-fn key_columns<const D: usize>(
-    columns: Tile<i32>,
-    head: Tile<i32>,
-    heads: Tile<i32>,
-    group: Tile<i32>,
-) -> (Tile<i32>, Tile<i32>) {
-    let q = head / group * D;
-    (q, q + (columns - heads * D) / 2)
-}
-
 #[device]
 fn decay_scale<const BOUNDED: bool>(rate: Tile<f32>, lower_bound: Tile<f32>) -> Tile<f32> {
     if BOUNDED { lower_bound * LOG2_E } else { -rate }

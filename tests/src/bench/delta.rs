@@ -142,7 +142,7 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
     })
 }
 
-/// So many tokens of each sequence, from projections to what the output projection takes; states are kept after all tokens
+/// So many tokens of each sequence, from projections to what the output projection takes; states are kept after each
 /// and continued by later runs.
 fn step(device: Device, sequences: usize, tokens: usize, least: Least) -> anyhow::Result<Work> {
     const ALL: usize = 3 * CHANNELS;

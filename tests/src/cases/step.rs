@@ -129,8 +129,8 @@ impl Pool {
     }
 }
 
-/// The layer is convolution, delta rule and gated norm; slots of others stay as they are, and every sequence has the same
-/// bits as alone.
+/// The layer is convolution, delta rule and gated norm; slots of others stay as they are, and every sequence has the
+/// same bits as alone.
 pub(super) fn kda<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     for nature in NATURES {
         // One token each of few and of many sequences, up to four, up to eight, and more.

@@ -22,7 +22,7 @@
 //! For pair and half both factors are at most 1. Within a block half of them are more; a decay below `224 / S` bits a
 //! token is set to that, so that no factor exceeds 2^112. Exponents are of base 2.
 
-use super::{FLOOR_BITS, decay_scale, key_columns, log2_decay};
+use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
 /// Channels at a time.
@@ -30,12 +30,14 @@ const B: usize = 32;
 
 /// Of each chunk of `C` = 2·`M` = 4·`S` tokens and each head.
 ///
-/// - qkv `[n, (2·heads/group + heads)·D]` after the convolution: value head h has q and k of head h / group; decay_input `[n, heads·D]`; beta_input `[n, heads]`; a_log `[heads]`;
-///   dt_bias `[heads·D]`; lower_bound of a `BOUNDED` gate; chunks `[count, 4]`: first token, end of its sequence.
+/// - qkv `[n, (2·key_heads + heads)·D]` after the convolution, heads a multiple of key_heads; decay_input
+///   `[n, heads·D]`; beta_input `[n, heads]`; a_log `[heads]`; dt_bias `[heads·D]`; lower_bound of a `BOUNDED` gate;
+///   chunks `[count, 4]`: first token, end of its sequence.
 /// - k_in = k ⊙ e^G, q_in = D^-½ q ⊙ e^G, k_out = Tᵀ (k ⊙ e^{G_C − G}) `[heads, count·C, D]`; p = P T
 ///   `[heads, count·C, C]`; keep = e^{G_C} `[heads, count, D]`. q and k are of unit length.
 ///
-/// `X`, as wide as `T`: element of the inverse and of what it is applied to, all at most 1. Program: (chunk, head).
+/// `X`, as wide as `T`: element of the inverse and of what it is applied to, all at most 1. Program: (chunk, key head,
+/// value head within those of the key head).
 #[kernel(deny(spill, wgmma_serialized, bank_conflict))]
 pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: usize, const BOUNDED: bool>(
     qkv: &View<T, 2>,
@@ -44,7 +46,6 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     a_log: &View<f32, 1>,
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
-    group: i32,
     chunks: &View<i32, 2>,
     k_in: &mut View<T, 3>,
     q_in: &mut View<T, 3>,
@@ -55,7 +56,8 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     T: Float + DotElement<Acc = f32>,
     X: Float + DotElement<Acc = f32>,
 {
-    let (chunk, head, heads) = (program_id(0), program_id(1), k_in.dim(0));
+    let (chunk, key_head, key_heads) = (program_id(0), program_id(1), num_programs(1));
+    let head = key_head * num_programs(2) + program_id(2);
     let (first, length) = (chunks.get((chunk, 0)), chunks.get((chunk, 1)) - chunks.get((chunk, 0)));
     // Beyond the sequence's end everything is zero, which leaves the state as it is.
     let qkv = qkv.narrow(0, first, length);
@@ -65,7 +67,7 @@ pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: 
     let rate = a_log.get(head).exp();
     let scale: Tile<f32, C> = full(1.0) * decay_scale::<BOUNDED>(rate, lower_bound);
     let scale = select(token < length, scale, 0.0);
-    let (q_at, k_at) = key_columns::<D>(qkv.dim(1), head, heads, group);
+    let (q_at, k_at) = (key_head * D, (key_heads + key_head) * D);
 
     let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
     // The squares of the lengths are on the diagonals of the products of q and k with themselves.

@@ -1,11 +1,11 @@
 //! The recurrence, token by token: few tokens of many sequences (decode).
 
-use super::{decay_scale, key_columns, log2_decay, unit};
+use super::{decay_scale, log2_decay, unit};
 use kiln::prelude::*;
 
 /// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read. If `KEEP`: kept
 /// `[n]`, the slot that gets the state after each token, or -1.
-/// Program: (block of `V` value columns, head, sequence).
+/// Program: (block of `V` value columns of all value heads of a key head, key head, sequence).
 #[kernel(deny(spill))]
 pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bool, const KEEP: bool>(
     qkv: &View<T, 2>,
@@ -14,17 +14,17 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
     a_log: &View<f32, 1>,
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
-    group: i32,
     sequences: &View<i32, 2>,
     kept: &View<i32, 1>,
     state: &mut View<f32, 4>,
     o: &mut View<T, 3>,
 ) {
-    let (column, head, sequence, heads) = (program_id(0) * V, program_id(1), program_id(2), o.dim(1));
+    let (key_head, sequence, key_heads) = (program_id(1), program_id(2), num_programs(1));
+    let blocks = D / V;
+    let head = key_head * (num_programs(0) / blocks) + program_id(0) / blocks;
+    let column = program_id(0) % blocks * V;
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
-    let (q_at, k_at) = key_columns::<D>(qkv.dim(1), head, heads, group);
-    let v_at = qkv.dim(1) - (heads - head) * D + column;
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
     let bias: Tile<f32, D> = dt_bias.load(head * D);
@@ -32,9 +32,9 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
     let mut s: Tile<f32, D, V> = stored.reshape();
     for t in first..end {
         let row = qkv.select(0, t);
-        let q: Tile<f32, D> = row.load(q_at).cast();
-        let k: Tile<f32, D> = row.load(k_at).cast();
-        let v: Tile<f32, V> = row.load(v_at).cast();
+        let q: Tile<f32, D> = row.load(key_head * D).cast();
+        let k: Tile<f32, D> = row.load((key_heads + key_head) * D).cast();
+        let v: Tile<f32, V> = row.load((key_heads * 2 + head) * D + column).cast();
         let (q, k) = (q * unit(q) * (D as f32).powf(-0.5), k * unit(k));
         let x: Tile<f32, D> = decay_input.select(0, t).load(head * D).cast();
         let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>(x.reshape(), bias, rate, scale.reshape()).reshape();

@@ -9,9 +9,10 @@ use kiln::prelude::*;
 /// computed transposed: each result is then the first operand of a product that follows, where the tensor cores take
 /// it from registers, and all second operands come from memory as they lie there.
 ///
-/// qkv as of [`super::kda_chunk`]; sequences `[count, 4]`: first chunk, first token, end, slot; state `[slots, heads, D, D]` f32,
-/// replaced → o `[n, heads, D]`. If `KEEP`: chunks `[count, 4]`, in column 2 the slot that gets the state after a chunk,
-/// or -1. `AHEAD` chunks are in shared memory at a time. Program: (block of `V` value columns, head, sequence).
+/// qkv as of [`super::kda_chunk`]; sequences `[count, 4]`: first chunk, first token, end, slot; state
+/// `[slots, heads, D, D]` f32, replaced → o `[n, heads, D]`. If `KEEP`: chunks `[count, 4]`, in column 2 the slot that
+/// gets the state after a chunk, or -1. `AHEAD` chunks are in shared memory at a time. Program: (block of `V` value
+/// columns, head, sequence).
 #[kernel(deny(spill, wgmma_serialized, bank_conflict))]
 pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD: usize, const KEEP: bool>(
     qkv: &View<T, 2>,

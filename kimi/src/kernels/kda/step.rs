@@ -1,19 +1,21 @@
 //! One step of decoding: everything between a layer's projections, in one kernel.
 
-use super::{decay_scale, key_columns, log2_decay};
+use super::{decay_scale, log2_decay};
 use kiln::prelude::*;
 
 /// Short convolution with its state, SiLU, normalisation of q and k, gate, β, the recurrence, and the gated RMSNorm.
 ///
 /// - x `[n, 3, heads·D]`, the projections of q, k and v; weight `[J, 3, heads·D]`; inputs `[slots, J-1, 3, heads·D]`,
-///   the convolution's last inputs, oldest first, replaced. If `GROUPED`, `group` value heads have a key head in common
-///   and all three have `[.., 1, (2·heads/group + heads)·D]`; inputs are not replaced, since others read them. decay_input, beta_input, a_log, dt_bias, lower_bound
+///   the convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound
 ///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: D rows, their D = B·V
 ///   columns in blocks of V.
+/// - If `GROUPED` several value heads have a key head: x `[n, 1, (2·key_heads + heads)·D]`, weight and inputs likewise;
+///   inputs are not replaced, since others read them.
 /// - If `KEEP`: kept `[n]`, the slot whose inputs and state become those after each token, or -1.
 /// - gate `[n, heads, B, V]`, norm `[B, V]` → out `[n, heads, B, V]` = RMSNorm(o)·norm·sigmoid(gate).
 ///
-/// A sequence has at most `N` tokens, `J` is 2, 3 or 4. Program: (head, sequence); `P` of them share a multiprocessor.
+/// A sequence has at most `N` tokens, `J` is 2, 3 or 4. Program: (head, sequence), or if `GROUPED` (key head, sequence,
+/// value head within those of the key head); `P` of them share a multiprocessor.
 ///
 /// Columns of the state do not depend on each other: after what all of them need, `C` of the blocks at a time (`C2` =
 /// 2·C) go through all tokens, while the next are loaded. So a program takes few registers, and others on the same
@@ -41,7 +43,6 @@ pub fn kda_step<
     a_log: &View<f32, 1>,
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
-    group: i32,
     gate: &View<T, 4>,
     norm: &View<f32, 2>,
     eps: f32,
@@ -51,7 +52,8 @@ pub fn kda_step<
     state: &mut View<f32, 4>,
     out: &mut View<T, 4>,
 ) {
-    let (head, sequence, heads) = (program_id(0), program_id(1), out.dim(1));
+    let (key_head, sequence, heads) = (program_id(0), program_id(1), out.dim(1));
+    let head = if GROUPED { key_head * num_programs(2) + program_id(2) } else { key_head };
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
     let count = if N == 1 { full(1.0) } else { end - first };
@@ -63,8 +65,7 @@ pub fn kda_step<
     let mut next: Tile<f32, C, D, V> = own_state.load((0, 0, 0));
 
     // Inputs of q, k, v (and a row of zeros) one, two and three tokens back; beyond J-1 tokens they lie outside.
-    let past =
-        |back: i32| of_head::<T, D, GROUPED>(&own_inputs, full((J as i32 - 1 - back).into()), head, heads, group);
+    let past = |back: i32| of_head::<T, D, GROUPED>(&own_inputs, full((J as i32 - 1 - back).into()), key_head, head);
     let (mut back_1, mut back_2, mut back_3) = (past(1), past(2), past(3));
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
@@ -74,13 +75,12 @@ pub fn kda_step<
     for i in 0..count {
         let t = first + i;
         // All loads first: what is between them and their use has barriers.
-        let now = of_head::<T, D, GROUPED>(x, t, head, heads, group);
+        let now = of_head::<T, D, GROUPED>(x, t, key_head, head);
         let bias: Tile<f32, D> = dt_bias.load(channels);
         let a: Tile<T, D> = decay_input.select(0, t).load(channels);
         let beta = beta_input.get((t, head));
         // The last tap meets the current token; taps that there are not are zero.
-        let tap =
-            |back: i32| of_head::<f32, D, GROUPED>(weight, full((J as i32 - 1 - back).into()), head, heads, group);
+        let tap = |back: i32| of_head::<f32, D, GROUPED>(weight, full((J as i32 - 1 - back).into()), key_head, head);
         let taps = [tap(0), tap(1), tap(2), tap(3)];
         let mut sum = now.cast::<f32>() * taps[0];
         sum += back_1.cast::<f32>() * taps[1];
@@ -192,16 +192,14 @@ pub fn kda_step<
 fn of_head<T: Float, const D: usize, const GROUPED: bool>(
     rows: &View<T, 3>,
     at: Tile<i32>,
+    key_head: Tile<i32>,
     head: Tile<i32>,
-    heads: Tile<i32>,
-    group: Tile<i32>,
 ) -> Tile<T, 1, 4, D> {
     if GROUPED {
-        let columns = rows.dim(2);
-        let (q, k) = key_columns::<D>(columns, head, heads, group);
-        let one = |column: Tile<i32>| -> Tile<T, 1, 1, D> { rows.load((at, 0, column)) };
-        let qk: Tile<T, 1, 2, D> = one(q).join(one(k), 1);
-        let v: Tile<T, 1, 2, D> = one(columns - (heads - head) * D).join(zeros(), 1);
+        let one = |place: Tile<i32>| -> Tile<T, 1, 1, D> { rows.load((at, 0, place * D)) };
+        let key_heads = num_programs(0);
+        let qk: Tile<T, 1, 2, D> = one(key_head).join(one(key_heads + key_head), 1);
+        let v: Tile<T, 1, 2, D> = one(key_heads * 2 + head).join(zeros(), 1);
         qk.join(v, 1)
     } else {
         rows.load((at, 0, head * D))

@@ -99,8 +99,8 @@ impl Batch {
     /// The same, with copies of states on the way.
     ///
     /// # Errors
-    /// If there are more than 2^31 - 1 tokens or not one slot a sequence, a slot is used twice (sequences without tokens use none), or a copy is asked
-    /// for where there is none: beyond a sequence's tokens, or within a chunk of a prompt.
+    /// If there are more than 2^31 - 1 tokens or not one slot a sequence, a slot is used twice (sequences without tokens
+    /// use none), or a copy is asked for where there is none: beyond a sequence's tokens, or within a chunk of a prompt.
     pub fn keeping<T: Activation, W: Float>(
         ops: Ops<T, W>,
         lengths: &[usize],
@@ -154,7 +154,7 @@ impl Batch {
         Batch::new(ops, &[n], &[0])
     }
 
-    /// Of a prompt, states are kept after multiples of so many tokens of its part of the batch: a chunk of the delta rule.
+    /// Of a prompt, states are kept after multiples of so many of its tokens in the batch: a chunk of the delta rule.
     pub fn keep_step<T: Activation>() -> usize {
         chunk_tokens::<T>()
     }

@@ -26,7 +26,7 @@ pub(super) struct DeltaInput<'a> {
     pub dt_bias: &'a Tensor,
     pub gate: Gate,
     /// Value heads that have a key head in common.
-    pub group: i32,
+    pub group: usize,
 }
 
 /// What [`kda::kda_chunk`] leaves for [`kda::kda_state`].
@@ -159,11 +159,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
         o: &mut Tensor,
     ) -> Result<()> {
         let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
-        let grid = [D / 32, state.shape()[1], sequences.shape()[0]];
+        let grid = [D / 32 * group, state.shape()[1] / group, sequences.shape()[0]];
         macro_rules! recurrent {
             ($BOUNDED:literal, $KEEP:literal, $low:expr) => {
                 kda::kda_recurrent::<T, D, 32, $BOUNDED, $KEEP>(
-                    qkv, decay, beta, a_log, dt_bias, $low, group, sequences, kept, state, o,
+                    qkv, decay, beta, a_log, dt_bias, $low, sequences, kept, state, o,
                 )
                 .grid(grid)
                 .run()?
@@ -228,14 +228,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let (heads, count, chunks) = (k_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
         match gate {
             Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, false>(
-                qkv, decay, beta, a_log, dt_bias, 0.0, group, chunks, k_in, q_in, k_out, p, keep,
+                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, k_in, q_in, k_out, p, keep,
             )
-            .grid([count, heads])
+            .grid([count, heads / group, group])
             .run(),
             Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, true>(
-                qkv, decay, beta, a_log, dt_bias, low, group, chunks, k_in, q_in, k_out, p, keep,
+                qkv, decay, beta, a_log, dt_bias, low, chunks, k_in, q_in, k_out, p, keep,
             )
-            .grid([count, heads])
+            .grid([count, heads / group, group])
             .run(),
         }
     }
@@ -264,11 +264,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
 }
 
 /// How many value heads have a key head in common, from the columns of all q, k and v.
-pub(super) fn value_heads_a_key_head(columns: usize, heads: usize, width: usize) -> Result<i32> {
+pub(super) fn value_heads_a_key_head(columns: usize, heads: usize, width: usize) -> Result<usize> {
     let key_columns = columns.saturating_sub(heads * width) / 2;
     let key_heads = key_columns.checked_div(width).unwrap_or(0);
     if key_heads > 0 && (2 * key_heads + heads) * width == columns && heads.is_multiple_of(key_heads) {
-        return Ok((heads / key_heads) as i32);
+        return Ok(heads / key_heads);
     }
     let found = format!("q, k and v have {columns} columns, v {heads} heads of {width}");
     Err(EngineError::Device(format!("{found}: there must be a whole number of value heads for each key head").into()))

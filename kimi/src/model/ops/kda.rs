@@ -1,4 +1,5 @@
-//! A layer of Kimi Delta Attention between its projections: few tokens in one kernel, prompts one operation after another.
+//! A layer of Kimi Delta Attention between its projections: few tokens in one kernel, prompts one operation after
+//! another.
 
 use super::batch::Short;
 use super::delta::{DeltaInput, value_heads_a_key_head};
@@ -54,8 +55,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(out)
     }
 
-    /// Sequences of few tokens, in one kernel. Where value heads have a key head in common a second one replaces inputs,
-    /// which several programs read.
+    /// Sequences of few tokens, in one kernel. Where value heads have a key head in common a second one replaces
+    /// inputs, which several programs read.
     #[allow(clippy::too_many_arguments)]
     fn kda_step(
         self,
@@ -80,9 +81,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let weight = &conv.reshape(&[&[taps][..], &by_part].concat())?;
         let past = &mut inputs.reshape(&[&[inputs.shape()[0], taps - 1][..], &by_part].concat())?;
         let eps = eps as f32;
-        let grid = [heads, sequences.shape()[0]];
+        let grid = [heads / group, sequences.shape()[0], group];
         // Many programs share multiprocessors, few have one each for a whole state.
-        let few = grid[0] * grid[1] < 2 * self.multiprocessors;
+        let few = heads * sequences.shape()[0] < 2 * self.multiprocessors;
         with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
                 const V: usize = 32;
@@ -97,7 +98,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
                         match kind {
                             Gate::Softplus => {
                                 kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $KEEP, $GROUPED, $P>(
-                                    rows, weight, decay, beta, a_log, dt_bias, 0.0, group, gate, norm, eps, sequences,
+                                    rows, weight, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences,
                                     kept, past, state, by_block,
                                 )
                                 .grid(grid)
@@ -105,7 +106,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
                             }
                             Gate::Bounded(low) => {
                                 kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $KEEP, $GROUPED, $P>(
-                                    rows, weight, decay, beta, a_log, dt_bias, low, group, gate, norm, eps, sequences,
+                                    rows, weight, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences,
                                     kept, past, state, by_block,
                                 )
                                 .grid(grid)
