@@ -89,15 +89,15 @@ const NATURES: [Nature; 8] = [
 const LOWER_BOUND: f32 = -5.0;
 
 /// Inputs of the delta rule.
-struct Layer {
-    heads: usize,
-    width: usize,
-    gate: Gate,
-    qkv: Input,
-    decay: Input,
-    beta: Input,
-    a_log: Input,
-    dt_bias: Input,
+pub(super) struct Layer {
+    pub heads: usize,
+    pub width: usize,
+    pub gate: Gate,
+    pub qkv: Input,
+    pub decay: Input,
+    pub beta: Input,
+    pub a_log: Input,
+    pub dt_bias: Input,
 }
 
 impl Layer {
@@ -161,7 +161,7 @@ impl Layer {
     }
 
     /// Tokens `first .. first + n` on the device.
-    fn run<T: Activation>(
+    pub fn run<T: Activation>(
         &self,
         trial: &Trial,
         first: usize,
@@ -176,7 +176,7 @@ impl Layer {
     }
 
     /// Tokens `first .. first + n` by the definition; `state` is one sequence's.
-    fn reference(&self, first: usize, n: usize, state: &mut [f64]) -> Vec<f64> {
+    pub fn reference(&self, first: usize, n: usize, state: &mut [f64]) -> Vec<f64> {
         let (heads, width, channels) = (self.heads, self.width, self.heads * self.width);
         let rows = &self.qkv.values[first * 3 * channels..][..n * 3 * channels];
         let third = |i: usize| -> Vec<f64> {

@@ -18,9 +18,11 @@ mod delta;
 mod dense;
 mod device;
 mod experts;
+mod replay;
 mod sampling;
 
 pub use data::{Input, Numbers, values};
+pub use replay::export as export_kda_inputs;
 
 use data::round;
 use kiln::{DType, Device, Element, Float, Tensor, bf16};
@@ -118,6 +120,7 @@ pub fn cases() -> Vec<Case> {
         delta::delta_rule,
         delta::delta_rule_in_pieces,
         delta::delta_rule_repeats,
+        replay::delta_rule_replayed,
         delta::kda_step,
         attention::mla_cache,
         attention::mla_prefill,
