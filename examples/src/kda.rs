@@ -23,7 +23,7 @@ pub struct Inputs {
     pub k: Tensor,
     /// `[heads, tokens, D]`.
     pub v: Tensor,
-    /// `[heads, tokens, D]`, what a channel's decay is made of: mostly hardly any, sometimes all.
+    /// `[heads, tokens, D]`, what a channel's decay is made of.
     pub x: Tensor,
     /// `[heads]` f32, e^A_log.
     pub rate: Tensor,
@@ -55,9 +55,14 @@ impl Inputs {
             row.iter_mut().for_each(|x| *x /= length);
         }
         let v = setup.random(n * D, -1.0..1.0);
-        let mut x = setup.random(n * D, -8.0..-2.0);
+        // A channel remembers some tokens or thousands; the forgetful half is erased at once now and then.
+        let usual = setup.random(heads * D, -12.0..-2.0);
+        let mut x = setup.random(n * D, -1.0..1.0);
         let sudden = setup.random(n * D, 0.0..1.0);
-        x.iter_mut().zip(&sudden).for_each(|(x, &u)| *x = if u < 0.02 { -5.0 * *x } else { *x });
+        for (i, x) in x.iter_mut().enumerate() {
+            let usual = usual[i / (tokens * D) * D + i % D];
+            *x += if usual > -7.0 && sudden[i] < 0.02 { 30.0 } else { usual };
+        }
         let rate = setup.random(heads, 1.0..16.0);
         let beta = setup.random(n, 0.0..1.0);
 
