@@ -17,7 +17,7 @@
 //!   paper, and overflows as soon as the memory fades quickly.
 //!
 //! The work counted is that of the recurrence (rung 6), so that the two rungs compare; a chunk does more operations, but
-//! on tiles. Kimi Delta Attention lets each channel of a key fade by its own g: see `kimi/src/kernels/kda.rs`.
+//! on tiles. Kimi Delta Attention lets each channel of a key fade by its own g: rungs 8 to 11.
 
 use anyhow::Result;
 use kiln::prelude::*;

@@ -6,6 +6,7 @@
 
 mod ceiling;
 pub mod delta_rule;
+pub mod kda;
 
 use anyhow::{Context, Result, bail, ensure};
 use kiln::{Bench, DType, Device, Tensor};

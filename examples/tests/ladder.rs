@@ -2,6 +2,9 @@
 //!
 //! The files of the examples are modules here: what is tested is what `cargo run --example` runs, but for its `main`.
 
+// Rung 11 takes its first kernel from rung 10.
+#![allow(clippy::duplicate_mod)]
+
 use kiln::{Device, lang::bf16};
 use kiln_examples::{Rung, Setup};
 
@@ -27,6 +30,10 @@ rungs! {
     matmul_tensor_core "../examples/05_matmul_tensor_core.rs" [1 31 37];
     delta_rule_recurrent "../examples/06_delta_rule_recurrent.rs" [1 5 20];
     delta_rule_chunked "../examples/07_delta_rule_chunked.rs" [1 16 37];
+    kda_recurrent "../examples/08_kda_recurrent.rs" [1 5 20];
+    kda_chunked "../examples/09_kda_chunked.rs" [1 16 37];
+    kda_two_kernels "../examples/10_kda_two_kernels.rs" [1 16 37];
+    kda_segments "../examples/11_kda_segments.rs" [1 16 150];
 }
 
 fn on_both(size: usize, run: fn(Setup) -> anyhow::Result<Rung>) {
@@ -41,4 +48,10 @@ fn on_both(size: usize, run: fn(Setup) -> anyhow::Result<Rung>) {
 #[test]
 fn matmul_tensor_core_in_bf16() {
     on_both(37, matmul_tensor_core::run_in::<bf16>);
+}
+
+#[test]
+fn kda_in_bf16() {
+    on_both(37, kda_two_kernels::run_in::<bf16>);
+    on_both(37, kda_segments::run_in::<bf16>);
 }

@@ -49,6 +49,23 @@ pub struct ReferenceTrace {
     pub hidden: Vec<Vec<f64>>,
     /// (0-based layer, its routing), for the layers with experts.
     pub routing: Vec<(usize, Routing)>,
+    /// (0-based layer, what its delta rule is given), for the KDA layers.
+    pub kda: Vec<(usize, KdaInputs)>,
+}
+
+/// What the delta rule of a KDA layer is given, weights included.
+#[derive(Clone, Debug)]
+pub struct KdaInputs {
+    /// q, k and v after their convolutions, before q and k are normalised: [tokens, channels] each.
+    pub qkv: [Vec<f64>; 3],
+    /// The decay gate's projection, without `dt_bias`: [tokens, channels].
+    pub decay: Vec<f64>,
+    /// The write strength's projection, before the sigmoid: [tokens, heads].
+    pub beta: Vec<f64>,
+    /// [heads]
+    pub a_log: Vec<f64>,
+    /// [channels]
+    pub dt_bias: Vec<f64>,
 }
 
 impl ReferenceModel {
@@ -92,23 +109,29 @@ impl ReferenceModel {
     pub fn forward(&self, ids: &[u32], state: &mut ReferenceState, mut trace: Option<&mut ReferenceTrace>) -> Vec<f64> {
         let (c, hidden) = (&self.config, self.config.hidden_size);
         let mut x = embedding(ids, &self.tensors.embedding, hidden);
-        let mut note = |x: &Vec<f64>, routing: Option<(usize, Routing)>| {
+        let mut note = |x: &Vec<f64>, kda: Option<(usize, KdaInputs)>, routing: Option<(usize, Routing)>| {
             if let Some(trace) = trace.as_deref_mut() {
                 trace.hidden.push(x.clone());
+                trace.kda.extend(kda);
                 trace.routing.extend(routing);
             }
         };
-        note(&x, None);
+        note(&x, None, None);
         for (at, (layer, memory)) in self.tensors.layers.iter().zip(&mut state.layers).enumerate() {
+            let (mut given, mut routing) = (None, None);
             let y = rms_norm(&x, &layer.input_norm, c.rms_norm_eps);
             let y = match (&layer.mixer, memory) {
-                (MixerTensors::Kda(w), ReferenceLayerState::Kda { conv, state }) => kda(c, w, &y, conv, state),
+                (MixerTensors::Kda(w), ReferenceLayerState::Kda { conv, state }) => {
+                    let inputs = KdaInputs::new(c, w, &y, conv);
+                    let y = kda(c, w, &y, &inputs, state);
+                    given = Some((at, inputs));
+                    y
+                }
                 (MixerTensors::Mla(w), ReferenceLayerState::Mla { latent, shared }) => mla(c, w, &y, latent, shared),
                 _ => unreachable!("a state made by new_state has the model's layers"),
             };
             x = add(&x, &y);
             let y = rms_norm(&x, &layer.post_norm, c.rms_norm_eps);
-            let mut routing = None;
             let y = match &layer.feed_forward {
                 FeedForwardTensors::Dense(w) => feed_forward(&y, hidden, w),
                 FeedForwardTensors::Moe(w) => {
@@ -127,11 +150,11 @@ impl ReferenceModel {
                 }
             };
             x = add(&x, &y);
-            note(&x, routing);
+            note(&x, given, routing);
         }
         state.tokens += ids.len();
         let x = rms_norm(&x, &self.tensors.norm, c.rms_norm_eps);
-        note(&x, None);
+        note(&x, None, None);
         x
     }
 
@@ -142,19 +165,37 @@ impl ReferenceModel {
     }
 }
 
+impl KdaInputs {
+    /// From normalised input x [tokens, hidden]; `conv` as in [`ReferenceLayerState`].
+    fn new(c: &Config, w: &Kda<Vec<f64>>, x: &[f64], conv: &mut [Vec<f64>; 3]) -> KdaInputs {
+        let (hidden, channels, width) = (c.hidden_size, c.kda_channels(), c.kda_head_dim);
+        KdaInputs {
+            qkv: std::array::from_fn(|i| {
+                short_convolution(&linear(x, &w.qkv_proj[i], hidden), &w.qkv_conv[i], channels, &mut conv[i])
+            }),
+            decay: linear(&linear(x, &w.f_a_proj, hidden), &w.f_b_proj, width),
+            beta: linear(x, &w.b_proj, hidden),
+            a_log: w.a_log.clone(),
+            dt_bias: w.dt_bias.clone(),
+        }
+    }
+
+    /// Normalisation, gates and the recurrence: o [tokens, channels]; `state` [heads, key, value] is updated.
+    pub fn delta_rule(&self, state: &mut [f64]) -> Vec<f64> {
+        let (heads, width) = (self.a_log.len(), self.dt_bias.len() / self.a_log.len());
+        let [q, k, v] = &self.qkv;
+        let q = l2_norm(q, width, QK_NORM_EPSILON, (width as f64).powf(-0.5));
+        let k = l2_norm(k, width, QK_NORM_EPSILON, 1.0);
+        let g = kda_gate(&self.decay, &self.a_log, &self.dt_bias);
+        let beta: Vec<f64> = self.beta.iter().map(|x| sigmoid(*x)).collect();
+        kda_recurrence(KdaShape { key_heads: heads, heads, key: width, value: width }, &q, &k, v, &g, &beta, state)
+    }
+}
+
 /// Kimi Delta Attention on normalised input x [tokens, hidden] -> [tokens, hidden].
-fn kda(c: &Config, w: &Kda<Vec<f64>>, x: &[f64], conv: &mut [Vec<f64>; 3], state: &mut [f64]) -> Vec<f64> {
+fn kda(c: &Config, w: &Kda<Vec<f64>>, x: &[f64], inputs: &KdaInputs, state: &mut [f64]) -> Vec<f64> {
     let (hidden, channels, width) = (c.hidden_size, c.kda_channels(), c.kda_head_dim);
-    let mut mixed = std::array::from_fn(|i| {
-        short_convolution(&linear(x, &w.qkv_proj[i], hidden), &w.qkv_conv[i], channels, &mut conv[i])
-    });
-    mixed[0] = l2_norm(&mixed[0], width, QK_NORM_EPSILON, (width as f64).powf(-0.5));
-    mixed[1] = l2_norm(&mixed[1], width, QK_NORM_EPSILON, 1.0);
-    let [q, k, v] = mixed;
-    let g = kda_gate(&linear(&linear(x, &w.f_a_proj, hidden), &w.f_b_proj, width), &w.a_log, &w.dt_bias);
-    let beta: Vec<f64> = linear(x, &w.b_proj, hidden).into_iter().map(sigmoid).collect();
-    let shape = KdaShape { key_heads: c.kda_heads, heads: c.kda_heads, key: width, value: width };
-    let o = kda_recurrence(shape, &q, &k, &v, &g, &beta, state);
+    let o = inputs.delta_rule(state);
     let gate = linear(&linear(x, &w.g_a_proj, hidden), &w.g_b_proj, width);
     linear(&gated_rms_norm(&o, &gate, &w.o_norm, c.rms_norm_eps), &w.o_proj, channels)
 }

@@ -52,6 +52,10 @@ fn agrees_with_transformers() {
         if p == 2 {
             for (layer, memory) in state.layers.iter().enumerate() {
                 let ReferenceLayerState::Kda { conv, state } = memory else { continue };
+                let (_, given) = trace.kda.iter().find(|(at, _)| *at == layer).expect("each KDA layer is traced");
+                let mut replayed = vec![0.0; state.len()];
+                given.delta_rule(&mut replayed);
+                assert_eq!(&replayed, state, "layer {layer}: what the delta rule was given leads elsewhere");
                 let error = relative_error(state, &floats(&golden, &format!("p2.state.{layer}")));
                 assert!(error < 1e-5, "layer {layer}: the state is off by {error:e}");
                 // Four inputs are stored; three of them matter to the next token.

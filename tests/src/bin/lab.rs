@@ -8,6 +8,7 @@
 //! lab sweep [FILTER]              the memory-bound kernels in each tile size, number of warps and splits
 //! lab model DIR                   tokens per second of a checkpoint; steps that are replayed against others
 //! lab verify DIR GOLDEN           stored results of another implementation against a run
+//! lab kda-inputs FILE             the shipped model's inputs of the delta rule and our results, for the peers
 //! lab chat …                      the chat
 //! ```
 //!
@@ -125,6 +126,13 @@ enum Command {
         #[arg(long)]
         no_held_out: bool,
     },
+    /// Write what the KDA layers of the shipped model give the delta rule, and our results, for tests/peers/kda_error.py
+    KdaInputs {
+        /// The safetensors file to write
+        file: PathBuf,
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+    },
     /// Talk with a model
     Chat(Box<kimi::chat::arguments::Arguments>),
 }
@@ -150,6 +158,10 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Verify { checkpoint, golden, device, longest, tokens, no_held_out } => {
             let options = verify::Options { longest_prompt: longest, greedy_tokens: tokens, held_out: !no_held_out };
             verify(&checkpoint, &golden, device, options)
+        }
+        Command::KdaInputs { file, device } => {
+            println!("{} layers", cases::export_kda_inputs(Device::parse(&device)?, &file)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::Chat(arguments) => Ok(kimi::chat::main_with(*arguments)),
     }

@@ -197,7 +197,7 @@ impl Layer {
     }
 
     /// Tokens `first .. first + n` on the device.
-    fn run<T: Activation>(
+    pub fn run<T: Activation>(
         &self,
         trial: &Trial,
         first: usize,

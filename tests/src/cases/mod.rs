@@ -18,10 +18,12 @@ mod delta;
 mod dense;
 mod device;
 mod experts;
+mod replay;
 mod sampling;
 mod step;
 
 pub use data::{Input, Numbers, values};
+pub use replay::export as export_kda_inputs;
 
 use data::round;
 use kiln::{DType, Device, Element, Float, Tensor, bf16};
@@ -124,6 +126,7 @@ pub fn cases() -> Vec<Case> {
         delta::delta_rule_repeats,
         step::kda,
         step::kda_keeps,
+        replay::delta_rule_replayed,
         attention::mla_cache,
         attention::mla_prefill,
     ];
