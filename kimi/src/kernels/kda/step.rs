@@ -120,8 +120,11 @@ pub fn kda_step<
     // SAFETY: as above.
     unsafe { store_inputs::<T, D, J, GROUPED>(&mut own_inputs, channels, [back_1, back_2, back_3]) };
 
-    let open: Tile<T, N, B, V> = gate.select(1, head).load((first, 0, 0));
-    let norm: Tile<f32, B, V> = norm.load((0, 0));
+    // A program alone on its multiprocessor asks for these before it walks over the state; where others compute while one
+    // waits, registers are dearer.
+    let gate = gate.select(1, head);
+    let of_norm = || -> (Tile<T, N, B, V>, Tile<f32, B, V>) { (gate.load((first, 0, 0)), norm.load((0, 0))) };
+    let early = (C > 1).then(of_norm);
     let mut o: Tile<f32, N, B, V> = zeros();
     let mut squares: Tile<f32, N, 1, 1> = zeros();
     for column in (0..B).step_by(C) {
@@ -179,6 +182,7 @@ pub fn kda_step<
     }
 
     let mut out = out.select(1, head).narrow(0, first, end - first);
+    let (open, norm) = early.unwrap_or_else(of_norm);
     let scale = (squares / (D as f32) + eps).rsqrt();
     let scale: Tile<f32, N, B, V> = scale.broadcast();
     let norm: Tile<f32, N, B, V> = norm.reshape::<D3<1, B, V>>().broadcast();
