@@ -6,8 +6,9 @@ use kiln::{Float, Tensor};
 
 /// Programs that share the context of one decoded token.
 const MAX_SPLITS: usize = 128;
-/// Keys that one program of a split looks at, at least.
-const KEYS_PER_SPLIT: usize = 128;
+/// Keys that a program looks at at a time.
+const KEYS: usize = 64;
+
 /// Widths of latent attention.
 #[derive(Clone, Copy)]
 pub struct MlaShape {
@@ -144,12 +145,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
     ) -> Result<Tensor> {
         let (n, heads, r) = (q.shape()[0], shape.heads, latent.shape()[2]);
         let q = q.reshape(&[n, heads, shape.nope + shape.rope])?;
-        let wide = self.gpu && heads > 16 && T::DTYPE.size() == 2;
+        // Few keys: to spread them matters more than that few programs read each.
+        let few = n * latent.shape()[1].div_ceil(KEYS) <= self.multiprocessors / 2;
+        let wide = self.gpu && heads > 16 && T::DTYPE.size() == 2 && !few;
         let tiles = heads.div_ceil(if wide { 32 } else { 16 });
         // As many programs as multiprocessors, each with as much of the context; by the capacity, so that the same launches
         // serve while the context grows.
         let most = (self.multiprocessors / (n * tiles).max(1)).clamp(1, MAX_SPLITS);
-        let splits = latent.shape()[1].div_ceil(KEYS_PER_SPLIT).clamp(1, most);
+        let splits = latent.shape()[1].div_ceil(if few { KEYS } else { 2 * KEYS }).clamp(1, most);
         let scale = shape.scale();
         let mut partial = self.empty::<f32>(&[n, splits, heads, r])?;
         let mut highest = self.empty::<f32>(&[n, splits, heads])?;

@@ -63,7 +63,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(y)
     }
 
-    /// Into how many parts, at most 8, the inner dimension of a product is cut: as many as give each multiprocessor three
+    /// Into how many parts, at most 4, the inner dimension of a product is cut: as many as give each multiprocessor three
     /// programs, if each keeps some steps. Only for few rows and columns, whose tiles would leave multiprocessors idle.
     fn parts<C: Activation>(self, rows: usize, columns: usize, inner: usize) -> usize {
         if !self.gpu || C::DTYPE.size() != 2 || !(2..=64).contains(&rows) {
@@ -73,7 +73,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         if tiles >= self.multiprocessors {
             return 1;
         }
-        (3 * self.multiprocessors / tiles).min(inner.div_ceil(64) / 4).clamp(1, 8)
+        (3 * self.multiprocessors / tiles).min(inner.div_ceil(64) / 4).clamp(1, 4)
     }
 
     /// x·weightᵀ of 2 to 64 rows → partial [parts, n, out].
@@ -109,7 +109,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         } else if parts > 1 {
             let mut partial = self.empty::<f32>(&[parts, rows, columns])?;
             self.matmul_in_parts::<V>(x, weight, &mut partial)?;
-            linear::sum_parts::<Y, 8, 128>(&partial, y).run()?;
+            linear::sum_parts::<Y, 4, 128>(&partial, y).run()?;
         } else if rows <= 16 && C::DTYPE.size() == 2 {
             linear::linear::<T, V, C, Y, 16, 64, 64>(x, weight, y).run()?;
         } else if rows <= 64 && C::DTYPE.size() == 2 {
