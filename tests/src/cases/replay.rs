@@ -1,8 +1,8 @@
 //! The delta rule on what the layers of the shipped model give it: keys that repeat, gates and write strengths as training
 //! left them, where random numbers know nothing of each other.
 
-use super::delta::Layer;
-use super::{Numbers, Report, Tiles, Trial, bound};
+use super::delta::{Layer, output_bound, state_bound};
+use super::{Numbers, Report, Tiles, Trial};
 use anyhow::Context;
 use kiln::{DType, Device, Element, Tensor, bf16};
 use kimi::config::Config;
@@ -65,8 +65,8 @@ pub(super) fn delta_rule_replayed<T: Activation>(trial: &mut Trial) -> anyhow::R
         let got = layer.run::<T>(trial, 0, n, &mut state.tensor, &batch)?;
         let want = layer.reference(0, n, &mut state.values);
         let what = format!("layer {at}, {n} tokens");
-        trial.compare(&what, &got, &want, want.len(), bound(T::DTYPE))?;
-        trial.compare(&format!("{what}: state"), &state.tensor, &state.values, width * width, bound(T::DTYPE))?;
+        trial.compare(&what, &got, &want, want.len(), output_bound(T::DTYPE))?;
+        trial.compare(&format!("{what}: state"), &state.tensor, &state.values, width * width, state_bound(T::DTYPE))?;
     }
     Ok(())
 }
