@@ -96,7 +96,7 @@ fn reported(kernel: &Kernel, function: Function, context: &Context, target: Targ
     knobs().dump(Stage::Report, &kernel.name, variant, || report.to_string());
     report::add(report);
     match target.check(kernel, &function.findings) {
-        Err(denied) if knobs().deny => {
+        Err(denied) if knobs().deny && !report::is_tolerant() => {
             let message = format!("{denied}\n  KILN_DENY=off runs it as it is");
             Err(Error::Compile { device: context.device(), message })
         }

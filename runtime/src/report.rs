@@ -3,6 +3,7 @@
 use crate::Device;
 use kiln_codegen::ir::Finding;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// One compiled kernel: what it needs of the machine, and what its author should know.
@@ -29,6 +30,19 @@ static REPORTS: Mutex<Vec<KernelReport>> = Mutex::new(vec![]);
 /// Reports on the kernels compiled for GPUs so far, in the order of their first launch; one per specialisation.
 pub fn kernel_reports() -> Vec<KernelReport> {
     REPORTS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+static TOLERANT: AtomicBool = AtomicBool::new(false);
+
+/// Runs kernels whatever their authors deny, for the rest of the process, as `KILN_DENY=off` does: for programs whose
+/// users would rather have a slow kernel than none. Reports still have what was found.
+pub fn tolerate_findings() {
+    TOLERANT.store(true, Ordering::Relaxed);
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) fn is_tolerant() -> bool {
+    TOLERANT.load(Ordering::Relaxed)
 }
 
 /// Notes a kernel.

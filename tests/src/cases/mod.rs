@@ -142,15 +142,6 @@ pub fn poison_new_tensors() {
     ONCE.call_once(|| unsafe { std::env::set_var("KILN_POISON", "1") });
 }
 
-/// Runs kernels whatever their authors deny, for the rest of the process: some instances that only cases and sweeps have
-/// (products of f32, tiles of any size) are slow, and that is no mistake there. To be called when [`poison_new_tensors`]
-/// is.
-pub fn allow_what_kernels_deny() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    // SAFETY: as above.
-    ONCE.call_once(|| unsafe { std::env::set_var("KILN_DENY", "off") });
-}
-
 /// A case that is running: makes inputs, collects comparisons.
 pub struct Trial {
     device: Device,
