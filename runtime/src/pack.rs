@@ -2,8 +2,9 @@
 //!
 //! [`add_to_pack`](crate::add_to_pack) compiles kernels into a pack without a GPU; `KILN_RECORD=FILE` makes a program add
 //! every kernel that it launches on one. A program finds its pack through `KILN_PACK`, or as `kernels.pack` beside
-//! itself. A kernel is found by its tile IR as staged, the target and the compiler. Of its variants, which differ in the facts about arguments that they rely on, a launch takes the one
-//! with most facts among those that its own arguments justify: code that relies on less runs as well.
+//! itself. A kernel is found by its tile IR as staged, the target and the compiler. Of its variants, which differ in the
+//! facts about arguments that they rely on, a launch takes the one with most facts among those that its own arguments
+//! justify: code that relies on less runs as well.
 //!
 //! The file begins with a line that names the compiler; entries follow: the length of the rest, its SHA-256, the key, the
 //! number of facts, the facts, the image. Invariant: what is damaged is not there. An entry whose digest is wrong is

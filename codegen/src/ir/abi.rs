@@ -1,9 +1,9 @@
 //! How arguments reach compiled code: a flat list of 64-bit slots.
 //!
 //! A scalar takes one slot (its bits, zero-extended). A view of rank r takes 1 + 2r: the address, r extents, r strides
-//! in elements. Extents are at most `i32::MAX`: coordinates reach no further. The compiled back ends and the launcher agree on nothing else. At launch the real values yield a
-//! [`Fact`] per slot; facts are part of the kernel that is compiled (and of the cache key), so that address arithmetic
-//! folds and accesses become vectors.
+//! in elements. Extents are at most `i32::MAX`: coordinates reach no further. The compiled back ends and the launcher
+//! agree on nothing else. At launch the real values yield a [`Fact`] per slot; facts are part of the kernel that is
+//! compiled (and of the cache key), so that address arithmetic folds and accesses become vectors.
 
 use super::{Kernel, Type};
 

@@ -147,7 +147,8 @@ pub fn linear_part<T, W, const M: usize, const N: usize, const K: usize>(
     partial.store(acc.reshape());
 }
 
-/// The parts of [`linear_part`] put together, in order: partial `[parts, n, out]` f32 → y `[n, out]`. Program: (row, `B` columns). `S` ≥ parts is a power of two.
+/// The parts of [`linear_part`] put together, in order: partial `[parts, n, out]` f32 → y `[n, out]`. Program: (row, `B`
+/// columns). `S` ≥ parts is a power of two.
 #[kernel(warps = 1)]
 pub fn sum_parts<Y: Float, const S: usize, const B: usize>(partial: &View<f32, 3>, y: &mut Block<Y, 1, B>) {
     let parts: Vec<Tile<f32, 1, 1, B>> = (0..S).map(|part| partial.load((part, program_id(0), y.origin(1)))).collect();

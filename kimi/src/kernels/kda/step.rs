@@ -120,8 +120,7 @@ pub fn kda_step<
     // SAFETY: as above.
     unsafe { store_inputs::<T, D, J, GROUPED>(&mut own_inputs, channels, [back_1, back_2, back_3]) };
 
-    // A program alone on its multiprocessor asks for these before it walks over the state; where others compute while one
-    // waits, registers are dearer.
+    // A program alone on its multiprocessor asks for these before the walk; where others compute meanwhile it saves registers.
     let gate = gate.select(1, head);
     let of_norm = || -> (Tile<T, N, B, V>, Tile<f32, B, V>) { (gate.load((first, 0, 0)), norm.load((0, 0))) };
     let early = (C > 1).then(of_norm);
