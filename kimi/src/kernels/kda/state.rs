@@ -48,12 +48,15 @@ pub fn kda_state<T, const D: usize, const C: usize, const V: usize, const AHEAD:
         let (k_in, q_in): (Tile<T, C, D>, Tile<T, C, D>) = (k_in.load((row, 0)), q_in.load((row, 0)));
         let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
 
+        let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
+        let keep: Tile<f32, D> = keep.reshape();
+
+        // What does not need r is under way, or done, when r is there.
         let before = s.cast::<T>();
         let known = dot(before, k_in.t(), zeros());
+        let asked = dot(before, q_in.t(), zeros());
         let r = (v.t().cast::<f32>() - known).cast::<T>();
-        let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
-        let out = dot(r, p.t(), dot(before, q_in.t(), zeros()));
-        let keep: Tile<f32, D> = keep.reshape();
+        let out = dot(r, p.t(), asked);
         s = dot(r, k_out, s * keep.row());
         // SAFETY: a program writes the columns of its own sequence, head and block; rows past the sequence's end lie
         // outside the narrowed view.
