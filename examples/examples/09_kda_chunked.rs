@@ -22,11 +22,8 @@
 
 use anyhow::Result;
 use kiln::prelude::*;
-use kiln_examples::kda::{self, C, D, Inputs, log2_decay, unit_lower_inverse};
+use kiln_examples::kda::{self, C, D, FLOOR, Inputs, log2_decay, unit_lower_inverse};
 use kiln_examples::{Rung, Setup, Sizes, Work, climb};
-
-/// Bits that a channel loses at most per token.
-const FLOOR: f32 = 14.0;
 
 /// Arguments and programs as on rung 8.
 #[kernel]

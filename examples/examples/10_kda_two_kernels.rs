@@ -21,11 +21,8 @@
 use anyhow::Result;
 use kiln::prelude::*;
 use kiln::{DType, Device, Tensor};
-use kiln_examples::kda::{self, C, D, Inputs, log2_decay, unit_lower_inverse};
+use kiln_examples::kda::{self, C, D, FLOOR, Inputs, log2_decay, unit_lower_inverse};
 use kiln_examples::{Rung, Setup, Sizes, Work, climb};
-
-/// Bits that a channel loses at most per token.
-const FLOOR: f32 = 14.0;
 
 /// q, k, x `[heads, tokens, D]`, rate `[heads]`, beta `[heads, tokens]` → k_in, q_in, k_out `[heads, chunks·C, D]`, p
 /// `[heads, chunks·C, C]`, keep `[heads, chunks, D]`. Program: (head, chunk).
@@ -82,20 +79,38 @@ fn walk<T: Float + DotElement<Acc = f32>, const D: usize, const V: usize, const 
     let (column, head) = (program_id(0) * V, program_id(1));
     let mut s: Tile<f32, D, V> = zeros();
     for t in (0..v.dim(1)).step_by(C) {
-        let v: Tile<T, C, V> = v.select(0, head).load((t, column));
-        let k_in: Tile<T, C, D> = k_in.select(0, head).load((t, 0));
-        let q_in: Tile<T, C, D> = q_in.select(0, head).load((t, 0));
-        let k_out: Tile<T, C, D> = k_out.select(0, head).load((t, 0));
-        let p: Tile<T, C, C> = p.select(0, head).load((t, 0));
-        let keep: Tile<f32, D> = keep.select(0, head).select(0, t / C).load(0);
-        let before = s.cast::<T>();
-        let r = (v.cast::<f32>() - dot(k_in, before, zeros())).cast::<T>();
-        let read = dot(p, r, dot(q_in, before, zeros()));
-        s = dot(k_out.t(), r, s * keep.col());
+        let (read, after) = step::<T, D, V, C>(v, k_in, q_in, k_out, p, keep, head, t, column, s);
+        s = after;
         let read: Tile<f32, 1, C, V> = read.reshape();
         // SAFETY: a program alone writes its columns of its head.
         unsafe { o.store((head, t, column), read) };
     }
+}
+
+/// A step of the walk, the chunk of a head that begins at token t: what is read in `V` columns, and the state after it.
+#[device]
+pub fn step<T: Float + DotElement<Acc = f32>, const D: usize, const V: usize, const C: usize>(
+    v: &View<T, 3>,
+    k_in: &View<T, 3>,
+    q_in: &View<T, 3>,
+    k_out: &View<T, 3>,
+    p: &View<T, 3>,
+    keep: &View<f32, 3>,
+    head: Tile<i32>,
+    t: Tile<i32>,
+    column: Tile<i32>,
+    s: Tile<f32, D, V>,
+) -> (Tile<f32, C, V>, Tile<f32, D, V>) {
+    let v: Tile<T, C, V> = v.select(0, head).load((t, column));
+    let k_in: Tile<T, C, D> = k_in.select(0, head).load((t, 0));
+    let q_in: Tile<T, C, D> = q_in.select(0, head).load((t, 0));
+    let k_out: Tile<T, C, D> = k_out.select(0, head).load((t, 0));
+    let p: Tile<T, C, C> = p.select(0, head).load((t, 0));
+    let keep: Tile<f32, D> = keep.select(0, head).select(0, t / C).load(0);
+    let before = s.cast::<T>();
+    let r = (v.cast::<f32>() - dot(k_in, before, zeros())).cast::<T>();
+    let read = dot(p, r, dot(q_in, before, zeros()));
+    (read, dot(k_out.t(), r, s * keep.col()))
 }
 
 /// What `prepare` writes, each element NaN before that.

@@ -27,7 +27,7 @@ use kiln_examples::{Rung, Setup, Sizes, climb};
 #[path = "10_kda_two_kernels.rs"]
 #[allow(dead_code)]
 mod two_kernels;
-use two_kernels::{Prepared, in_one_piece, tolerance, work};
+use two_kernels::{Prepared, in_one_piece, step, tolerance, work};
 
 /// The map of each segment of `length` tokens: v, k_in, k_out, keep of rung 10 → maps `[heads, segments, D, 2·D]`, first
 /// N, then M. Program: (`V` of 2·D columns, head, segment).
@@ -88,16 +88,8 @@ fn replay<T: Float + DotElement<Acc = f32>, const D: usize, const V: usize, cons
     let first = segment * length;
     let mut s: Tile<f32, D, V> = states.select(0, head).select(0, segment).load((0, column));
     for t in (first..(first + length).min(k_in.dim(1))).step_by(C) {
-        let v: Tile<T, C, V> = v.select(0, head).load((t, column));
-        let k_in: Tile<T, C, D> = k_in.select(0, head).load((t, 0));
-        let q_in: Tile<T, C, D> = q_in.select(0, head).load((t, 0));
-        let k_out: Tile<T, C, D> = k_out.select(0, head).load((t, 0));
-        let p: Tile<T, C, C> = p.select(0, head).load((t, 0));
-        let keep: Tile<f32, D> = keep.select(0, head).select(0, t / C).load(0);
-        let before = s.cast::<T>();
-        let r = (v.cast::<f32>() - dot(k_in, before, zeros())).cast::<T>();
-        let read = dot(p, r, dot(q_in, before, zeros()));
-        s = dot(k_out.t(), r, s * keep.col());
+        let (read, after) = step::<T, D, V, C>(v, k_in, q_in, k_out, p, keep, head, t, column, s);
+        s = after;
         let read: Tile<f32, 1, C, V> = read.reshape();
         // SAFETY: a program alone writes its columns of its head, and its segment's tokens.
         unsafe { o.store((head, t, column), read) };

@@ -34,14 +34,7 @@ impl Inputs {
             Device::Cuda(_) => 64,
         };
         let n = heads * tokens;
-        let mut k = setup.random(n * D, -1.0..1.0);
-        // A query is near its token's key: were the two at right angles, what is read of the first token would be the
-        // rounding of a sum near 0, and say nothing about the kernel.
-        let mut q: Vec<f32> = setup.random(n * D, -0.5..0.5).iter().zip(&k).map(|(noise, k)| k + noise).collect();
-        for row in q.chunks_mut(D).chain(k.chunks_mut(D)) {
-            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            row.iter_mut().for_each(|x| *x /= length);
-        }
+        let (q, k) = setup.queries_and_keys(n, D);
         let v = setup.random(n * D, -1.0..1.0);
         let mut g = setup.random(n, -0.1..0.0);
         let sudden = setup.random(n, 0.0..1.0);

@@ -13,6 +13,9 @@ pub const D: usize = 128;
 /// Tokens of a chunk.
 pub const C: usize = 16;
 
+/// Bits that a channel loses at most per token, where a chunk's decays are split around one anchor.
+pub const FLOOR: f32 = 14.0;
+
 /// Random inputs on the device, and what they are on the host.
 pub struct Inputs {
     pub heads: usize,
@@ -47,13 +50,7 @@ impl Inputs {
     pub fn random(setup: &mut Setup, dtype: DType, heads: usize) -> Result<Inputs> {
         let tokens = setup.size;
         let n = heads * tokens;
-        let mut k = setup.random(n * D, -1.0..1.0);
-        // A query is near its token's key, so that what is read is not a sum near 0.
-        let mut q: Vec<f32> = setup.random(n * D, -0.5..0.5).iter().zip(&k).map(|(noise, k)| k + noise).collect();
-        for row in q.chunks_mut(D).chain(k.chunks_mut(D)) {
-            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            row.iter_mut().for_each(|x| *x /= length);
-        }
+        let (q, k) = setup.queries_and_keys(n, D);
         let v = setup.random(n * D, -1.0..1.0);
         // A channel remembers some tokens or thousands; the forgetful half is erased at once now and then.
         let usual = setup.random(heads * D, -12.0..-2.0);

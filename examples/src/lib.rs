@@ -60,6 +60,19 @@ impl Setup {
         Setup { device, size, seed, state: seed, patience: Duration::ZERO }
     }
 
+    /// q and k, `n` rows of `width` each, of length 1.
+    pub(crate) fn queries_and_keys(&mut self, n: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
+        let mut k = self.random(n * width, -1.0..1.0);
+        // A query is near its token's key: were the two at right angles, what is read of the first token would be the
+        // rounding of a sum near 0, and say nothing about the kernel.
+        let mut q: Vec<f32> = self.random(n * width, -0.5..0.5).iter().zip(&k).map(|(noise, k)| k + noise).collect();
+        for row in q.chunks_mut(width).chain(k.chunks_mut(width)) {
+            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+            row.iter_mut().for_each(|x| *x /= length);
+        }
+        (q, k)
+    }
+
     /// `n` random numbers, evenly spread over `range`.
     pub fn random(&mut self, n: usize, range: Range<f32>) -> Vec<f32> {
         let next = || {

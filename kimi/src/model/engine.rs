@@ -1,7 +1,7 @@
 //! [`Engine`] on kernels.
 
 use super::load::{ModelWeights, weight_type};
-use super::ops::{Activation, Batch, activation_type};
+use super::ops::{Activation, activation_type};
 use super::session::{Memory, Session};
 use super::{Model, Passed, describe, last_routing};
 use crate::config::Config;
@@ -69,12 +69,8 @@ impl<T: Activation, W: Float> KernelEngine<T, W> {
         model.reserve(session, ids.len())?;
         let mut work = || -> Result<()> {
             for piece in ids.chunks(PIECE) {
-                let ids: Vec<i32> = piece.iter().map(|&id| id as i32).collect();
-                let batch = Batch::single(model.ops, ids.len())?;
-                let h = model.forward(session, &model.ops.integers(&ids)?, &batch, passed.as_deref_mut())?;
-                session.tokens += ids.len();
+                let h = model.append(session, piece, passed.as_deref_mut())?;
                 each(model, &h)?;
-                model.logits_into(&h.narrow(0, ids.len() - 1, 1)?, &mut session.logits)?;
                 if let Some(p) = &mut passed {
                     p.hidden.push(h);
                 }

@@ -1,7 +1,7 @@
 //! The kernels that a model launches on a GPU, collected without one.
 
 use super::load::{ModelWeights, weight_type};
-use super::ops::{Batch, Ops};
+use super::ops::Ops;
 use super::{Model, engine::PIECE};
 use crate::config::Config;
 use crate::engine::EngineError;
@@ -35,17 +35,14 @@ fn with_weights<W: Float>(config: Config, weights: &Weights) -> Result<Vec<Kerne
     let weights = ModelWeights::load(&config, weights, Device::Cpu, &mut |_, _| {})?;
     let ops = Ops::<bf16, W>::new(Device::Cpu).with_gpu_tiles();
     let longest = config.model_max_length;
-    let model = Model { one_token: Batch::single(ops, 1)?, config, weights, ops };
+    let model = Model::with(ops, config, weights)?;
     let mut all = BTreeMap::new();
     for prompt in PROMPTS.into_iter().filter(|&n| n < longest) {
         let recorded = kiln::record(|| {
             let mut session = model.new_session()?;
             model.reserve(&mut session, prompt)?;
             for piece in vec![0; prompt].chunks(PIECE) {
-                let batch = Batch::single(ops, piece.len())?;
-                let h = model.forward(&mut session, &ops.integers(piece)?, &batch, None)?;
-                session.tokens += piece.len();
-                model.logits_into(&h.narrow(0, piece.len() - 1, 1)?, &mut session.logits)?;
+                model.append(&mut session, piece, None)?;
             }
             model.reserve(&mut session, 1)?;
             for sampling in [Sampling::greedy(), Sampling::default()] {

@@ -46,7 +46,10 @@ struct Model<T, W> {
 
 impl<T: Activation, W: Float> Model<T, W> {
     fn new(config: Config, weights: ModelWeights, device: Device) -> Result<Self> {
-        let ops = Ops::new(device);
+        Model::with(Ops::new(device), config, weights)
+    }
+
+    fn with(ops: Ops<T, W>, config: Config, weights: ModelWeights) -> Result<Self> {
         Ok(Model { config, weights, ops, one_token: Batch::single(ops, 1)? })
     }
 
@@ -147,6 +150,17 @@ impl<T: Activation, W: Float> Model<T, W> {
         };
         ops.experts_add(h, &w.gate, &w.up, &w.down, &chosen, &weights, &mut out.select(0, 0)?)?;
         Ok((out, chosen, weights))
+    }
+
+    /// Appends a piece of a prompt, at least one token, for which there is room: the final norm's output [n, hidden], and
+    /// in the session the last token's logits.
+    fn append(&self, session: &mut Session, ids: &[u32], passed: Option<&mut Passed>) -> Result<Tensor> {
+        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let batch = Batch::single(self.ops, ids.len())?;
+        let h = self.forward(session, &self.ops.integers(&ids)?, &batch, passed)?;
+        session.tokens += ids.len();
+        self.logits_into(&h.narrow(0, ids.len() - 1, 1)?, &mut session.logits)?;
+        Ok(h)
     }
 
     /// h [n, hidden] after the final norm → [n, vocabulary] f32.
