@@ -19,7 +19,7 @@ use syn::{Attribute, Expr, ItemFn, Lit, Token, parenthesized};
 
 use crate::messages::{self, Errors};
 use crate::rewrite::Rewriter;
-use crate::signature::{self, carried_parameters, kernel_parameters, make_static};
+use crate::signature::{self, Parameter, carried_parameters, kernel_parameters, make_static};
 use crate::types::TypeNames;
 
 /// Lints that the expansion would trip over: it assigns carried values back whether or not they are read again, and its
@@ -31,13 +31,15 @@ fn allow() -> TokenStream {
     quote!(#[allow(#lints)])
 }
 
-/// `warps = 4, min_programs_per_sm = 2, deny(spill, bank_conflict)`.
+/// `warps = 4, min_programs_per_sm = 2, evict_first(weight), deny(spill, bank_conflict)`.
 #[derive(Default)]
 struct Options {
     warps: Option<Expr>,
     min_programs_per_sm: Option<Expr>,
     /// Variants of `Lint`.
     deny: Option<Vec<Ident>>,
+    /// Names of parameters.
+    evict_first: Option<Vec<Ident>>,
 }
 
 enum Setting {
@@ -54,7 +56,7 @@ impl Parse for OptionList {
         let mut options = vec![];
         while !input.is_empty() {
             let name: Ident = input.parse()?;
-            let setting = if name == "deny" && input.peek(Paren) {
+            let setting = if (name == "deny" || name == "evict_first") && input.peek(Paren) {
                 let names;
                 parenthesized!(names in input);
                 Setting::Names(Punctuated::parse_terminated(&names)?)
@@ -104,10 +106,13 @@ impl Options {
         for (name, setting) in list {
             let value = match setting {
                 Setting::Names(names) => {
-                    if options.deny.is_some() {
+                    let (slot, names) = match name == "deny" {
+                        true => (&mut options.deny, names.iter().filter_map(|name| lint(name, errors)).collect()),
+                        false => (&mut options.evict_first, names.into_iter().collect()),
+                    };
+                    if slot.replace(names).is_some() {
                         errors.over(&name, &messages::OPTION_TWICE);
                     }
-                    options.deny = Some(names.iter().filter_map(|name| lint(name, errors)).collect());
                     continue;
                 }
                 Setting::Value(value) => value,
@@ -123,8 +128,9 @@ impl Options {
                     &mut options.warps
                 }
                 "min_programs_per_sm" => &mut options.min_programs_per_sm,
-                "deny" => {
-                    errors.over(&value, &messages::OPTION_DENY);
+                "deny" | "evict_first" => {
+                    let deny = name == "deny";
+                    errors.over(&value, if deny { &messages::OPTION_DENY } else { &messages::OPTION_EVICT_FIRST });
                     continue;
                 }
                 _ => {
@@ -139,6 +145,15 @@ impl Options {
         }
         options
     }
+
+    /// Reports names that no parameter has.
+    fn check(&self, parameters: &[Parameter], errors: &Errors) {
+        for name in self.evict_first.iter().flatten() {
+            if !parameters.iter().any(|p| p.name == *name) {
+                errors.over(name, &messages::EVICT_FIRST_UNKNOWN);
+            }
+        }
+    }
 }
 
 impl ToTokens for Options {
@@ -148,7 +163,14 @@ impl ToTokens for Options {
         let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
         let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
         let deny = quote!(&[#(#deny),*]);
-        tokens.extend(quote!(::kiln::stage::Options { warps: #warps, min_programs_per_sm: #programs, deny: #deny }));
+        let evict_first = self.evict_first.iter().flatten().map(signature::name_text);
+        let evict_first = quote!(&[#(#evict_first),*]);
+        tokens.extend(quote!(::kiln::stage::Options {
+            warps: #warps,
+            min_programs_per_sm: #programs,
+            deny: #deny,
+            evict_first: #evict_first,
+        }));
     }
 }
 
@@ -177,6 +199,7 @@ pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let errors = Errors::default();
     let options = Options::parse(attribute, &errors);
     let mut parameters = kernel_parameters(&function.sig, &errors);
+    options.check(&parameters, &errors);
     let (names, carried) = (TypeNames::of(&function.sig.generics), carried_parameters(&function.sig));
     let mut rewriter = Rewriter { errors: &errors, names: &names, parameters: &carried };
     rewriter.visit_generics_mut(&mut function.sig.generics);

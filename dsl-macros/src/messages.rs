@@ -175,11 +175,15 @@ pub(crate) const DEVICE_OPTIONS: Message =
     message("`#[device]` has no options", "write `#[device]`; options belong to the kernel: `#[kernel(warps = 4)]`");
 pub(crate) const OPTION_UNKNOWN: Message = message(
     "unknown kernel option",
-    "the options are `warps`, `min_programs_per_sm` and `deny`: `#[kernel(warps = 4, deny(spill))]`",
+    "the options are `warps`, `min_programs_per_sm`, `evict_first` and `deny`: `#[kernel(warps = 4, deny(spill))]`",
 );
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");
 pub(crate) const OPTION_WARPS: Message = message("the number of warps is 1, 2, 4, 8, 16 or 32", "write `warps = 4`");
 pub(crate) const OPTION_DENY: Message = message("`deny` takes a list of lints", "write `deny(spill, bank_conflict)`");
+pub(crate) const OPTION_EVICT_FIRST: Message =
+    message("`evict_first` takes a list of parameters", "write `evict_first(weight)`");
+pub(crate) const EVICT_FIRST_UNKNOWN: Message =
+    message("no parameter of this name", "name views or blocks of this kernel, of which each byte is used once");
 pub(crate) const LINT_UNKNOWN: Message = message(
     "unknown lint of kernels",
     "the lints are `spill`, `wgmma_serialized`, `setmaxnreg_ignored`, `bank_conflict`, `uncoalesced`, `fallback` and \

@@ -107,6 +107,8 @@ pub struct Param {
     pub access: Access,
     /// For an output partitioned by program id: the block's shape, of the view's rank.
     pub block: Option<Shape>,
+    /// A hint: what is read or written through this view is the first that caches may give up.
+    pub evict_first: bool,
 }
 
 /// What the author asked for.
@@ -244,7 +246,7 @@ impl Kernel {
 
     pub fn add_param(&mut self, name: impl Into<String>, ty: Type, access: Access, block: Option<Shape>) -> ValueId {
         let value = self.new_value(ty, Def::Param(self.params.len() as u32));
-        self.params.push(Param { name: name.into(), value, access, block });
+        self.params.push(Param { name: name.into(), value, access, block, evict_first: false });
         value
     }
 }

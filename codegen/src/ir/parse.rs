@@ -356,6 +356,7 @@ impl<'a> Parser<'a> {
         let name = if self.rest().starts_with('"') { self.string()? } else { id.to_string() };
         self.expect(":")?;
         let access = if self.accept("write") { Access::Write } else { Access::Read };
+        let evict_first = self.accept("evict_first");
         let ty = self.ty()?;
         let block = match self.accept("block") {
             true if self.accept("scalar") => Some(Shape::SCALAR),
@@ -366,6 +367,7 @@ impl<'a> Parser<'a> {
             false => None,
         };
         let value = self.kernel.add_param(name, ty, access, block);
+        self.kernel.params.last_mut().expect("just added").evict_first = evict_first;
         self.define(id, value)?;
         if !self.rest().starts_with('[') {
             return Ok(vec![]);

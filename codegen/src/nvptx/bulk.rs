@@ -384,6 +384,9 @@ impl Producer {
         let map = lower.tensor_map(&load.copy.map);
         let coords: Vec<V> = load.copy.coords.iter().map(|&c| self.scalar(lower, c)).collect();
         let buffer = lower.shared_at(places.buffers, &place, load.bytes);
+        let (param, _) =
+            selections(lower.k, lower.k.op(load.load).operands[0]).expect("the plan asks for selections only");
+        let policy = lower.eviction_policy(param);
         for panel in 0..load.panels.count() {
             let to = lower.w.bin("add", "i32", &buffer, &int(panel * load.panels.stride()));
             let mut at = coords.clone();
@@ -392,14 +395,21 @@ impl Producer {
             // The hardware counts dimensions from the last.
             at.reverse();
             let names: Vec<String> = (0..at.len()).map(|i| format!("${}", i + 3)).collect();
+            let mut constraints = format!("r,l,r{}", ",r".repeat(at.len()));
+            let mut args = vec![("i32", &to), ("i64", &map), ("i32", &full)];
+            args.extend(at.iter().map(|c| ("i32", c)));
+            let (mut hint, mut last) = ("", String::new());
+            if let Some((modifier, policy)) = &policy {
+                (hint, last) = (*modifier, format!(", ${}", args.len()));
+                constraints.push_str(",l");
+                args.push(("i64", policy));
+            }
             let ptx = format!(
-                "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {{{}}}], [$2];",
+                "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes{hint} \
+                 [$0], [$1, {{{}}}], [$2]{last};",
                 at.len(),
                 names.join(",")
             );
-            let constraints = format!("r,l,r{}", ",r".repeat(at.len()));
-            let mut args = vec![("i32", &to), ("i64", &map), ("i32", &full)];
-            args.extend(at.iter().map(|c| ("i32", c)));
             lower.w.asm_effect("void", &ptx, &constraints, &args);
         }
     }
@@ -460,7 +470,7 @@ impl Producer {
             index.insert(dim as usize, self.scalar(lower, i));
         }
         let (address, inside) = lower.element(&whole, &index, dtype.size());
-        let words = lower.load_words(&address, Words::of(dtype, 1), inside.as_ref());
+        let words = lower.load_words(param, &address, Words::of(dtype, 1), inside.as_ref());
         unpack(&mut lower.w, dtype, &words, 1)[0].clone()
     }
 }

@@ -56,6 +56,8 @@ pub(super) struct Lower<'k> {
     thread_parts: HashMap<Vec<u32>, V>,
     owners: HashMap<u32, V>,
     tid: Option<V>,
+    /// How the second-level cache treats what asynchronous copies read once.
+    pub policy: Option<V>,
     pending: Vec<Pending>,
     /// Bytes of shared memory that another thread may still read.
     pub scratch_busy: Vec<Range<usize>>,
@@ -103,6 +105,7 @@ impl<'k> Lower<'k> {
             thread_parts: HashMap::new(),
             owners: HashMap::new(),
             tid: None,
+            policy: None,
             pending: vec![],
             scratch_busy: vec![],
             scratches: 0,

@@ -220,8 +220,8 @@ fn accesses(layout: &LinearLayout, access: facts::Access) -> Vec<Vec<u32>> {
 }
 
 impl Lower<'_> {
-    /// Words loaded where `mask` holds, zeros elsewhere.
-    pub(super) fn load_words(&mut self, address: &V, words: Words, mask: Option<&V>) -> Vec<V> {
+    /// Words loaded through a view of this parameter where `mask` holds, zeros elsewhere.
+    pub(super) fn load_words(&mut self, param: usize, address: &V, words: Words, mask: Option<&V>) -> Vec<V> {
         let Words { bits, count } = words;
         let outs: Vec<String> = (0..count).map(|i| format!("${i}")).collect();
         let list = if count == 1 { outs[0].clone() } else { format!("{{{}}}", outs.join(",")) };
@@ -229,6 +229,7 @@ impl Lower<'_> {
         // PTX has byte-wide loads into wider registers only.
         let (kind, suffix) = if bits == 8 { ("u8", String::new()) } else { ("", words.suffix()) };
         let suffix = if bits == 8 { format!(".{kind}") } else { suffix };
+        let suffix = self.eviction(param).to_owned() + &suffix;
         let out_constraints = vec![format!("={}", words.constraint()); count].join(",");
         let result = match mask {
             None => {
@@ -245,12 +246,30 @@ impl Lower<'_> {
         self.w.fields(words.asm_type(), count, &result)
     }
 
-    fn store_words(&mut self, address: &V, words: Words, values: &[V], mask: Option<&V>) {
+    /// The cache operator of accesses through a parameter: `cs`, "likely accessed once", has its lines evicted first.
+    fn eviction(&self, param: usize) -> &'static str {
+        if self.k.params[param].evict_first { ".cs" } else { "" }
+    }
+
+    /// What asynchronous copies from a parameter end with where its lines are to be evicted first: the modifier, and
+    /// the policy, i64.
+    pub(super) fn eviction_policy(&mut self, param: usize) -> Option<(&'static str, V)> {
+        if !self.k.params[param].evict_first {
+            return None;
+        }
+        let w = &mut self.w;
+        let create = "call i64 asm \"createpolicy.fractional.L2::evict_first.b64 $0;\", \"=l\"()";
+        let policy = self.policy.get_or_insert_with(|| w.hoist(create)).clone();
+        Some((".L2::cache_hint", policy))
+    }
+
+    fn store_words(&mut self, param: usize, address: &V, words: Words, values: &[V], mask: Option<&V>) {
         let Words { bits, count } = words;
         let first = 1 + usize::from(mask.is_some());
         let ins: Vec<String> = (0..count).map(|i| format!("${}", i + first)).collect();
         let list = if count == 1 { ins[0].clone() } else { format!("{{{}}}", ins.join(",")) };
         let suffix = if bits == 8 { ".u8".to_owned() } else { words.suffix() };
+        let suffix = self.eviction(param).to_owned() + &suffix;
         let predicate = if mask.is_some() { "@$1 " } else { "" };
         let mut constraints = String::from(if mask.is_some() { "l,b" } else { "l" });
         let mut args = vec![("i64", address)];
@@ -308,7 +327,7 @@ impl Lower<'_> {
         for group in place.groups(access) {
             let mask = place.mask(self, group[0]);
             let address = place.address(self, group[0]);
-            words.extend(self.load_words(&address, Words::of(dtype, group.len()), mask.as_ref()));
+            words.extend(self.load_words(place.view.param, &address, Words::of(dtype, group.len()), mask.as_ref()));
             masks.push(mask);
         }
         (words, masks)
@@ -364,7 +383,7 @@ impl Lower<'_> {
             let address = place.address(self, group[0]);
             let elements: Vec<V> = group.iter().map(|&r| regs[r as usize].clone()).collect();
             let words = pack(&mut self.w, dtype, &elements);
-            self.store_words(&address, Words::of(dtype, group.len()), &words, mask.as_ref());
+            self.store_words(place.view.param, &address, Words::of(dtype, group.len()), &words, mask.as_ref());
         }
         Ok(())
     }
@@ -396,7 +415,7 @@ impl Lower<'_> {
             let index: Vec<V> = tiles[..rank].iter().map(|t| t[j].clone()).collect();
             let (address, inside) = self.element(&view, &index, dtype.size());
             let mask = self.w.and(masked.then(|| tiles[rank][j].clone()), inside);
-            let words = self.load_words(&address, Words::of(dtype, 1), mask.as_ref());
+            let words = self.load_words(view.param, &address, Words::of(dtype, 1), mask.as_ref());
             let x = unpack(&mut self.w, dtype, &words, 1)[0].clone();
             regs.push(match (masked, &mask) {
                 (true, Some(m)) => self.w.select(m, llvm_type(dtype), &x, &tiles[rank + 1][j]),
@@ -423,7 +442,7 @@ impl Lower<'_> {
             let mask = self.w.and(masked.then(|| tiles[1 + rank][j].clone()), inside);
             let mask = self.w.and(owner.clone(), mask);
             let words = pack(&mut self.w, dtype, &tiles[0][j..=j]);
-            self.store_words(&address, Words::of(dtype, 1), &words, mask.as_ref());
+            self.store_words(view.param, &address, Words::of(dtype, 1), &words, mask.as_ref());
         }
         Ok(())
     }

@@ -152,6 +152,7 @@ impl<'k> Lower<'k> {
             let coords: Vec<V> =
                 op.operands[1..].iter().map(|&c| self.scalar_at(ring.body, c, i, &mut known)).collect();
             let view = self.view(op.operands[0]);
+            let policy = self.eviction_policy(view.param);
             let owner = self.owner(layout);
             let enabled = self.w.and(owner, Some(exists.clone())).expect("two conditions");
             let skip = layout.redundant().register;
@@ -176,13 +177,30 @@ impl<'k> Lower<'k> {
                     Some(m) => self.w.select(m, "i32", &int(16), &int(0)),
                     None => int(16),
                 };
-                // Bytes beyond the source's size are zeros: elements outside of the view.
-                let ptx = "@$3 cp.async.cg.shared.global [$0], [$1], 16, $2;";
-                let args = [("i32", &to), ("i64", &from), ("i32", &size), ("i1", &enabled)];
-                self.w.asm_effect("void", ptx, "r,l,r,b", &args);
+                self.copy_async("cg", (&to, &from, &size), 16, &enabled, policy.as_ref());
             }
         }
         self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
+    }
+
+    /// Starts a copy of `bytes` by this thread where `enabled`, of which `size` are read and the rest are zeros: elements
+    /// outside of the view. `level`: `cg` passes by the first-level cache, `ca` does not.
+    fn copy_async(
+        &mut self,
+        level: &str,
+        (to, from, size): (&V, &V, &V),
+        bytes: usize,
+        enabled: &V,
+        policy: Option<&(&'static str, V)>,
+    ) {
+        let mut args = vec![("i32", to), ("i64", from), ("i32", size), ("i1", enabled)];
+        let (mut hint, mut last, mut constraints) = ("", "", "r,l,r,b");
+        if let Some((modifier, policy)) = policy {
+            (hint, last, constraints) = (*modifier, ", $4", "r,l,r,b,l");
+            args.push(("i64", policy));
+        }
+        let ptx = format!("@$3 cp.async.{level}.shared.global{hint} [$0], [$1], {bytes}, $2{last};");
+        self.w.asm_effect("void", &ptx, constraints, &args);
     }
 
     /// A scalar of the loop's body as it is in the iteration with counter `i`.
@@ -271,6 +289,7 @@ impl<'k> Lower<'k> {
             let access = facts::access(self.k, op.operands[0], *layout.shape(), &op.operands[1..]);
             self.global_access(op.operands[0], layout, access);
             let view = self.view(op.operands[0]);
+            let policy = self.eviction_policy(view.param);
             let mut place = Box::new(self, view, layout, &coords, size);
             for (registers, &offset) in accesses.iter().zip(&load.offsets) {
                 let mask = place.mask(self, registers[0]);
@@ -280,9 +299,7 @@ impl<'k> Lower<'k> {
                     Some(m) => self.w.select(m, "i32", &int(bytes), &int(0)),
                     None => int(bytes),
                 };
-                let ptx = format!("@$3 cp.async.ca.shared.global [$0], [$1], {bytes}, $2;");
-                let args = [("i32", &to), ("i64", &from), ("i32", &size), ("i1", &exists)];
-                self.w.asm_effect("void", &ptx, "r,l,r,b", &args);
+                self.copy_async("ca", (&to, &from, &size), bytes, &exists, policy.as_ref());
             }
         }
         self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);

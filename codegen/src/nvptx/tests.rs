@@ -59,6 +59,26 @@ fn rmsnorm_is_vectorised() {
     assert!(ptx.text.contains("ld.global.v4.b32") && ptx.text.contains("st.global.v4.b32"));
 }
 
+/// With every view to be evicted first.
+fn used_once(mut k: Kernel) -> Kernel {
+    k.params.iter_mut().for_each(|p| p.evict_first = true);
+    k
+}
+
+#[test]
+fn what_is_used_once_is_evicted_first() {
+    let k = used_once(rmsnorm(4096));
+    check_both(&k, 128);
+    let (ptx, _) = check(&k, 90);
+    assert!(ptx.text.contains("ld.global.cs.v4.b32") && ptx.text.contains("st.global.cs.v4.b32"));
+    let k = used_once(gemm(64, 64, 32, DType::BF16, Precision::F32));
+    check_both(&k, 255);
+    let copies = |sm| check(&k, sm).0.text.lines().filter(|l| l.contains("cp.async") && l.contains("[")).count();
+    let hinted = |sm| check(&k, sm).0.text.matches("L2::cache_hint").count();
+    assert_eq!([hinted(80), hinted(90)], [copies(80), copies(90)]);
+    assert!(copies(80) > 0 && copies(90) > 0);
+}
+
 #[test]
 fn products_use_tensor_cores() {
     for (d, p) in [

@@ -24,6 +24,12 @@ fn check(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) {
     compare_runs(&[(&special, 90, &ORDERS), (&general(k), 90, &ORDERS[..2])], grid, shapes, 1e-2);
 }
 
+/// With every view to be evicted first: nothing else than the order in which caches forget.
+fn used_once(mut k: Kernel) -> Kernel {
+    k.params.iter_mut().for_each(|p| p.evict_first = true);
+    k
+}
+
 /// With this many warps, and buffers in the rings of loops (0: as many as the compiler likes).
 fn with(mut k: Kernel, warps: u8, stages: u8) -> Kernel {
     k.options.warps = warps;
@@ -165,6 +171,11 @@ fn gemm_with_large_tiles() {
     check_gemm([128, 256, 64], 8, DType::F16, [true, true], [128, 256, 64]);
     check_gemm([128, 128, 32], 4, DType::BF16, [false, false], [128, 128, 64]);
     check_gemm([256, 64, 32], 8, DType::BF16, [true, false], [256, 64, 64]);
+}
+
+#[test]
+fn gemm_of_what_is_used_once() {
+    check(&used_once(gemm([64, 64, 64], DType::BF16, [false, true])), [1, 2, 1], &[&[64, 192], &[128, 192], &[64, 128]]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use kiln::prelude::*;
 
 /// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`. Products of `C`, sums in f32.
-#[kernel(deny(spill, wgmma_serialized))]
+#[kernel(evict_first(weight), deny(spill, wgmma_serialized))]
 pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
@@ -95,7 +95,7 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
 ///
 /// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
 /// whose loads are in flight together.
-#[kernel(warps = P)]
+#[kernel(warps = P, evict_first(weight))]
 pub fn linear_row<T: Float, W: Float, Y: Float, const N: usize, const C: usize, const B: usize, const P: u8>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
@@ -127,7 +127,7 @@ pub(super) fn row_products<T: Float, W: Float, const N: usize, const C: usize, c
 
 /// [`linear`] with the inner dimension shared out among programs, where the tiles of y alone are too few to keep the
 /// memory busy. partial `[parts, n, out]` f32. Program: (part, row tile, column tile).
-#[kernel(deny(spill, wgmma_serialized))]
+#[kernel(evict_first(weight), deny(spill, wgmma_serialized))]
 pub fn linear_part<T, W, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     weight: &View<W, 2>,

@@ -23,6 +23,8 @@ pub struct Options {
     pub warps: u8,
     pub min_programs_per_sm: u8,
     pub deny: &'static [Lint],
+    /// Parameters whose memory caches may give up first; of a struct, all its views.
+    pub evict_first: &'static [&'static str],
 }
 
 struct Staging {
@@ -77,12 +79,16 @@ pub fn build(name: &'static str, options: Options, body: impl FnOnce(&mut Params
         }
     }
     let restore = Restore(outer);
-    let Options { warps, min_programs_per_sm, deny } = options;
+    let Options { warps, min_programs_per_sm, deny, evict_first } = options;
     emit(|b| b.kernel_mut().options = IrOptions { warps, min_programs_per_sm, deny: Lints::of(deny) });
     body(&mut Params::default());
     let staged = STAGING.take().expect("set above");
     drop(restore);
-    let kernel = staged.builder.finish();
+    let mut kernel = staged.builder.finish();
+    for i in 0..kernel.params.len() {
+        let (is_view, p) = (!kernel.ty(kernel.params[i].value).is_scalar(), &mut kernel.params[i]);
+        p.evict_first = is_view && evict_first.iter().any(|&name| p.name.split('.').next() == Some(name));
+    }
     if staged.errors.is_empty() { Ok(kernel) } else { Err(crate::Error::staging(name, staged.errors)) }
 }
 

@@ -95,7 +95,10 @@ pub fn generate(seed: u64, limits: Limits) -> Case {
 impl Generator {
     fn finish(mut self, seed: u64) -> Case {
         let with_facts = self.rng.chance(50);
-        let kernel = self.b.finish();
+        let mut kernel = self.b.finish();
+        for p in 0..kernel.params.len() {
+            kernel.params[p].evict_first = !kernel.ty(kernel.params[p].value).is_scalar() && self.rng.chance(25);
+        }
         let mut case = Case { seed, kernel, grid: self.grid, arguments: self.arguments };
         if with_facts {
             let slots = case.slots(&vec![0; case.arguments.len()]);

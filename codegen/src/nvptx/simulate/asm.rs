@@ -94,6 +94,8 @@ pub enum Op {
     MaxRegisters,
     /// There are none.
     OtherGrids,
+    /// There are no caches.
+    Policy,
     Mma,
     Ldmatrix,
     Movmatrix,
@@ -136,6 +138,7 @@ impl Op {
             ("setp", "ne") => Op::Setp(false),
             ("setmaxnreg", _) => Op::MaxRegisters,
             ("griddepcontrol", _) => Op::OtherGrids,
+            ("createpolicy", _) => Op::Policy,
             ("mma", "sync") => Op::Mma,
             ("ldmatrix", _) => Op::Ldmatrix,
             ("movmatrix", _) if name == "movmatrix.sync.aligned.m8n8.trans.b16" => Op::Movmatrix,
@@ -378,8 +381,9 @@ impl Simulator {
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
             Op::OtherGrids => {}
+            Op::Policy => env[p.args[0].register()] = 0,
             Op::BulkCopy => {
-                let n = p.args.len();
+                let n = p.args.len() - usize::from(p.name.ends_with(".L2::cache_hint"));
                 let at = (2..n - 1).map(|i| value(i, env) as u32 as i32 as i64).collect();
                 let rank = p.name["cp.async.bulk.tensor.".len()..].split('d').next().and_then(|r| r.parse().ok());
                 assert_eq!(rank, Some(n - 3), "{}", p.name);
