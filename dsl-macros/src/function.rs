@@ -31,11 +31,12 @@ fn allow() -> TokenStream {
     quote!(#[allow(#lints)])
 }
 
-/// `warps = 4, min_programs_per_sm = 2, evict_first(weight), deny(spill, bank_conflict)`.
+/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), deny(spill, bank_conflict)`.
 #[derive(Default)]
 struct Options {
     warps: Option<Expr>,
     min_programs_per_sm: Option<Expr>,
+    cluster: Option<Expr>,
     /// Variants of `Lint`.
     deny: Option<Vec<Ident>>,
     /// Names of parameters.
@@ -128,6 +129,7 @@ impl Options {
                     &mut options.warps
                 }
                 "min_programs_per_sm" => &mut options.min_programs_per_sm,
+                "cluster" => &mut options.cluster,
                 "deny" | "evict_first" => {
                     let deny = name == "deny";
                     errors.over(&value, if deny { &messages::OPTION_DENY } else { &messages::OPTION_EVICT_FIRST });
@@ -161,6 +163,7 @@ impl ToTokens for Options {
         let default: Expr = syn::parse_quote!(0);
         let warps = self.warps.as_ref().unwrap_or(&default);
         let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
+        let cluster = self.cluster.as_ref().unwrap_or(&default);
         let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
         let deny = quote!(&[#(#deny),*]);
         let evict_first = self.evict_first.iter().flatten().map(signature::name_text);
@@ -168,6 +171,7 @@ impl ToTokens for Options {
         tokens.extend(quote!(::kiln::stage::Options {
             warps: #warps,
             min_programs_per_sm: #programs,
+            cluster: #cluster,
             deny: #deny,
             evict_first: #evict_first,
         }));

@@ -175,7 +175,8 @@ pub(crate) const DEVICE_OPTIONS: Message =
     message("`#[device]` has no options", "write `#[device]`; options belong to the kernel: `#[kernel(warps = 4)]`");
 pub(crate) const OPTION_UNKNOWN: Message = message(
     "unknown kernel option",
-    "the options are `warps`, `min_programs_per_sm`, `evict_first` and `deny`: `#[kernel(warps = 4, deny(spill))]`",
+    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first` and `deny`: \
+     `#[kernel(warps = 4, deny(spill))]`",
 );
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");
 pub(crate) const OPTION_WARPS: Message = message("the number of warps is 1, 2, 4, 8, 16 or 32", "write `warps = 4`");

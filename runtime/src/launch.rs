@@ -36,13 +36,16 @@ impl Source {
 pub struct Grid([usize; 3]);
 
 impl Grid {
-    /// The grid if the device can launch it; otherwise why not.
-    pub(crate) fn on(self, device: Device) -> Result<[u32; 3], String> {
+    /// The grid if the device can launch it in clusters of this size; otherwise why not.
+    pub(crate) fn on(self, device: Device, cluster: u8) -> Result<[u32; 3], String> {
         let limits = match device {
             Device::Cuda(_) => [i32::MAX as usize, 65535, 65535],
             _ => [i32::MAX as usize; 3],
         };
         let Grid(grid) = self;
+        if !grid[0].is_multiple_of(usize::from(cluster.max(1))) {
+            return Err(format!("a grid of {grid:?}: axis 0 is not a multiple of the kernel's clusters of {cluster}"));
+        }
         match (0..3).find(|&k| grid[k] > limits[k]) {
             Some(axis) => {
                 Err(format!("a grid of {grid:?}: axis {axis} has at most {} programs on {device}", limits[axis]))
@@ -290,7 +293,7 @@ impl<'a> Launch<'a> {
         let grid = grid.ok_or_else(|| {
             self.error("no grid: call .grid([x, y, z]), since no `&mut Block` output says how many programs there are")
         })?;
-        Grid(grid).on(device).map_err(|message| self.error(message))
+        Grid(grid).on(device, kernel.options.cluster).map_err(|message| self.error(message))
     }
 
     // -- running -------------------------------------------------------------------------------------------------------

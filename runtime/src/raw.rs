@@ -68,7 +68,7 @@ impl RawKernel {
         self.check_overlaps(args)?;
         let slots = self.slots(args);
         self.check_facts(&slots)?;
-        let grid = grid.into().on(device).map_err(|message| self.error(message))?;
+        let grid = grid.into().on(device, self.kernel().options.cluster).map_err(|message| self.error(message))?;
         if grid.contains(&0) || record::is_recorded(|| Ok(self.kernel().clone()))? {
             return Ok(());
         }

@@ -31,6 +31,17 @@ pub struct BulkLoad {
     pub map: TensorMap,
     /// i32, one per dimension of the parameter.
     pub coords: Vec<ValueId>,
+    /// If all programs of a cluster want this tile: each copies a part of its rows to all.
+    pub share: Option<Share>,
+}
+
+/// How a cluster shares a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Programs of the cluster.
+    pub programs: usize,
+    /// The parameter's dimension along the tile's rows; the map's extent there is one program's part.
+    pub dim: usize,
 }
 
 /// The operation around each region, and the region around each operation.
@@ -143,7 +154,7 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Option<BulkLoad> {
     }
     let slot = k.slots().iter().position(|s| s.param as usize == param)?;
     let (coords, extents) = coords.into_iter().unzip();
-    Some(BulkLoad { map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() }, coords })
+    Some(BulkLoad { map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() }, coords, share: None })
 }
 
 /// Whether the producer can walk to a loop: it computes the bounds of this loop and of those around it, and the

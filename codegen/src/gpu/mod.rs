@@ -1,11 +1,13 @@
 //! From tile IR to what a GPU thread does: where each element of a tile lives ([`layout`]), which facts make accesses
 //! wide ([`facts`]) and what they cost ([`sectors`]), how products are computed ([`mma`]) and from which loads
-//! ([`origins`]), and which layouts every value exists in ([`assign`]).
+//! ([`origins`]), what runs ahead ([`pipeline`]) and is shared by neighbours ([`cluster`]), and which layouts every value
+//! exists in ([`assign`]).
 
 pub mod assign;
 #[cfg(test)]
 mod assign_tests;
 pub mod bulk;
+pub mod cluster;
 pub mod facts;
 pub mod layout;
 pub mod mma;

@@ -18,7 +18,7 @@ use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
 use super::mma::DotPlan;
 use super::panels::Panels;
-use super::{Chip, facts};
+use super::{Chip, cluster, facts};
 use crate::ir::{Access, Def, Finding, Kernel, Lint, OpId, OpKind, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
 
@@ -247,12 +247,13 @@ impl Planner<'_> {
         let mut feeds = false;
         for &load in &k.region(body).ops {
             let Some(panels) = self.panels(load) else { continue };
-            let Some(bulk) = bulk::bulk_load(k, load, &panels) else {
+            let Some(mut bulk) = bulk::bulk_load(k, load, &panels) else {
                 if self.async_load(body, load).is_some() {
                     return vec![];
                 }
                 continue;
             };
+            cluster::share(k, &self.nesting, load, &panels, &mut bulk);
             let uses = self.uses(load);
             feeds |= uses.iter().any(|&(user, v, transposed)| self.reads(user, v, &panels, transposed));
             let bytes = panels.bytes().next_multiple_of(1024);

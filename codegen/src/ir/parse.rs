@@ -341,6 +341,8 @@ impl<'a> Parser<'a> {
                 self.kernel.options.warps = self.number("a number of warps")?;
             } else if self.accept("min_programs_per_sm") {
                 self.kernel.options.min_programs_per_sm = self.number("a number of programs")?;
+            } else if self.accept("cluster") {
+                self.kernel.options.cluster = self.number("a number of programs")?;
             } else if self.accept("deny") {
                 self.kernel.options.deny = Lints::of(&self.list("[", "]", |p| p.named("a lint", Lint::from_name))?);
             } else {

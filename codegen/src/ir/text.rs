@@ -123,6 +123,9 @@ impl Printer<'_> {
         if k.options.min_programs_per_sm != 0 {
             let _ = write!(self.out, " min_programs_per_sm {}", k.options.min_programs_per_sm);
         }
+        if k.options.cluster != 0 {
+            let _ = write!(self.out, " cluster {}", k.options.cluster);
+        }
         if !k.options.deny.is_empty() {
             let _ = write!(self.out, " deny [{}]", k.options.deny);
         }

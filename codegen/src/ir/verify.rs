@@ -87,6 +87,8 @@ impl Verifier<'_> {
     fn signature(&mut self) -> Check {
         let slots = self.k.slots().len();
         self.require(self.k.facts.len() <= slots, "facts", format!("at most {slots}"), self.k.facts.len())?;
+        let cluster = self.k.options.cluster;
+        self.require(cluster == 0 || cluster.is_power_of_two() && cluster <= 8, "cluster", "1, 2, 4 or 8", cluster)?;
         for (i, p) in self.k.params.iter().enumerate() {
             let (ty, what) = (self.k.ty(p.value), format!("parameter `{}`", p.name));
             self.well_formed(&what, ty)?;

@@ -6,6 +6,10 @@
 //! is free. Both sides count through a region's rings with a place and a phase of their own, kept in stack slots (which
 //! LLVM turns into registers), so that a region may be walked any number of times.
 //!
+//! What a cluster of programs shares (`gpu::cluster`) each of them fetches a part of, for all. Such a buffer is free when
+//! the computing warps of *all* programs have arrived, which they do at the barriers of all; its bytes come from all. So
+//! nobody may begin before everybody's barriers are made, nor end while others may still arrive at its own.
+//!
 //! Invariants: `full[s]` completes when the bytes of the copy have arrived, `free[s]` when each computing warp has
 //! arrived once after its last read of the buffer. A warp arrives with one lane, after a warp-wide barrier or a wait
 //! for its products.
@@ -16,7 +20,7 @@ use super::pipeline::Staged;
 use super::shared::EVERYWHERE;
 use super::text::{V, constant, int};
 use crate::gpu::assign::SharedOperand;
-use crate::gpu::bulk::{BulkLoad, computable, selections};
+use crate::gpu::bulk::{BulkLoad, Share, computable, selections};
 use crate::gpu::layout::LinearLayout;
 use crate::gpu::mma::DotPlan;
 use crate::gpu::pipeline::StagedLoad;
@@ -125,7 +129,7 @@ impl<'k> Lower<'k> {
         for region in self.plan.ahead.bulk.values() {
             for load in &region.loads {
                 let Places { full, free, .. } = self.rings[&load.load];
-                for (start, count) in [(full, 1), (free, self.warps())] {
+                for (start, count) in [(full, 1), (free, self.warps() * programs(load))] {
                     for stage in 0..region.stages {
                         let barrier = self.shared_at(start, &int(stage), 8);
                         let ptx = format!("mbarrier.init.shared::cta.b64 [$0], {count};");
@@ -138,7 +142,11 @@ impl<'k> Lower<'k> {
         self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);
         self.w.jump(&ready);
         self.w.start(&ready);
-        self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        if self.shares() {
+            self.cluster_barrier();
+        } else {
+            self.w.call("void", "llvm.nvvm.barrier0", &[]);
+        }
         let threads = self.threads();
         let computes = self.w.icmp("ult", "i32", &tid, &int(threads));
         self.w.branch(&computes, &compute, &others);
@@ -168,6 +176,17 @@ impl<'k> Lower<'k> {
             self.start_turns();
         }
         Ok(())
+    }
+
+    /// Whether this program's copies are also for others, and theirs for it.
+    pub(super) fn shares(&self) -> bool {
+        self.plan.ahead.bulk.values().flat_map(|r| &r.loads).any(|l| l.copy.share.is_some())
+    }
+
+    /// Waits for all threads of the cluster that have not left.
+    pub(super) fn cluster_barrier(&mut self) {
+        let ptx = "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;";
+        self.w.asm_effect("void", ptx, "", &[]);
     }
 
     /// Warps beside the computing ones. A multiprocessor's quarter serves every fourth warp: a ninth would leave each
@@ -216,7 +235,7 @@ impl<'k> Lower<'k> {
         self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
         for load in &bulk.loads {
             let before = earlier.filter(|_| self.read_by(late, load.load));
-            self.give_back(load.load, bulk.stages, &place, before);
+            self.give_back(load, bulk.stages, &place, before);
         }
         self.advance(&walk, bulk.stages);
     }
@@ -227,7 +246,7 @@ impl<'k> Lower<'k> {
         let walk = self.walks[&region].clone();
         let (place, _) = self.position(&walk);
         for load in bulk.loads.iter().filter(|l| self.read_by(late, l.load)).collect::<Vec<_>>() {
-            self.give_back(load.load, bulk.stages, &place, Some(&"true".into()));
+            self.give_back(load, bulk.stages, &place, Some(&"true".into()));
         }
     }
 
@@ -239,8 +258,10 @@ impl<'k> Lower<'k> {
     }
 
     /// This warp is done with the buffer at `place`; or, if `before` holds, with the one before that.
-    fn give_back(&mut self, load: OpId, stages: usize, place: &V, before: Option<&V>) {
-        let mut arrives = self.leader();
+    fn give_back(&mut self, load: &StagedLoad<BulkLoad>, stages: usize, place: &V, before: Option<&V>) {
+        // Of a buffer that a cluster shares, a lane tells each program.
+        let lane = self.lane();
+        let mut arrives = self.w.icmp("ult", "i32", &lane, &int(programs(load)));
         let mut place = place.clone();
         if let Some(exists) = before {
             let first = self.w.icmp("eq", "i32", &place, &int(0));
@@ -248,9 +269,21 @@ impl<'k> Lower<'k> {
             place = self.w.select(&first, "i32", &int(stages - 1), &previous);
             arrives = self.w.and(Some(arrives), Some(exists.clone())).expect("two conditions");
         }
-        let barrier = self.shared_at(self.rings[&load].free, &place, 8);
-        let ptx = "@$1 mbarrier.arrive.shared::cta.b64 _, [$0];";
-        self.w.asm_effect("void", ptx, "r,b", &[("i32", &barrier), ("i1", &arrives)]);
+        let mut barrier = self.shared_at(self.rings[&load.load].free, &place, 8);
+        let mut space = "cta";
+        if load.copy.share.is_some() {
+            barrier = self.w.asm(
+                "i32",
+                "mapa.shared::cluster.u32 $0, $1, $2;",
+                "=r,r,r",
+                &[("i32", &barrier), ("i32", &lane)],
+            );
+            // Not `.release.cluster`: that waits for all of the thread's memory traffic. The products that read the buffer
+            // have been waited for.
+            space = "cluster";
+        }
+        let ptx = format!("@$1 mbarrier.arrive.shared::{space}.b64 _, [$0];");
+        self.w.asm_effect("void", &ptx, "r,b", &[("i32", &barrier), ("i1", &arrives)]);
     }
 
     /// After the loop with this body: if it does not come again its buffers are free.
@@ -266,11 +299,10 @@ impl<'k> Lower<'k> {
         }
     }
 
-    /// Whether this is the first lane of its warp.
-    fn leader(&mut self) -> V {
+    /// The thread's place in its warp.
+    fn lane(&mut self) -> V {
         let tid = self.tid();
-        let lane = self.w.op(format_args!("and i32 {tid}, 31"));
-        self.w.icmp("eq", "i32", &lane, &int(0))
+        self.w.op(format_args!("and i32 {tid}, 31"))
     }
 
     /// A tile that lies in a ring, in every layout in which somebody looks at it.
@@ -382,8 +414,18 @@ impl Producer {
         let ptx = format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {};", load.panels.bytes());
         lower.w.asm_effect("void", &ptx, "r", &[("i32", &full)]);
         let map = lower.tensor_map(&load.copy.map);
-        let coords: Vec<V> = load.copy.coords.iter().map(|&c| self.scalar(lower, c)).collect();
-        let buffer = lower.shared_at(places.buffers, &place, load.bytes);
+        let mut coords: Vec<V> = load.copy.coords.iter().map(|&c| self.scalar(lower, c)).collect();
+        let mut buffer = lower.shared_at(places.buffers, &place, load.bytes);
+        if let Some(Share { programs, dim }) = load.copy.share {
+            // A cluster begins at a multiple of its size.
+            let program = lower.w.call("i32", "llvm.nvvm.read.ptx.sreg.ctaid.x", &[]);
+            let own = lower.w.op(format_args!("and i32 {program}, {}", programs - 1));
+            let rows = load.copy.map.extents[dim] as usize;
+            let first = lower.w.bin("mul", "i32", &own, &int(rows));
+            coords[dim] = lower.w.bin("add", "i32", &coords[dim], &first);
+            let first = lower.w.bin("mul", "i32", &own, &int(rows * load.copy.map.swizzle));
+            buffer = lower.w.bin("add", "i32", &buffer, &first);
+        }
         let (param, _) =
             selections(lower.k, lower.k.op(load.load).operands[0]).expect("the plan asks for selections only");
         let policy = lower.eviction_policy(param);
@@ -398,14 +440,22 @@ impl Producer {
             let mut constraints = format!("r,l,r{}", ",r".repeat(at.len()));
             let mut args = vec![("i32", &to), ("i64", &map), ("i32", &full)];
             args.extend(at.iter().map(|c| ("i32", c)));
-            let (mut hint, mut last) = ("", String::new());
+            let (mut modifiers, mut last) = (String::new(), String::new());
+            let everybody = load.copy.share.map(|share| int((1 << share.programs) - 1));
+            if let Some(mask) = &everybody {
+                modifiers.push_str(".multicast::cluster");
+                last.push_str(&format!(", ${}", args.len()));
+                constraints.push_str(",h");
+                args.push(("i16", mask));
+            }
             if let Some((modifier, policy)) = &policy {
-                (hint, last) = (*modifier, format!(", ${}", args.len()));
+                modifiers.push_str(modifier);
+                last.push_str(&format!(", ${}", args.len()));
                 constraints.push_str(",l");
                 args.push(("i64", policy));
             }
             let ptx = format!(
-                "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes{hint} \
+                "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes{modifiers} \
                  [$0], [$1, {{{}}}], [$2]{last};",
                 at.len(),
                 names.join(",")
@@ -473,6 +523,11 @@ impl Producer {
         let words = lower.load_words(param, &address, Words::of(dtype, 1), inside.as_ref());
         unpack(&mut lower.w, dtype, &words, 1)[0].clone()
     }
+}
+
+/// How many programs use a buffer.
+fn programs(load: &StagedLoad<BulkLoad>) -> usize {
+    load.copy.share.map_or(1, |share| share.programs)
 }
 
 /// Whether an operation has bulk copies inside.

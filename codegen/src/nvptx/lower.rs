@@ -135,6 +135,9 @@ impl<'k> Lower<'k> {
         self.wait_for_earlier_grids();
         self.split_roles()?;
         self.region(self.k.body)?;
+        if self.shares() {
+            self.cluster_barrier();
+        }
         Ok(())
     }
 

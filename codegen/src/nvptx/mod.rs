@@ -119,6 +119,8 @@ pub struct Lowered {
     pub entry: String,
     pub threads: u32,
     pub shared_bytes: u32,
+    /// Programs of a cluster, if they share copies; else 1.
+    pub cluster: u32,
     pub maps: Vec<TensorMap>,
     pub findings: Vec<Finding>,
 }
@@ -150,9 +152,10 @@ pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
         let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));
         let mut findings = plan.findings.clone();
         findings.append(&mut lower.findings);
+        let cluster = if lower.shares() { u32::from(kernel.options.cluster) } else { 1 };
         let text = lower.w.finish(&entry, kernel.slots().len(), lower.maps.len(), threads, least, needed > 0);
         let (threads, shared_bytes) = (threads as u32, needed as u32);
-        return Ok(Lowered { text, entry, threads, shared_bytes, maps: lower.maps, findings });
+        return Ok(Lowered { text, entry, threads, shared_bytes, cluster, maps: lower.maps, findings });
     }
     Err(Error::SharedMemory { kernel: kernel.name.clone(), needed, limit, target: target.name() })
 }
@@ -164,8 +167,13 @@ pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
 #[cfg(feature = "llvm")]
 pub fn compile(kernel: &Kernel, target: Target) -> Result<Ptx, Error> {
     let lowered = llvm_text(kernel, target)?;
-    let text =
+    let mut text =
         emit::ptx(&lowered.text, target).map_err(|message| Error::Internal { kernel: kernel.name.clone(), message })?;
+    if lowered.cluster > 1 {
+        // LLVM 19 cannot say it.
+        let threads = format!(".reqntid {}, 1, 1", lowered.threads);
+        text = text.replacen(&threads, &format!("{threads}\n.reqnctapercluster {}, 1, 1", lowered.cluster), 1);
+    }
     let Lowered { entry, threads, shared_bytes, maps, findings, .. } = lowered;
     Ok(Ptx { text, entry, threads, shared_bytes, maps, findings })
 }

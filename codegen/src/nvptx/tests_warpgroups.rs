@@ -173,9 +173,65 @@ fn gemm_with_large_tiles() {
     check_gemm([256, 64, 32], 8, DType::BF16, [true, false], [256, 64, 64]);
 }
 
+/// [`gemm`] in clusters of programs with neighbouring rows, each of one tile after the other.
+fn clustered_gemm(cluster: u8, [m, n, k]: [u32; 3]) -> Kernel {
+    let mut kernel = on_matrices("clustered", DType::BF16, |b, [x, y, out]| {
+        let (program, programs) = (b.program_id(0), b.num_programs(0));
+        let size = b.i32(i32::from(cluster));
+        let (first, member) = (b.binary(BinaryOp::Div, program, size), b.binary(BinaryOp::Rem, program, size));
+        let step = b.binary(BinaryOp::Div, programs, size);
+        let width = b.dim(y, 1);
+        let wide = b.i32(n as i32);
+        let columns = b.binary(BinaryOp::Div, width, wide);
+        loop_of(b, [first, columns, step], |b, tile| {
+            let (row, column) = (times(b, member, m), times(b, tile, n));
+            let acc = zeros(b, [m, n]);
+            let depth = b.dim(x, 1);
+            let sum = for_loop(b, depth, k as i32, &[acc], |b, i, c| {
+                let p = b.load(x, &[row, i], Shape::new(&[m, k]), None);
+                let q = b.load(y, &[i, column], Shape::new(&[k, n]), None);
+                vec![dot(b, p, q, c[0])]
+            });
+            b.store(out, sum[0], &[row, column]);
+        });
+    });
+    kernel.options.cluster = cluster;
+    kernel
+}
+
+/// A loop that carries nothing.
+fn loop_of(b: &mut Builder, [lo, hi, step]: [ValueId; 3], body: impl FnOnce(&mut Builder, ValueId)) {
+    let (region, args) = b.open(&[Type::scalar(DType::I32)]);
+    body(b, args[0]);
+    b.close(&[]);
+    b.emit_with_regions(OpKind::For { stages: 0 }, &[lo, hi, step], &[], &[region]);
+}
+
+#[test]
+fn clusters_share_what_all_their_programs_load() {
+    for (cluster, tile, [m, n, k], programs) in [
+        (2, [64, 32, 32], [128, 96, 96], 4),
+        (2, [64, 64, 64], [128, 64, 320], 2),
+        (4, [64, 128, 64], [256, 256, 128], 8),
+        (4, [128, 64, 32], [512, 128, 64], 4),
+    ] {
+        let kernel = clustered_gemm(cluster, tile);
+        let special = specialised(&kernel, &[&[m, k], &[k, n], &[m, n]]);
+        let text = llvm_text(&special, Target { sm: 90 }).unwrap().text;
+        let (shared, all) = (text.matches(".multicast::cluster").count(), text.matches("cp.async.bulk").count());
+        assert_eq!(shared, tile[1].div_ceil(64) as usize, "the panels of the second operand: {text}");
+        assert!(shared < all, "rows are each program's own");
+        check(&kernel, [programs, 1, 1], &[&[m, k], &[k, n], &[m, n]]);
+    }
+}
+
 #[test]
 fn gemm_of_what_is_used_once() {
-    check(&used_once(gemm([64, 64, 64], DType::BF16, [false, true])), [1, 2, 1], &[&[64, 192], &[128, 192], &[64, 128]]);
+    check(
+        &used_once(gemm([64, 64, 64], DType::BF16, [false, true])),
+        [1, 2, 1],
+        &[&[64, 192], &[128, 192], &[64, 128]],
+    );
 }
 
 #[test]

@@ -23,20 +23,21 @@ pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize>(
     y.store(acc.cast::<Y>());
 }
 
-/// The row and column of a tile's number, where `BAND` rows at a time are counted column by column.
+/// The row and column of a tile's number, where `band` rows at a time are counted column by column.
 #[device]
-fn in_bands<const BAND: usize>(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>) -> (Tile<i32>, Tile<i32>) {
-    let band = tile / (columns * BAND);
-    let within = tile - band * columns * BAND;
-    let height = (rows - band * BAND).min(BAND);
-    (band * BAND + within % height, within / height)
+fn in_bands(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>, band: usize) -> (Tile<i32>, Tile<i32>) {
+    let number = tile / (columns * band);
+    let within = tile - number * columns * band;
+    let height = (rows - number * band).min(band);
+    (number * band + within % height, within / height)
 }
 
 /// For results of many tiles: [`linear`] by a fixed number of programs, each of one tile after the other, so that the
 /// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
-/// by column, which keeps what neighbours read in the cache. Programs along axis 0.
-#[kernel(deny(spill, wgmma_serialized, bank_conflict))]
-pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, const BAND: usize>(
+/// by column, which keeps what neighbours read in the cache. `P` programs of a cluster, one below the other, share the
+/// weight. Programs along axis 0.
+#[kernel(cluster = P, deny(spill, wgmma_serialized, bank_conflict))]
+pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, const BAND: usize, const P: u8>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut View<Y, 2>,
@@ -46,11 +47,13 @@ pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, 
     C: Float + DotElement<Acc = f32>,
     Y: Float,
 {
-    let rows = (y.dim(0) + (M - 1)) / M;
+    let programs = P as usize;
+    let (cluster, member) = (program_id(0) / programs, program_id(0) % programs);
+    let rows = (y.dim(0) + (M * programs - 1)) / (M * programs);
     let columns = (y.dim(1) + (N - 1)) / N;
-    for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
-        let (row, column) = in_bands::<BAND>(tile, rows, columns);
-        let (row, column) = (row * M, column * N);
+    for tile in (cluster..rows * columns).step_by(num_programs(0) / programs) {
+        let (row, column) = in_bands(tile, rows, columns, BAND / programs);
+        let (row, column) = ((row * programs + member) * M, column * N);
         let mut acc: Tile<f32, M, N> = zeros();
         for k in (0..x.dim(1)).step_by(K) {
             let x: Tile<T, M, K> = x.load((row, k));
@@ -59,6 +62,54 @@ pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, 
         }
         // SAFETY: a tile is one program's.
         unsafe { y.store((row, column), acc.cast::<Y>()) };
+    }
+}
+
+/// [`linear_tiles`] with tiles of `N` + `X` columns, a number that need not be a power of two.
+#[kernel(cluster = P, deny(spill, wgmma_serialized, bank_conflict))]
+pub fn linear_wide<
+    T,
+    W,
+    C,
+    Y,
+    const M: usize,
+    const N: usize,
+    const X: usize,
+    const K: usize,
+    const BAND: usize,
+    const P: u8,
+>(
+    x: &View<T, 2>,
+    weight: &View<W, 2>,
+    y: &mut View<Y, 2>,
+) where
+    T: Float,
+    W: Float,
+    C: Float + DotElement<Acc = f32>,
+    Y: Float,
+{
+    let programs = P as usize;
+    let (cluster, member) = (program_id(0) / programs, program_id(0) % programs);
+    let rows = (y.dim(0) + (M * programs - 1)) / (M * programs);
+    let columns = (y.dim(1) + (N + X - 1)) / (N + X);
+    for tile in (cluster..rows * columns).step_by(num_programs(0) / programs) {
+        let (row, column) = in_bands(tile, rows, columns, BAND / programs);
+        let (row, column) = ((row * programs + member) * M, column * (N + X));
+        let mut left: Tile<f32, M, N> = zeros();
+        let mut right: Tile<f32, M, X> = zeros();
+        for k in (0..x.dim(1)).step_by(K) {
+            let x: Tile<T, M, K> = x.load((row, k));
+            let x = x.cast::<C>();
+            let near: Tile<W, N, K> = weight.load((column, k));
+            let far: Tile<W, X, K> = weight.load((column + N, k));
+            left = dot(x, near.cast::<C>().t(), left);
+            right = dot(x, far.cast::<C>().t(), right);
+        }
+        // SAFETY: a tile is one program's.
+        unsafe {
+            y.store((row, column), left.cast::<Y>());
+            y.store((row, column + N), right.cast::<Y>());
+        }
     }
 }
 
@@ -76,7 +127,7 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
     let rows = (y.dim(0) + (M - 1)) / M;
     let columns = (y.dim(1) + (N - 1)) / N;
     for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
-        let (row, column) = in_bands::<BAND>(tile, rows, columns);
+        let (row, column) = in_bands(tile, rows, columns, BAND);
         let (row, column) = (row * M, column * N);
         let mut acc: Tile<f32, M, N> = zeros();
         for k in (0..x.dim(1)).step_by(K) {

@@ -22,6 +22,7 @@ use std::cell::RefCell;
 pub struct Options {
     pub warps: u8,
     pub min_programs_per_sm: u8,
+    pub cluster: u8,
     pub deny: &'static [Lint],
     /// Parameters whose memory caches may give up first; of a struct, all its views.
     pub evict_first: &'static [&'static str],
@@ -79,8 +80,8 @@ pub fn build(name: &'static str, options: Options, body: impl FnOnce(&mut Params
         }
     }
     let restore = Restore(outer);
-    let Options { warps, min_programs_per_sm, deny, evict_first } = options;
-    emit(|b| b.kernel_mut().options = IrOptions { warps, min_programs_per_sm, deny: Lints::of(deny) });
+    let Options { warps, min_programs_per_sm, cluster, deny, evict_first } = options;
+    emit(|b| b.kernel_mut().options = IrOptions { warps, min_programs_per_sm, cluster, deny: Lints::of(deny) });
     body(&mut Params::default());
     let staged = STAGING.take().expect("set above");
     drop(restore);

@@ -50,7 +50,7 @@ pub fn softmax<T: Float, const R: usize, const N: usize, const P: u8>(x: &View<T
 ///
 /// The first `KEPT` blocks of `B` columns are read once and stay in registers; the others are read twice, the second time
 /// backwards, so that the cache still has what was read last. Highest and sum are kept per lane and put together once.
-#[kernel(warps = P)]
+#[kernel(warps = P, evict_first(out))]
 pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8>(x: &View<T, 2>, out: &mut View<T, 2>) {
     let row = program_id(0);
     let x = x.select(0, row);

@@ -3,7 +3,7 @@
 use super::{poisoned, random};
 use crate::cases::{bound, values};
 use kiln::{Bench, Device, Element, Tensor, bf16};
-use kimi::kernels::linear::{linear, linear_tiles};
+use kimi::kernels::linear::{linear, linear_tiles, linear_wide};
 use kimi::reference::relative_error;
 
 type Run = fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>;
@@ -13,12 +13,26 @@ fn tile<const M: usize, const N: usize, const K: usize>() -> (String, Run) {
     (format!("{M}x{N}x{K}"), run)
 }
 
-fn tiles<const M: usize, const N: usize, const K: usize, const BAND: usize>() -> (String, Run) {
+fn tiles<const M: usize, const N: usize, const K: usize, const BAND: usize, const P: u8>() -> (String, Run) {
     let run: Run = |x, w, y| {
-        let grid = y.device().multiprocessors()?;
-        linear_tiles::<bf16, bf16, bf16, bf16, M, N, K, BAND>(x, w, y).grid(grid).run()
+        let grid = programs(y, P)?;
+        linear_tiles::<bf16, bf16, bf16, bf16, M, N, K, BAND, P>(x, w, y).grid(grid).run()
     };
-    (format!("{M}x{N}x{K} in bands of {BAND}"), run)
+    (format!("{M}x{N}x{K} in bands of {BAND}, clusters of {P}"), run)
+}
+
+fn wide<const M: usize, const N: usize, const X: usize, const K: usize, const P: u8>() -> (String, Run) {
+    let run: Run = |x, w, y| {
+        let grid = programs(y, P)?;
+        linear_wide::<bf16, bf16, bf16, bf16, M, N, X, K, 16, P>(x, w, y).grid(grid).run()
+    };
+    (format!("{M}x({N}+{X})x{K}, clusters of {P}"), run)
+}
+
+/// As many programs as multiprocessors, in whole clusters.
+fn programs(y: &Tensor, cluster: u8) -> kiln::Result<usize> {
+    let cluster = usize::from(cluster);
+    Ok((y.device().multiprocessors()? / cluster).max(1) * cluster)
 }
 
 /// Times y `[m, n]` = x `[m, k]` · w `[n, k]`ᵀ (bf16) in every tile size and prints a line for each. The first row of
@@ -43,12 +57,19 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         tile::<128, 128, 32>(),
         tile::<128, 128, 64>(),
         tile::<128, 256, 64>(),
-        tiles::<128, 256, 64, 8>(),
-        tiles::<128, 256, 64, 16>(),
-        tiles::<128, 256, 64, 32>(),
-        tiles::<64, 256, 64, 16>(),
-        tiles::<128, 128, 64, 16>(),
-        tiles::<256, 128, 64, 8>(),
+        tiles::<128, 256, 64, 16, 1>(),
+        tiles::<128, 256, 64, 16, 2>(),
+        tiles::<128, 256, 64, 16, 4>(),
+        tiles::<64, 256, 64, 16, 1>(),
+        tiles::<64, 256, 64, 16, 2>(),
+        tiles::<128, 128, 64, 16, 1>(),
+        tiles::<128, 128, 64, 16, 2>(),
+        tiles::<128, 128, 64, 16, 4>(),
+        tiles::<256, 128, 64, 8, 1>(),
+        tiles::<256, 128, 64, 8, 2>(),
+        wide::<128, 128, 64, 64, 1>(),
+        wide::<128, 128, 64, 64, 2>(),
+        wide::<128, 128, 64, 64, 4>(),
     ];
     for (name, run) in tiles {
         let mut y = poisoned::<bf16>(device, &[m, n])?;

@@ -3,7 +3,7 @@
 use super::bulk::Copy;
 use super::compute::{b, f, mask, signed};
 use super::parse::{Operand, split};
-use super::{Simulator, Thread, UNDEFINED, Wait, real};
+use super::{Simulator, Thread, UNDEFINED, WINDOW, Wait, real};
 
 /// Who must have arrived for a piece of PTX to be executed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,6 +94,10 @@ pub enum Op {
     MaxRegisters,
     /// There are none.
     OtherGrids,
+    ClusterArrive,
+    ClusterWait,
+    /// The same address in another program's window.
+    Window,
     /// There are no caches.
     Policy,
     Mma,
@@ -137,6 +141,9 @@ impl Op {
             ("setp", "eq") => Op::Setp(true),
             ("setp", "ne") => Op::Setp(false),
             ("setmaxnreg", _) => Op::MaxRegisters,
+            ("barrier", "cluster") if name.contains("arrive") => Op::ClusterArrive,
+            ("barrier", "cluster") => Op::ClusterWait,
+            ("mapa", _) => Op::Window,
             ("griddepcontrol", _) => Op::OtherGrids,
             ("createpolicy", _) => Op::Policy,
             ("mma", "sync") => Op::Mma,
@@ -357,15 +364,16 @@ impl Simulator {
             }
             Op::Paired => env[0] = paired(&p.name, value(1, env), value(2, env)),
             Op::BarrierArrive => {
-                let (id, count) = (value(0, env), value(1, env) as usize);
+                let (id, count) = (t.barrier(value(0, env)), value(1, env) as usize);
                 let arrived = self.arrived.entry(id).or_default();
                 *arrived += 1;
                 assert!(*arrived <= count, "more threads arrive at barrier {id} than it is for");
             }
-            Op::Barrier => return Some(Wait::Barrier(value(0, env), value(1, env) as usize)),
+            Op::Barrier => return Some(Wait::Barrier(t.barrier(value(0, env)), value(1, env) as usize)),
             Op::BarrierInit => self.shared.init_barrier(value(0, env), value(1, env) as i64, t.id),
             Op::Arrive => {
                 assert!(matches!(p.args[0], Arg::Sink), "{}", p.name);
+                self.present(value(1, env));
                 self.shared.arrive(value(1, env), 0, t.id);
                 self.signalled = true;
             }
@@ -380,14 +388,23 @@ impl Simulator {
             Op::Again => panic!("the wait before returns when it has succeeded"),
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
-            Op::OtherGrids => {}
+            Op::OtherGrids | Op::ClusterArrive => {}
+            Op::ClusterWait => return Some(Wait::Cluster),
+            Op::Window => {
+                let (address, member) = (value(1, env), value(2, env));
+                env[p.args[0].register()] = member * WINDOW + address % WINDOW;
+            }
             Op::Policy => env[p.args[0].register()] = 0,
             Op::BulkCopy => {
-                let n = p.args.len() - usize::from(p.name.ends_with(".L2::cache_hint"));
+                let multicast = p.name.contains(".multicast::cluster");
+                let n = p.args.len() - usize::from(p.name.ends_with(".L2::cache_hint")) - usize::from(multicast);
                 let at = (2..n - 1).map(|i| value(i, env) as u32 as i32 as i64).collect();
                 let rank = p.name["cp.async.bulk.tensor.".len()..].split('d').next().and_then(|r| r.parse().ok());
                 assert_eq!(rank, Some(n - 3), "{}", p.name);
-                self.start(Copy { to: value(0, env), map: value(1, env), barrier: value(n - 1, env), at }, t.id);
+                let to = if multicast { value(n, env) } else { 1 << t.member };
+                let members = (0..self.cluster).filter(|m| to >> m & 1 == 1).collect();
+                let (to, barrier) = (value(0, env), value(n - 1, env));
+                self.start(Copy { to, map: value(1, env), barrier, at, members }, t.id);
             }
             Op::Mma
             | Op::Ldmatrix

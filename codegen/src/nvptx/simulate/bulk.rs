@@ -2,8 +2,8 @@
 //!
 //! A copy happens as late as possible, when nobody can go on without it, or at once; tests run both.
 
-use super::Simulator;
 use super::memory::swizzled;
+use super::{Simulator, WINDOW};
 use crate::nvptx::TensorMap;
 
 /// Where the tensor maps are, one address each.
@@ -17,6 +17,16 @@ pub struct Copy {
     /// The innermost dimension first.
     pub at: Vec<i64>,
     pub barrier: u64,
+    /// The programs of the cluster that get it, each at the same place of its own.
+    pub members: Vec<usize>,
+}
+
+impl Copy {
+    /// Where in shared memory it goes to, and whom it tells, program by program.
+    fn targets(&self) -> Vec<[u64; 2]> {
+        let at = |address: u64, m: &usize| *m as u64 * WINDOW + address % WINDOW;
+        self.members.iter().map(|m| [at(self.to, m), at(self.barrier, m)]).collect()
+    }
 }
 
 /// A tensor map as the host encodes it.
@@ -58,7 +68,9 @@ impl Simulator {
     pub fn start(&mut self, copy: Copy, thread: usize) {
         assert_eq!(copy.to % 128, 0, "bulk copies go to multiples of 128 bytes");
         assert_eq!(self.map(&copy).window.len(), copy.at.len(), "a coordinate per dimension");
-        self.shared.barrier(copy.barrier, thread);
+        for [_, barrier] in copy.targets() {
+            self.shared.barrier(barrier, thread);
+        }
         self.under_way.push_back(copy);
         if self.early {
             self.land();
@@ -94,13 +106,18 @@ impl Simulator {
                 let start = i as usize * map.size;
                 bytes[start..start + map.size].copy_from_slice(self.memory(element as u64, map.size));
             }
-            for (i, chunk) in bytes.chunks(16).enumerate() {
-                let to = copy.to + (number as usize * row + 16 * i) as u64;
-                self.shared.store_proxy(swizzled(to, map.swizzle), chunk.try_into().expect("16 bytes"));
+            for [to, _] in copy.targets() {
+                self.present(to);
+                for (i, chunk) in bytes.chunks(16).enumerate() {
+                    let to = to + (number as usize * row + 16 * i) as u64;
+                    self.shared.store_proxy(swizzled(to, map.swizzle), chunk.try_into().expect("16 bytes"));
+                }
             }
         }
-        // Bytes from outside count, too.
-        self.shared.complete(copy.barrier, rows * row as i64);
+        for [_, barrier] in copy.targets() {
+            // Bytes from outside count, too.
+            self.shared.complete(barrier, rows * row as i64);
+        }
         true
     }
 }

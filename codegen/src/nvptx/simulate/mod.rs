@@ -9,6 +9,9 @@
 //! Asynchronous copies happen when they are waited for, no sooner (or, bulk copies, at once). Results of unfinished
 //! products are marked, and nobody may look at them. A program in which nobody can go on fails with a list of what
 //! everybody waits for.
+//!
+//! The programs of a cluster run together. Each has a window of one shared memory to itself: all that is by address works
+//! across programs as it does within one.
 
 mod asm;
 mod bulk;
@@ -30,6 +33,9 @@ use wgmma::Flight;
 
 /// The address of the first byte of shared memory.
 const SHARED_START: u64 = 1024;
+
+/// Bytes of addresses from one program's shared memory to the next one's, in a cluster.
+const WINDOW: u64 = 1 << 20;
 
 /// What a value's upper 16 bits are if it is the result of an unfinished product: below, its number of the order of
 /// commits and its bits.
@@ -64,13 +70,18 @@ pub enum Wait {
     Group,
     /// Which, and for how many threads.
     Barrier(u64, usize),
+    /// All threads of the cluster that have not left.
+    Cluster,
     /// Which, and the parity of the phase.
     Mbarrier(u64, u64),
     Exited,
 }
 
 pub struct Thread {
+    /// Its number in the cluster; the first of each program is that of a warpgroup.
     id: usize,
+    /// Its program's place in the cluster.
+    member: usize,
     pc: usize,
     wait: Wait,
     /// Barriers that it has passed, and those of its warp.
@@ -120,6 +131,11 @@ impl Thread {
         self.held[slot] = group;
     }
 
+    /// A named barrier of its program's.
+    fn barrier(&self, id: u64) -> u64 {
+        16 * self.member as u64 + id
+    }
+
     /// What it does now.
     fn event(&self) -> Event {
         Event { thread: self.id, barriers: self.barriers, warp_barriers: self.warp_barriers }
@@ -163,6 +179,8 @@ pub struct Simulator {
     program: Rc<Program>,
     maps_wanted: Vec<super::TensorMap>,
     threads: usize,
+    /// Programs that run together.
+    cluster: usize,
     shared_bytes: usize,
     /// Whether asynchronous instructions read shared memory.
     asynchronous: bool,
@@ -180,6 +198,8 @@ pub struct Simulator {
     signalled: bool,
     /// How many threads have arrived at each named barrier and gone on.
     arrived: BTreeMap<u64, usize>,
+    /// How many threads of each program have left.
+    left: Vec<usize>,
     backwards: bool,
     early: bool,
     place: [u32; 3],
@@ -198,6 +218,7 @@ impl Simulator {
             program: Rc::new(Program::parse(&lowered.text)),
             maps_wanted: lowered.maps.clone(),
             threads: lowered.threads as usize,
+            cluster: lowered.cluster as usize,
             shared_bytes: lowered.shared_bytes as usize,
             asynchronous: lowered.text.contains("wgmma"),
             traced: !["mbarrier", "bar.sync", "bar.arrive"].iter().any(|b| lowered.text.contains(b)),
@@ -209,6 +230,7 @@ impl Simulator {
             flights: vec![],
             signalled: false,
             arrived: BTreeMap::new(),
+            left: vec![],
             backwards: false,
             early: false,
             place: [0; 3],
@@ -217,11 +239,23 @@ impl Simulator {
         }
     }
 
-    /// Runs one program. `params`: the launch slots.
+    /// Programs that run together.
+    pub fn cluster(&self) -> usize {
+        self.cluster
+    }
+
+    /// Threads from one program of a cluster to the next.
+    fn stride(&self) -> usize {
+        self.threads.next_multiple_of(128)
+    }
+
+    /// Runs one program, or the cluster that begins with it. `params`: the launch slots.
     pub fn run(&mut self, params: &[u64], place: [u32; 3], grid: [u32; 3], order: Order) {
         let program = self.program.clone();
-        self.shared = Shared::new(self.shared_bytes, self.traced);
+        self.shared = Shared::new((self.cluster - 1) * WINDOW as usize + self.shared_bytes, self.traced);
         self.arrived.clear();
+        self.left = vec![0; self.cluster];
+        assert_eq!(place[0] as usize % self.cluster, 0, "a cluster begins at a multiple of its size");
         self.maps = self.maps_wanted.iter().map(|m| EncodedMap::new(m, params)).collect();
         (self.backwards, self.early, self.place, self.grid) = (order.backwards, order.early, place, grid);
         let mut values = vec![UNDEFINED; program.count];
@@ -230,9 +264,13 @@ impl Simulator {
                 values[slot] = p;
             }
         }
-        let mut threads: Vec<Thread> = (0..self.threads)
-            .map(|id| Thread {
-                id,
+        let base = program.find("%shared_base");
+        let (per_program, stride) = (self.threads, self.stride());
+        let mut threads: Vec<Thread> = (0..self.cluster * per_program)
+            .map(|number| (number / per_program, number % per_program))
+            .map(|(member, id)| Thread {
+                id: member * stride + id,
+                member,
                 pc: 0,
                 wait: Wait::Nothing,
                 barriers: 0,
@@ -249,6 +287,9 @@ impl Simulator {
                 keeps_stores: self.asynchronous,
             })
             .collect();
+        for (t, base) in threads.iter_mut().flat_map(|t| base.map(|b| (t, b))) {
+            t.values[base] = SHARED_START + t.member as u64 * WINDOW;
+        }
         while !threads.iter().all(|t| t.wait == Wait::Exited) {
             let moved = self.move_warps(&program, &mut threads)
                 | self.move_groups(&program, &mut threads)
@@ -303,8 +344,9 @@ impl Simulator {
 
     fn move_groups(&mut self, program: &Program, threads: &mut [Thread]) -> bool {
         let mut moved = false;
-        for g in order(threads.len() / 128, self.backwards) {
-            let group = &mut threads[128 * g..][..128];
+        let groups = self.threads / 128;
+        for g in order(self.cluster * groups, self.backwards) {
+            let group = &mut threads[g / groups * self.threads + 128 * (g % groups)..][..128];
             let pc = group[0].pc;
             if group.iter().all(|t| t.wait == Wait::Group && t.pc == pc) {
                 let Code::Asm(asm) = &program.code[pc] else { unreachable!("PTX only is for warpgroups") };
@@ -318,12 +360,12 @@ impl Simulator {
 
     fn move_barriers(&mut self, threads: &mut [Thread]) -> bool {
         let mut waiting: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-        for t in threads.iter() {
+        for (i, t) in threads.iter().enumerate() {
             if let Wait::Barrier(id, _) = t.wait {
-                waiting.entry(id).or_default().push(t.id);
+                waiting.entry(id).or_default().push(i);
             }
         }
-        let mut moved = false;
+        let mut moved = self.move_cluster(threads);
         for members in waiting.into_values() {
             let first = &threads[members[0]];
             let (pc, wait) = (first.pc, first.wait);
@@ -347,6 +389,27 @@ impl Simulator {
             moved = true;
         }
         moved
+    }
+
+    /// If all that are left of the cluster wait for each other.
+    fn move_cluster(&mut self, threads: &mut [Thread]) -> bool {
+        let waits = |t: &Thread| t.wait == Wait::Cluster;
+        if !threads.iter().any(waits) || !threads.iter().all(|t| waits(t) || t.wait == Wait::Exited) {
+            return false;
+        }
+        for t in threads.iter_mut().filter(|t| waits(t)) {
+            self.shared.publish(&mut t.fenced);
+            t.barriers += 1;
+            (t.wait, t.pc) = (Wait::Nothing, t.pc + 1);
+        }
+        self.shared.share_barriers();
+        true
+    }
+
+    /// Whose shared memory an address is in: that of a program that has not left.
+    fn present(&self, address: u64) {
+        let member = (address / WINDOW) as usize;
+        assert!(self.left[member] < self.threads, "{address:#x} is in the shared memory of a program that has left");
     }
 
     /// What everybody waits for.
@@ -394,7 +457,8 @@ impl Simulator {
                 }
                 Code::Special(what, out) => {
                     let v = match what {
-                        Special::Thread => t.id as u64,
+                        Special::Thread => (t.id - t.member * self.stride()) as u64,
+                        Special::Program(0) => u64::from(self.place[0]) + t.member as u64,
                         Special::Program(axis) => u64::from(self.place[*axis]),
                         Special::Programs(axis) => u64::from(self.grid[*axis]),
                     };
@@ -424,10 +488,11 @@ impl Simulator {
                 }
                 Code::Return => {
                     t.wait = Wait::Exited;
+                    self.left[t.member] += 1;
                     return;
                 }
                 Code::Barrier => {
-                    t.wait = Wait::Barrier(0, self.threads);
+                    t.wait = Wait::Barrier(t.barrier(0), self.threads);
                     return;
                 }
                 Code::WarpBarrier | Code::Shuffle(..) => {

@@ -1,6 +1,5 @@
 //! Reads LLVM text.
 
-use super::SHARED_START;
 use super::asm::Asm;
 use super::bulk::MAPS_START;
 use super::compute::{
@@ -90,7 +89,7 @@ impl Program {
         let body = text.split("define void").nth(1).expect("a function").split_once("{\n").expect("a body").1;
         p.label("entry");
         for line in body.lines() {
-            let line = line.replace("ptrtoint (ptr addrspace(3) @shared to i32)", &SHARED_START.to_string());
+            let line = line.replace("ptrtoint (ptr addrspace(3) @shared to i32)", "%shared_base");
             if line == "}" {
                 break;
             }

@@ -34,7 +34,8 @@ struct Descriptor {
 }
 
 impl Descriptor {
-    fn new(bits: u64) -> Descriptor {
+    /// Of a program whose shared memory begins in this window.
+    fn new(bits: u64, window: u64) -> Descriptor {
         let field = |at: u32| (bits >> at & 0x3fff) << 4;
         let swizzle = match bits >> 62 {
             1 => 128,
@@ -42,7 +43,7 @@ impl Descriptor {
             3 => 32,
             _ => panic!("products read swizzled matrices only: descriptor {bits:#x}"),
         };
-        let d = Descriptor { start: field(0), leading: field(16), stride: field(32), swizzle };
+        let d = Descriptor { start: window + field(0), leading: field(16), stride: field(32), swizzle };
         assert_eq!(bits & 0x3fff_c000_c000_c000, 0, "unused bits and the base offset are zero: {bits:#x}");
         // Without a base offset the swizzle's pattern starts at multiples of its size.
         assert_eq!(d.start >> 7 & (swizzle / 16 - 1), 0, "the pattern starts elsewhere: descriptor {bits:#x}");
@@ -148,11 +149,12 @@ impl Simulator {
         assert!(rest[2..4].iter().all(|s| s.value(one) == 1), "signs");
         let transposed = |i: usize| rest.get(4 + i).is_some_and(|t| t.value(one) == 1);
         let add = rest[1].value(one) == 1;
+        let window = (first / self.stride()) as u64 * super::WINDOW;
         let uniform = |arg: super::asm::Arg| {
             let x = arg.value(&env[..width]);
             let same = env.chunks(width).all(|e| arg.value(e) == x);
             assert!(same, "a descriptor is the same for the whole warpgroup");
-            Descriptor::new(x)
+            Descriptor::new(x, window)
         };
         let mut chunks = vec![];
         let matrix_b = self.matrix(&uniform(rest[0]), transposed(usize::from(!from_registers)), n, dtype, &mut chunks);

@@ -124,10 +124,10 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 return Ok(());
             }
             match best_tiles(rows, columns, programs).0 {
-                (128, 256) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16>(x, weight, y),
-                (128, _) => linear::linear_tiles::<T, V, C, Y, 128, 128, 64, 16>(x, weight, y),
-                (_, 256) => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16>(x, weight, y),
-                _ => linear::linear_tiles::<T, V, C, Y, 64, 128, 64, 16>(x, weight, y),
+                (128, 256) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16, 1>(x, weight, y),
+                (128, _) => linear::linear_tiles::<T, V, C, Y, 128, 128, 64, 16, 1>(x, weight, y),
+                (_, 256) => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16, 1>(x, weight, y),
+                _ => linear::linear_tiles::<T, V, C, Y, 64, 128, 64, 16, 1>(x, weight, y),
             }
             .grid(programs)
             .run()?;
