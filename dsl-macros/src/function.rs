@@ -39,15 +39,29 @@ struct Options {
     cluster: Option<Expr>,
     /// Variants of `Lint`.
     deny: Option<Vec<Ident>>,
-    /// Names of parameters.
-    evict_first: Option<Vec<Ident>>,
+    /// Names of parameters, each perhaps with a condition.
+    evict_first: Option<Vec<Named>>,
 }
 
 enum Setting {
     /// `= value`
     Value(Expr),
-    /// `(name, name)`
-    Names(Punctuated<Ident, Token![,]>),
+    /// `(name, name if condition)`
+    Names(Punctuated<Named, Token![,]>),
+}
+
+/// `name`, `name if condition`.
+struct Named {
+    name: Ident,
+    condition: Option<Expr>,
+}
+
+impl Parse for Named {
+    fn parse(input: ParseStream) -> syn::Result<Self> {
+        let name = input.parse()?;
+        let condition = if input.parse::<Option<Token![if]>>()?.is_some() { Some(input.parse()?) } else { None };
+        Ok(Named { name, condition })
+    }
 }
 
 struct OptionList(Vec<(Ident, Setting)>);
@@ -85,8 +99,11 @@ const LINTS: [(&str, &str); 7] = [
     ("assembler", "Assembler"),
 ];
 
-/// The variant that `name` means; an unknown name is reported.
-fn lint(name: &Ident, errors: &Errors) -> Option<Ident> {
+/// The variant that `name` means; an unknown name is reported, and a condition, which lints have not.
+fn lint(Named { name, condition }: &Named, errors: &Errors) -> Option<Ident> {
+    if let Some(condition) = condition {
+        errors.over(condition, &messages::OPTION_DENY);
+    }
     let known = LINTS.iter().find(|(known, _)| name == known);
     if known.is_none() {
         errors.over(name, &messages::LINT_UNKNOWN);
@@ -107,11 +124,12 @@ impl Options {
         for (name, setting) in list {
             let value = match setting {
                 Setting::Names(names) => {
-                    let (slot, names) = match name == "deny" {
-                        true => (&mut options.deny, names.iter().filter_map(|name| lint(name, errors)).collect()),
-                        false => (&mut options.evict_first, names.into_iter().collect()),
+                    let twice = if name == "deny" {
+                        options.deny.replace(names.iter().filter_map(|n| lint(n, errors)).collect()).is_some()
+                    } else {
+                        options.evict_first.replace(names.into_iter().collect()).is_some()
                     };
-                    if slot.replace(names).is_some() {
+                    if twice {
                         errors.over(&name, &messages::OPTION_TWICE);
                     }
                     continue;
@@ -151,8 +169,8 @@ impl Options {
     /// Reports names that no parameter has.
     fn check(&self, parameters: &[Parameter], errors: &Errors) {
         for name in self.evict_first.iter().flatten() {
-            if !parameters.iter().any(|p| p.name == *name) {
-                errors.over(name, &messages::EVICT_FIRST_UNKNOWN);
+            if !parameters.iter().any(|p| p.name == name.name) {
+                errors.over(&name.name, &messages::EVICT_FIRST_UNKNOWN);
             }
         }
     }
@@ -166,7 +184,11 @@ impl ToTokens for Options {
         let cluster = self.cluster.as_ref().unwrap_or(&default);
         let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
         let deny = quote!(&[#(#deny),*]);
-        let evict_first = self.evict_first.iter().flatten().map(signature::name_text);
+        let evict_first = self.evict_first.iter().flatten().map(|Named { name, condition }| {
+            let (name, always) = (signature::name_text(name), syn::parse_quote!(true));
+            let condition = condition.as_ref().unwrap_or(&always);
+            quote!((#name, #condition))
+        });
         let evict_first = quote!(&[#(#evict_first),*]);
         tokens.extend(quote!(::kiln::stage::Options {
             warps: #warps,

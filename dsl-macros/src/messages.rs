@@ -181,8 +181,10 @@ pub(crate) const OPTION_UNKNOWN: Message = message(
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");
 pub(crate) const OPTION_WARPS: Message = message("the number of warps is 1, 2, 4, 8, 16 or 32", "write `warps = 4`");
 pub(crate) const OPTION_DENY: Message = message("`deny` takes a list of lints", "write `deny(spill, bank_conflict)`");
-pub(crate) const OPTION_EVICT_FIRST: Message =
-    message("`evict_first` takes a list of parameters", "write `evict_first(weight)`");
+pub(crate) const OPTION_EVICT_FIRST: Message = message(
+    "`evict_first` takes a list of parameters",
+    "write `evict_first(weight)`, or `evict_first(weight if ONCE)`",
+);
 pub(crate) const EVICT_FIRST_UNKNOWN: Message =
     message("no parameter of this name", "name views or blocks of this kernel, of which each byte is used once");
 pub(crate) const LINT_UNKNOWN: Message = message(

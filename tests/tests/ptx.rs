@@ -6,7 +6,7 @@
 #![cfg(feature = "cuda")]
 
 use kiln::ir::{Finding, Kernel, Lint};
-use kiln::{DType, Device, Element, Float, Tensor, bf16, f16};
+use kiln::{DType, Device, Element, Float, Tensor, bf16, f8e4m3, f16};
 use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
 use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
@@ -115,6 +115,17 @@ fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
     Ok(())
 }
 
+/// Linear layers of so many rows and columns that each kind of tile is the best for one of them, and one of 8-bit floats.
+fn many_rows<W: Float>() -> Result<()> {
+    let ops = Ops::<bf16, W>::new(Device::Cpu).with_gpu_tiles();
+    for (rows, columns) in [(2048, 4096), (4096, 2304), (512, 12288), (512, 8448), (512, 2304)] {
+        ops.linear::<bf16>(&tensor::<bf16>(&[rows, 256])?, &tensor::<W>(&[columns, 256])?)?;
+    }
+    let (x, weight) = (tensor::<f8e4m3>(&[256, 256])?, tensor::<f8e4m3>(&[256, 256])?);
+    ops.linear_scaled::<bf16>(&x, &tensor::<f32>(&[256])?, &weight, &tensor::<f32>(&[256])?)?;
+    Ok(())
+}
+
 /// Distinct kernels of prompts and single tokens, with weights of `W`.
 fn instances<W: Float>() -> BTreeMap<String, Kernel> {
     let tiny = kimi::config::Config::read(&kimi::shipped_model().join("config.json")).expect("the shipped config");
@@ -140,6 +151,8 @@ fn instances<W: Float>() -> BTreeMap<String, Kernel> {
             kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
         }
     }
+    let recorded = kiln::record(many_rows::<W>).expect("every operation has an instance");
+    kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
     kernels
 }
 

@@ -155,7 +155,7 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
 ///
 /// Scores and sums are transposed, keys and channels along the rows: there are more of those than of heads, and the
 /// tensor cores take rows by 64.
-#[kernel(warps = 4, evict_first(latent, shared), deny(spill, wgmma_serialized, bank_conflict))]
+#[kernel(warps = 4, deny(spill, wgmma_serialized, bank_conflict))]
 pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize>(
     q_latent: &View<T, 3>,
     q: &View<T, 3>,

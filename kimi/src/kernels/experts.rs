@@ -87,7 +87,7 @@ pub fn tile_experts<const M: usize, const E: usize>(bounds: &View<i32, 2>, tiles
 /// [`tile_experts`]. Programs along axis 0, each of one tile of `M` assignments by `N` channels after the other, all
 /// channels of a row tile next to each other. Rows of a tile beyond its end are the next expert's; they are computed and
 /// not stored.
-#[kernel(evict_first(gate, up), deny(spill, wgmma_serialized))]
+#[kernel(deny(spill, wgmma_serialized))]
 pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
     x: &View<T, 2>,
     gate: &View<W, 3>,
@@ -122,7 +122,7 @@ pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
 
 /// down product: `out[j, :] = h[j, :]·downᵀ` of j's expert. h `[n·k, width]`, down `[experts, hidden, width]` → out
 /// `[n·k, hidden]`. Programs as in [`experts_gate_up`].
-#[kernel(evict_first(down), deny(spill, wgmma_serialized, bank_conflict))]
+#[kernel(deny(spill, wgmma_serialized, bank_conflict))]
 pub fn experts_down<T, W, const M: usize, const N: usize, const K: usize>(
     h: &View<T, 2>,
     down: &View<W, 3>,

@@ -2,9 +2,10 @@
 
 use kiln::prelude::*;
 
-/// For many rows. x `[n, in]`, weight `[out, in]` → y `[n, out]`. Products of `C`, sums in f32.
-#[kernel(evict_first(weight), deny(spill, wgmma_serialized))]
-pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize>(
+/// x `[n, in]`, weight `[out, in]` → y `[n, out]`. Products of `C`, sums in f32. `ONCE`: the weight is read once, since all
+/// rows are in one tile, and the second-level cache is not to keep it.
+#[kernel(evict_first(weight if ONCE), deny(spill, wgmma_serialized))]
+pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize, const ONCE: bool>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut Block<Y, M, N>,
@@ -21,6 +22,12 @@ pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize>(
         acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
     }
     y.store(acc.cast::<Y>());
+}
+
+/// How many steps' operands fit into the shared memory of a multiprocessor that a program has to itself; `bytes` of each.
+#[device]
+fn stages(bytes: usize) -> u8 {
+    ((200 << 10) / bytes) as u8
 }
 
 /// The row and column of a tile's number, where `band` rows at a time are counted column by column.
@@ -55,7 +62,8 @@ pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, 
         let (row, column) = in_bands(tile, rows, columns, BAND / programs);
         let (row, column) = ((row * programs + member) * M, column * N);
         let mut acc: Tile<f32, M, N> = zeros();
-        for k in (0..x.dim(1)).step_by(K) {
+        let bytes = (M * T::DTYPE.size() + N * W::DTYPE.size()) * K;
+        for k in (0..x.dim(1)).step_by(K).stages(stages(bytes)) {
             let x: Tile<T, M, K> = x.load((row, k));
             let weight: Tile<W, N, K> = weight.load((column, k));
             acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
@@ -97,7 +105,8 @@ pub fn linear_wide<
         let (row, column) = ((row * programs + member) * M, column * (N + X));
         let mut left: Tile<f32, M, N> = zeros();
         let mut right: Tile<f32, M, X> = zeros();
-        for k in (0..x.dim(1)).step_by(K) {
+        let bytes = (M * T::DTYPE.size() + (N + X) * W::DTYPE.size()) * K;
+        for k in (0..x.dim(1)).step_by(K).stages(stages(bytes)) {
             let x: Tile<T, M, K> = x.load((row, k));
             let x = x.cast::<C>();
             let near: Tile<W, N, K> = weight.load((column, k));
@@ -116,19 +125,21 @@ pub fn linear_wide<
 /// Of 8-bit floats with a scale for each row of x and of the weight: y `[n, out]` = (x·Wᵀ) · x_scale · weight_scale. x
 /// `[n, in]`, weight `[out, in]` e4m3, x_scale `[n]`, weight_scale `[out]` f32; sums in f32. Programs as in
 /// [`linear_tiles`].
-#[kernel(deny(wgmma_serialized, bank_conflict))]
-pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, const BAND: usize>(
+#[kernel(cluster = P, deny(wgmma_serialized, bank_conflict))]
+pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, const BAND: usize, const P: u8>(
     x: &View<f8e4m3, 2>,
     weight: &View<f8e4m3, 2>,
     x_scale: &View<f32, 1>,
     weight_scale: &View<f32, 1>,
     y: &mut View<Y, 2>,
 ) {
-    let rows = (y.dim(0) + (M - 1)) / M;
+    let programs = P as usize;
+    let (cluster, member) = (program_id(0) / programs, program_id(0) % programs);
+    let rows = (y.dim(0) + (M * programs - 1)) / (M * programs);
     let columns = (y.dim(1) + (N - 1)) / N;
-    for tile in (program_id(0)..rows * columns).step_by(num_programs(0)) {
-        let (row, column) = in_bands(tile, rows, columns, BAND);
-        let (row, column) = (row * M, column * N);
+    for tile in (cluster..rows * columns).step_by(num_programs(0) / programs) {
+        let (row, column) = in_bands(tile, rows, columns, BAND / programs);
+        let (row, column) = ((row * programs + member) * M, column * N);
         let mut acc: Tile<f32, M, N> = zeros();
         for k in (0..x.dim(1)).step_by(K) {
             let x: Tile<f8e4m3, M, K> = x.load((row, k));
@@ -142,12 +153,22 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
     }
 }
 
-/// For one row, or few: a row of x against `N` rows of the weight; the weight is read once per row of x.
+/// For one row, or few: a row of x against `N` rows of the weight; the weight is read once per row of x. `ONCE` as in
+/// [`linear`].
 ///
 /// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
 /// whose loads are in flight together.
-#[kernel(warps = P, evict_first(weight))]
-pub fn linear_row<T: Float, W: Float, Y: Float, const N: usize, const C: usize, const B: usize, const P: u8>(
+#[kernel(warps = P, evict_first(weight if ONCE))]
+pub fn linear_row<
+    T: Float,
+    W: Float,
+    Y: Float,
+    const N: usize,
+    const C: usize,
+    const B: usize,
+    const P: u8,
+    const ONCE: bool,
+>(
     x: &View<T, 2>,
     weight: &View<W, 2>,
     y: &mut Block<Y, 1, N>,

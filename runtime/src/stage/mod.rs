@@ -19,13 +19,13 @@ use std::cell::RefCell;
 
 /// A kernel's options, from `#[kernel(...)]`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub struct Options<'a> {
     pub warps: u8,
     pub min_programs_per_sm: u8,
     pub cluster: u8,
     pub deny: &'static [Lint],
-    /// Parameters whose memory caches may give up first; of a struct, all its views.
-    pub evict_first: &'static [&'static str],
+    /// Parameters whose memory caches may give up first, if so; of a struct, all its views.
+    pub evict_first: &'a [(&'static str, bool)],
 }
 
 struct Staging {
@@ -68,7 +68,7 @@ fn record(message: String) {
 
 /// Stages one kernel: `body` declares the parameters and runs the function's rewritten body.
 #[track_caller]
-pub fn build(name: &'static str, options: Options, body: impl FnOnce(&mut Params)) -> Result<Kernel, crate::Error> {
+pub fn build(name: &'static str, options: Options<'_>, body: impl FnOnce(&mut Params)) -> Result<Kernel, crate::Error> {
     let loc = Loc::caller();
     let staging = Staging { builder: Builder::new(name, loc), errors: vec![] };
     // A kernel may be staged while another is (a launch inside a device function makes no sense, but must not corrupt).
@@ -88,7 +88,7 @@ pub fn build(name: &'static str, options: Options, body: impl FnOnce(&mut Params
     let mut kernel = staged.builder.finish();
     for i in 0..kernel.params.len() {
         let (is_view, p) = (!kernel.ty(kernel.params[i].value).is_scalar(), &mut kernel.params[i]);
-        p.evict_first = is_view && evict_first.iter().any(|&name| p.name.split('.').next() == Some(name));
+        p.evict_first = is_view && evict_first.iter().any(|&(name, so)| so && p.name.split('.').next() == Some(name));
     }
     if staged.errors.is_empty() { Ok(kernel) } else { Err(crate::Error::staging(name, staged.errors)) }
 }

@@ -13,7 +13,7 @@ mod moe;
 pub mod sweep;
 pub mod tiles;
 
-use kiln::{Bench, Device, Element, Float, Tensor};
+use kiln::{Bench, Device, Element, Float, Graph, Tensor};
 use std::time::{Duration, Instant};
 
 /// The least that a case must do, whoever does it.
@@ -119,4 +119,29 @@ pub fn launch_cost(device: Device) -> anyhow::Result<Row> {
     let count = x.to_vec::<f32>()?;
     anyhow::ensure!(count.iter().all(|x| *x == (LAUNCHES + 10) as f32), "launches were lost");
     Ok(Row { case: "launch/eager_1_arg".into(), microseconds, least: Least::default(), error: 0.0 })
+}
+
+/// Time of one node of a graph of trivial kernels, each of which waits for the one before, in microseconds:
+/// `launch/graph_node_1_arg`. From the host's call to the end of the last one.
+///
+/// # Errors
+/// If the kernel cannot be launched or does not count.
+pub fn node_cost(device: Device) -> anyhow::Result<Row> {
+    const NODES: u32 = 1_000;
+    const REPLAYS: u32 = 20;
+    let mut x = Tensor::zeros(&[1024], f32::DTYPE, device)?;
+    kernels::increment::<1024>(&mut x).run()?;
+    let work = || (0..NODES).try_for_each(|_| kernels::increment::<1024>(&mut x).run());
+    let graph = Graph::capture(device, work)?;
+    graph.replay()?;
+    device.synchronize()?;
+    let start = Instant::now();
+    for _ in 0..REPLAYS {
+        graph.replay()?;
+    }
+    device.synchronize()?;
+    let microseconds = start.elapsed().as_secs_f64() / f64::from(REPLAYS * NODES) * 1e6;
+    let count = x.to_vec::<f32>()?;
+    anyhow::ensure!(count.iter().all(|x| *x == (1 + NODES * (1 + REPLAYS)) as f32), "launches were lost");
+    Ok(Row { case: "launch/graph_node_1_arg".into(), microseconds, least: Least::default(), error: 0.0 })
 }

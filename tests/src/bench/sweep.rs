@@ -331,14 +331,14 @@ fn gemm(device: Device, m: usize, n: usize, k: usize) -> anyhow::Result<Sweep> {
     macro_rules! rows {
         ($($n:literal x $c:literal)*) => {{$(
             ways.add(concat!($n, " rows, ", $c, " x 256"), |i, out| {
-                linear::linear_row::<bf16, bf16, bf16, $n, $c, 256, 1>(&i[0], &i[1], out).run()
+                linear::linear_row::<bf16, bf16, bf16, $n, $c, 256, 1, true>(&i[0], &i[1], out).run()
             });
         )*}};
     }
     macro_rules! tiles {
         ($($m:literal x $n:literal x $k:literal)*) => {{$(
             ways.add(concat!($m, "x", $n, "x", $k), |i, out| {
-                linear::linear::<bf16, bf16, bf16, bf16, $m, $n, $k>(&i[0], &i[1], out).run()
+                linear::linear::<bf16, bf16, bf16, bf16, $m, $n, $k, true>(&i[0], &i[1], out).run()
             });
         )*}};
     }

@@ -9,7 +9,7 @@ use kimi::reference::relative_error;
 type Run = fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>;
 
 fn tile<const M: usize, const N: usize, const K: usize>() -> (String, Run) {
-    let run: Run = |x, w, y| linear::<bf16, bf16, bf16, bf16, M, N, K>(x, w, y).run();
+    let run: Run = |x, w, y| linear::<bf16, bf16, bf16, bf16, M, N, K, false>(x, w, y).run();
     (format!("{M}x{N}x{K}"), run)
 }
 

@@ -278,10 +278,13 @@ fn bench(filter: Option<&str>, device: &str, json: Option<&Path>, samples: usize
         done += 1;
         record(&case.name, case.run(device, samples))?;
     }
-    let launch = "launch/eager_1_arg";
-    if selected(launch, filter) {
+    let launches: [(&str, fn(Device) -> anyhow::Result<Row>); 2] =
+        [("launch/eager_1_arg", bench::launch_cost), ("launch/graph_node_1_arg", bench::node_cost)];
+    // Only GPUs have graphs.
+    let known = if matches!(device, Device::Cuda(_)) { 2 } else { 1 };
+    for (launch, cost) in launches.into_iter().take(known).filter(|(name, _)| selected(name, filter)) {
         done += 1;
-        record(launch, bench::launch_cost(device))?;
+        record(launch, cost(device))?;
     }
     status(done, failed)
 }

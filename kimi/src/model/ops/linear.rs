@@ -5,29 +5,45 @@ use super::{Activation, FEW_ROWS, Ops, Result, WARP};
 use crate::kernels::linear;
 use kiln::{Float, Tensor};
 
-/// Tiles of large linear layers, and the time that one takes relative to the first (measured on an H100).
-const TILES: [(usize, usize, f64); 4] = [(128, 256, 1.0), (128, 128, 0.57), (64, 256, 0.55), (64, 128, 0.36)];
-/// The tile with which `programs` finish a linear layer first, each doing one tile after the other, and the time in
-/// tiles of the first kind.
-fn best_tiles(rows: usize, columns: usize, programs: usize) -> ((usize, usize), f64) {
-    let time = |&(m, n, one): &(usize, usize, f64)| {
-        (rows.div_ceil(m) * columns.div_ceil(n)).div_ceil(programs.max(1)) as f64 * one
-    };
-    let all = TILES.iter().map(|tile| ((tile.0, tile.1), time(tile)));
-    all.min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are some")
+/// Bytes of a weight up to which it is better that the second-level cache does not keep what is read once: three times
+/// the cache. What is evicted meanwhile has to be written back; of more bytes all of it is, whoever goes first (measured
+/// on an H100: 85 MB take 0.89 of the time, 755 MB take 1.04).
+const ONCE_BYTES: usize = 150 << 20;
+
+/// A tile of large linear layers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Tile {
+    rows: usize,
+    columns: usize,
+    /// Programs of a cluster, one below the other.
+    cluster: usize,
+    /// Of one, relative to the first (measured on an H100).
+    time: f64,
 }
 
-/// How many columns of a linear layer to do first, in large tiles that fill whole rounds of `programs`, if that and the
-/// rest in the best tiles for it take less time than all in one kind.
-fn whole_rounds(rows: usize, columns: usize, programs: usize) -> Option<usize> {
-    // Time of a launch and of the programs that wait for the last one.
-    const ANOTHER_LAUNCH: f64 = 0.1;
-    let (m, n, one) = TILES[0];
-    let high = rows.div_ceil(m);
-    let rounds = high * columns.div_ceil(n) / programs.max(1);
-    let first = rounds * programs / high * n;
-    let time = rounds as f64 * one + best_tiles(rows, columns.saturating_sub(first), programs).1 + ANOTHER_LAUNCH;
-    (0 < first && first < columns && time < best_tiles(rows, columns, programs).1).then_some(first)
+const fn tile(rows: usize, columns: usize, cluster: usize, time: f64) -> Tile {
+    Tile { rows, columns, cluster, time }
+}
+
+const TILES: [Tile; 7] = [
+    tile(128, 256, 1, 1.0),
+    tile(128, 256, 2, 0.98),
+    tile(128, 192, 1, 0.80),
+    tile(128, 192, 2, 0.785),
+    tile(128, 128, 1, 0.57),
+    tile(64, 256, 1, 0.60),
+    tile(64, 128, 1, 0.36),
+];
+
+/// The tile with which `programs` finish a linear layer first, each doing one tile after the other.
+fn best_tile(rows: usize, columns: usize, programs: usize) -> Tile {
+    let time = |tile: &Tile| {
+        let clusters = rows.div_ceil(tile.rows * tile.cluster) * columns.div_ceil(tile.columns);
+        clusters.div_ceil((programs / tile.cluster).max(1)) as f64 * tile.time
+    };
+    // Of fewer rows a cluster's programs wait for each other longer than they save.
+    let tiles = TILES.into_iter().filter(|tile| tile.cluster == 1 || rows >= 1024);
+    tiles.min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are some")
 }
 
 impl<T: Activation, W: Float> Ops<T, W> {
@@ -90,49 +106,52 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let (rows, columns, inner) = (x.shape()[0], weight.shape()[0], weight.shape()[1]);
         if !self.gpu {
             if rows < FEW_ROWS {
-                linear::linear_row::<T, V, Y, 32, 1, 64, 4>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 32, 1, 64, 4, false>(x, weight, y).run()?;
             } else {
-                linear::linear::<T, V, C, Y, 32, 32, 64>(x, weight, y).run()?;
+                linear::linear::<T, V, C, Y, 32, 32, 64, false>(x, weight, y).run()?;
             }
             return Ok(());
         }
         let parts = self.parts::<C>(rows, columns, inner);
+        let once = columns * inner * V::DTYPE.size() <= ONCE_BYTES;
         if rows == 1 || rows < FEW_ROWS && C::DTYPE.size() == 4 {
             // A power of two of chunks, or 9 for a width like 2304; a grid has at most 65,535 programs along its second axis.
             if columns > 65_535 {
-                linear::linear_row::<T, V, Y, 4, 4, WARP, 1>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 4, 4, WARP, 1, false>(x, weight, y).run()?;
             } else if inner.is_multiple_of(9 * WARP) {
-                linear::linear_row::<T, V, Y, 1, 9, WARP, 1>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 1, 9, WARP, 1, true>(x, weight, y).run()?;
             } else {
-                linear::linear_row::<T, V, Y, 2, 4, WARP, 1>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 2, 4, WARP, 1, true>(x, weight, y).run()?;
             }
         } else if parts > 1 {
             let mut partial = self.empty::<f32>(&[parts, rows, columns])?;
             self.matmul_in_parts::<V>(x, weight, &mut partial)?;
             linear::sum_parts::<Y, 4, 128>(&partial, y).run()?;
         } else if rows <= 16 && C::DTYPE.size() == 2 {
-            linear::linear::<T, V, C, Y, 16, 64, 64>(x, weight, y).run()?;
-        } else if rows <= 64 && C::DTYPE.size() == 2 {
-            linear::linear::<T, V, C, Y, 64, 64, 64>(x, weight, y).run()?;
-        } else if C::DTYPE.size() == 2 {
-            let programs = self.multiprocessors;
-            if let Some(first) = whole_rounds(rows, columns, programs) {
-                for (start, len) in [(0, first), (first, columns - first)] {
-                    let weight = weight.narrow(0, start, len)?;
-                    self.matmul::<V, C, Y>(x, &weight, &mut y.narrow(1, start, len)?)?;
-                }
-                return Ok(());
+            match once {
+                true => linear::linear::<T, V, C, Y, 16, 64, 64, true>(x, weight, y).run()?,
+                false => linear::linear::<T, V, C, Y, 16, 64, 64, false>(x, weight, y).run()?,
             }
-            match best_tiles(rows, columns, programs).0 {
-                (128, 256) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16, 1>(x, weight, y),
-                (128, _) => linear::linear_tiles::<T, V, C, Y, 128, 128, 64, 16, 1>(x, weight, y),
-                (_, 256) => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16, 1>(x, weight, y),
+        } else if rows <= 64 && C::DTYPE.size() == 2 {
+            match once {
+                true => linear::linear::<T, V, C, Y, 64, 64, 64, true>(x, weight, y).run()?,
+                false => linear::linear::<T, V, C, Y, 64, 64, 64, false>(x, weight, y).run()?,
+            }
+        } else if C::DTYPE.size() == 2 {
+            let tile = best_tile(rows, columns, self.multiprocessors);
+            match (tile.rows, tile.columns, tile.cluster) {
+                (128, 256, 1) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16, 1>(x, weight, y),
+                (128, 256, _) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16, 2>(x, weight, y),
+                (128, 192, 1) => linear::linear_wide::<T, V, C, Y, 128, 128, 64, 64, 16, 1>(x, weight, y),
+                (128, 192, _) => linear::linear_wide::<T, V, C, Y, 128, 128, 64, 64, 16, 2>(x, weight, y),
+                (128, ..) => linear::linear_tiles::<T, V, C, Y, 128, 128, 64, 16, 1>(x, weight, y),
+                (_, 256, _) => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16, 1>(x, weight, y),
                 _ => linear::linear_tiles::<T, V, C, Y, 64, 128, 64, 16, 1>(x, weight, y),
             }
-            .grid(programs)
+            .grid(self.multiprocessors / tile.cluster * tile.cluster)
             .run()?;
         } else {
-            linear::linear::<T, V, C, Y, 64, 128, 32>(x, weight, y).run()?;
+            linear::linear::<T, V, C, Y, 64, 128, 32, false>(x, weight, y).run()?;
         }
         Ok(())
     }
@@ -148,11 +167,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
         let programs = self.multiprocessors;
         if self.gpu {
-            linear::linear_scaled::<Y, 128, 256, 128, 16>(x, weight, x_scale, weight_scale, &mut y)
-                .grid(programs)
+            linear::linear_scaled::<Y, 128, 256, 128, 16, 2>(x, weight, x_scale, weight_scale, &mut y)
+                .grid(programs / 2 * 2)
                 .run()?
         } else {
-            linear::linear_scaled::<Y, 32, 32, 64, 16>(x, weight, x_scale, weight_scale, &mut y).grid(programs).run()?
+            linear::linear_scaled::<Y, 32, 32, 64, 16, 1>(x, weight, x_scale, weight_scale, &mut y)
+                .grid(programs)
+                .run()?
         }
         Ok(y)
     }
@@ -167,19 +188,20 @@ impl<T: Activation, W: Float> Ops<T, W> {
 
 #[cfg(test)]
 mod tests {
-    use super::{best_tiles, whole_rounds};
+    use super::best_tile;
 
     #[test]
     fn tiles_are_chosen_by_rounds() {
-        // 512 large tiles are 3.9 rounds; of 192 the second round would be half empty.
-        assert_eq!(best_tiles(4096, 4096, 132).0, (128, 256));
-        assert_ne!(best_tiles(512, 12288, 132).0, (128, 256));
-        assert_eq!(whole_rounds(4096, 4096, 132), None);
-        // 288 tiles: two rounds of 132 are 66 columns of four, the rest is small.
-        assert_eq!(whole_rounds(512, 18432, 132), Some(66 * 256));
-        // What is left after the first part is not cut again.
-        assert_eq!(whole_rounds(512, 66 * 256, 132), None);
-        assert_eq!(whole_rounds(512, 18432 - 66 * 256, 132), None);
-        assert_eq!(whole_rounds(512, 2304, 132), None);
+        let size = |[rows, columns]: [usize; 2]| {
+            let tile = best_tile(rows, columns, 132);
+            (tile.rows, tile.columns, tile.cluster)
+        };
+        // 512 large tiles are 3.9 rounds; of 192 the second round would be half empty, and two of 256 narrower ones are not.
+        assert_eq!(size([4096, 4096]), (128, 256, 2));
+        assert_eq!(size([512, 12288]), (128, 192, 1));
+        // 2.2 rounds of large tiles, or 2.9 of narrower ones.
+        assert_eq!(size([4096, 2304]), (128, 192, 2));
+        // Fewer tiles than multiprocessors: the smallest that are not too small.
+        assert_eq!(size([65, 300]), (64, 128, 1));
     }
 }
