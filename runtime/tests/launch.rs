@@ -187,6 +187,26 @@ fn a_failed_assertion_is_an_error_with_kernel_place_and_message() {
     }
 }
 
+fn clustered() -> Result<kiln::ir::Kernel, Error> {
+    let mut b = Builder::new("clustered", loc());
+    b.kernel_mut().options.cluster = 2;
+    Ok(b.finish())
+}
+
+#[test]
+fn a_grid_is_whole_clusters() {
+    struct Clustered;
+    for device in devices() {
+        let run = |programs: usize| {
+            let source = Source { name: "clustered", key: TypeId::of::<Clustered>(), stage: clustered };
+            Launch::new(source).grid(programs).on(device).run()
+        };
+        run(4).unwrap();
+        let e = run(3).unwrap_err().to_string();
+        assert!(e.contains("[3, 1, 1]") && e.contains("not a multiple of the kernel's clusters of 2"), "{e}");
+    }
+}
+
 /// IR that breaks a rule of the verifier: an f32 tile stored to an i32 view.
 fn invalid() -> Result<kiln::ir::Kernel, Error> {
     let mut b = Builder::new("invalid", loc());

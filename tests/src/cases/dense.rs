@@ -2,7 +2,8 @@
 
 use super::{LENGTHS, Trial, bound};
 use crate::bench::kernels;
-use kiln::{Element, Float, bf16, f8e4m3};
+use kiln::{Element, Float, Tensor, bf16, f8e4m3};
+use kimi::kernels::linear;
 use kimi::model::ops::Activation;
 use kimi::reference;
 
@@ -112,6 +113,29 @@ pub(super) fn linear<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Resu
         let got = trial.ops::<T, W>().linear::<T>(&wide.tensor.narrow(1, 3, inputs)?, &weight.tensor)?;
         let want = reference::linear(&x, &weight.values, inputs);
         trial.compare("columns of a wider matrix", &got, &want, outputs, bound(T::DTYPE))?;
+    }
+    Ok(())
+}
+
+/// Layers of many rows by few programs, alone and in clusters; some of a cluster's programs have no rows.
+pub(super) fn linear_tiles(trial: &mut Trial) -> anyhow::Result<()> {
+    for (rows, outputs, inputs) in [(200, 150, 104), (64, 64, 32), (129, 33, 70), (300, 97, 64)] {
+        let x = trial.normal::<bf16>(&[rows, inputs], 1.0)?;
+        let weight = trial.normal::<bf16>(&[outputs, inputs], 1.0)?;
+        let want = reference::linear(&x.values, &weight.values, inputs);
+        let (x, weight) = (&x.tensor, &weight.tensor);
+        macro_rules! clusters {
+            ($($programs:literal)*) => {$({
+                let what = format!("{rows} rows, {inputs} to {outputs}, clusters of {}", $programs);
+                let mut y = Tensor::full(&[rows, outputs], bf16::DTYPE, f64::NAN, trial.device)?;
+                linear::linear_tiles::<bf16, bf16, bf16, bf16, 64, 64, 32, 4, $programs>(x, weight, &mut y).grid(4).run()?;
+                trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;
+                let mut y = Tensor::full(&[rows, outputs], bf16::DTYPE, f64::NAN, trial.device)?;
+                linear::linear_wide::<bf16, bf16, bf16, bf16, 64, 64, 32, 32, 4, $programs>(x, weight, &mut y).grid(4).run()?;
+                trial.compare(&format!("{what}, 96 columns"), &y, &want, outputs, bound(bf16::DTYPE))?;
+            })*};
+        }
+        clusters!(1 2 4);
     }
     Ok(())
 }
