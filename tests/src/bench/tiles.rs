@@ -3,7 +3,7 @@
 use super::{poisoned, random};
 use crate::cases::{bound, values};
 use kiln::{Bench, Device, Element, Tensor, bf16};
-use kimi::kernels::linear::{linear, linear_tiles, linear_wide};
+use kimi::kernels::linear::{linear, linear_part, linear_tiles, linear_wide, sum_parts};
 use kimi::reference::relative_error;
 
 type Run = fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>;
@@ -27,6 +27,16 @@ fn wide<const M: usize, const N: usize, const X: usize, const K: usize, const P:
         linear_wide::<bf16, bf16, bf16, bf16, M, N, X, K, 16, P>(x, w, y).grid(grid).run()
     };
     (format!("{M}x({N}+{X})x{K}, clusters of {P}"), run)
+}
+
+/// The inner dimension in `P` parts, added up by a second kernel.
+fn parts<const M: usize, const N: usize, const K: usize, const P: usize>() -> (String, Run) {
+    let run: Run = |x, w, y| {
+        let mut partial = Tensor::uninit(&[P, y.shape()[0], y.shape()[1]], f32::DTYPE, y.device())?;
+        linear_part::<bf16, bf16, M, N, K>(x, w, &mut partial).run()?;
+        sum_parts::<bf16, 4, 128>(&partial, y).run()
+    };
+    (format!("{M}x{N}x{K}, {P} parts"), run)
 }
 
 /// As many programs as multiprocessors, in whole clusters.
@@ -70,6 +80,10 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         wide::<128, 128, 64, 64, 1>(),
         wide::<128, 128, 64, 64, 2>(),
         wide::<128, 128, 64, 64, 4>(),
+        parts::<128, 128, 64, 2>(),
+        parts::<128, 256, 64, 2>(),
+        parts::<128, 256, 64, 3>(),
+        parts::<128, 256, 64, 4>(),
     ];
     for (name, run) in tiles {
         let mut y = poisoned::<bf16>(device, &[m, n])?;
