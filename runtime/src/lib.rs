@@ -11,6 +11,7 @@ mod bench;
 mod cache;
 mod compile;
 mod device;
+mod disk;
 mod error;
 mod fetch;
 mod graph;
