@@ -36,7 +36,11 @@ fn in_bands(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>, band: usize) -
 /// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
 /// by column, which keeps what neighbours read in the cache. `P` programs of a cluster, one below the other, share the
 /// weight. Programs along axis 0.
-#[kernel(cluster = P, deny(spill, wgmma_serialized, bank_conflict))]
+#[kernel(
+    cluster = P,
+    deny(spill, wgmma_serialized, bank_conflict),
+    tune(M, N, K in [(128, 256, 64), (128, 128, 64), (64, 256, 64), (64, 128, 64)], P in [1, 2])
+)]
 pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, const BAND: usize, const P: u8>(
     x: &View<T, 2>,
     weight: &View<W, 2>,

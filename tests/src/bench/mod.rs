@@ -12,6 +12,7 @@ pub mod kernels;
 mod moe;
 pub mod sweep;
 pub mod tiles;
+pub mod tune;
 
 use kiln::{Bench, Device, Element, Float, Tensor};
 use std::time::{Duration, Instant};

@@ -3,6 +3,7 @@
 use super::{LENGTHS, Trial, bound};
 use crate::bench::kernels;
 use kiln::{Element, Float, bf16, f8e4m3};
+use kimi::kernels::linear::linear_tiles_tuned;
 use kimi::model::ops::Activation;
 use kimi::reference;
 
@@ -112,6 +113,25 @@ pub(super) fn linear<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Resu
         let got = trial.ops::<T, W>().linear::<T>(&wide.tensor.narrow(1, 3, inputs)?, &weight.tensor)?;
         let want = reference::linear(&x, &weight.values, inputs);
         trial.compare("columns of a wider matrix", &got, &want, outputs, bound(T::DTYPE))?;
+    }
+    Ok(())
+}
+
+/// Every tile size among which large linear layers choose, with more tiles than programs.
+pub(super) fn linear_tiles(trial: &mut Trial) -> anyhow::Result<()> {
+    for (rows, inputs, outputs) in [(150, 70, 300), (65, 264, 33)] {
+        let weight = trial.normal::<bf16>(&[outputs, inputs], 1.0)?;
+        let x = trial.normal::<bf16>(&[rows, inputs], 1.0)?;
+        let want = reference::linear(&x.values, &weight.values, inputs);
+        let mut y = trial.poisoned::<bf16>(&[rows, outputs])?;
+        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 16>(&x.tensor, &weight.tensor, &mut y).candidates();
+        for tile in tiles {
+            y.fill(f64::NAN)?;
+            let launch = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 16>(&x.tensor, &weight.tensor, &mut y);
+            launch.only(tile).grid(|[.., p]| 3 * p).run()?;
+            let what = format!("{rows} rows, {inputs} to {outputs}, tiles {tile:?}");
+            trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;
+        }
     }
     Ok(())
 }
