@@ -120,7 +120,10 @@ pub fn linear_wide<
 /// Of 8-bit floats with a scale for each row of x and of the weight: y `[n, out]` = (x·Wᵀ) · x_scale · weight_scale. x
 /// `[n, in]`, weight `[out, in]` e4m3, x_scale `[n]`, weight_scale `[out]` f32; sums in f32. Programs as in
 /// [`linear_tiles`].
-#[kernel(deny(wgmma_serialized, bank_conflict))]
+#[kernel(
+    deny(wgmma_serialized, bank_conflict),
+    tune(M, N, K in [(128, 256, 128), (128, 128, 128), (64, 256, 128), (64, 128, 128)])
+)]
 pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, const BAND: usize>(
     x: &View<f8e4m3, 2>,
     weight: &View<f8e4m3, 2>,

@@ -1,6 +1,6 @@
-//! What `lab tune` measures: linear layers of many rows, whose tile size is chosen by table.
+//! What `lab tune` measures: linear layers of many rows, and of 8-bit floats, whose tile sizes are chosen by table.
 
-use super::random;
+use super::{random, random_narrow};
 use anyhow::Context;
 use kiln::tune::{Measured, Table, measure};
 use kiln::{Device, bf16};
@@ -54,6 +54,10 @@ pub fn run(device: Device, filter: Option<&str>, samples: usize, path: &Path) ->
         for (n, k, f32) in LAYERS {
             let name = format!("linear{}/m{m}_n{n}_k{k}", if f32 { "_f32" } else { "" });
             case(name, &|| linear(Ops::new(device), [m, n, k], f32, samples))?;
+            if !f32 {
+                let name = format!("linear_scaled/m{m}_n{n}_k{k}");
+                case(name, &|| linear_scaled(Ops::new(device), [m, n, k], samples))?;
+            }
         }
     }
     for tokens in PROMPTS {
@@ -79,6 +83,14 @@ fn linear(ops: Ops<bf16, bf16>, [m, n, k]: [usize; 3], f32: bool, samples: usize
     Ok(found)
 }
 
+/// [`linear`] of 8-bit floats with a scale for each row of both operands.
+fn linear_scaled(ops: Ops<bf16, bf16>, [m, n, k]: [usize; 3], samples: usize) -> anyhow::Result<Vec<Measured>> {
+    let (x, w) = (random_narrow(ops.device, [m, k], 1)?, random_narrow(ops.device, [n, k], 2)?);
+    let (x_scale, w_scale) = (random::<f32>(ops.device, &[m], 1.0, 3)?, random::<f32>(ops.device, &[n], 1.0, 4)?);
+    let found = measure(samples, || ops.linear_scaled::<bf16>(&x, &x_scale, &w, &w_scale).map(drop))?;
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +112,8 @@ mod tests {
         let bucket = |y: &str, shapes: &str| format!("cpu | linear_tiles<bf16, bf16, bf16, {y}, 16> | {shapes}");
         assert_eq!(buckets([70, 40, 24], false), [bucket("bf16", "72x24u 40x24u 72x40u")]);
         assert_eq!(buckets([65, 32, 16], true), [bucket("f32", "72x16 32x16 72x32")]);
+        let scaled = linear_scaled(ops, [64, 32, 16], 1).unwrap();
+        assert_eq!(scaled[0].bucket, "cpu | linear_scaled<bf16, 16> | 64x16 32x16 64 32 64x32");
         let cut = buckets([512, 18432, 16], false);
         assert_eq!(
             cut,

@@ -3,7 +3,7 @@
 use super::{LENGTHS, Trial, bound};
 use crate::bench::kernels;
 use kiln::{Element, Float, bf16, f8e4m3};
-use kimi::kernels::linear::linear_tiles_tuned;
+use kimi::kernels::linear::{linear_scaled_tuned, linear_tiles_tuned};
 use kimi::model::ops::Activation;
 use kimi::reference;
 
@@ -55,6 +55,17 @@ pub(super) fn linear_scaled(trial: &mut Trial) -> anyhow::Result<()> {
                 row.iter_mut().zip(&weight_scale.values).for_each(|(y, s)| *y *= s * scale);
             }
             trial.compare(&format!("{n} rows, {inputs} to {outputs}"), &got, &want, outputs, bound(bf16::DTYPE))?;
+            // Every tile size among which it chooses.
+            let mut y = trial.poisoned::<bf16>(&[n, outputs])?;
+            let (x, w, x_scale, w_scale) = (&x.tensor, &weight.tensor, &x_scale.tensor, &weight_scale.tensor);
+            let tiles = linear_scaled_tuned::<bf16, 16>(x, w, x_scale, w_scale, &mut y).candidates();
+            for tile in tiles {
+                y.fill(f64::NAN)?;
+                let tuned = linear_scaled_tuned::<bf16, 16>(x, w, x_scale, w_scale, &mut y);
+                tuned.only(tile).grid(|_| 3).run()?;
+                let what = format!("{n} rows, {inputs} to {outputs}, tiles {tile:?}");
+                trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;
+            }
         }
     }
     Ok(())
@@ -124,11 +135,12 @@ pub(super) fn linear_tiles(trial: &mut Trial) -> anyhow::Result<()> {
         let x = trial.normal::<bf16>(&[rows, inputs], 1.0)?;
         let want = reference::linear(&x.values, &weight.values, inputs);
         let mut y = trial.poisoned::<bf16>(&[rows, outputs])?;
-        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 16>(&x.tensor, &weight.tensor, &mut y).candidates();
+        let (x, w) = (&x.tensor, &weight.tensor);
+        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 16>(x, w, &mut y).candidates();
         for tile in tiles {
             y.fill(f64::NAN)?;
-            let launch = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 16>(&x.tensor, &weight.tensor, &mut y);
-            launch.only(tile).grid(|[.., p]| 3 * p).run()?;
+            let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 16>(x, w, &mut y);
+            tuned.only(tile).grid(|[.., p]| 3 * p).run()?;
             let what = format!("{rows} rows, {inputs} to {outputs}, tiles {tile:?}");
             trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;
         }

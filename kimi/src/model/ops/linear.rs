@@ -145,9 +145,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
         let programs = self.multiprocessors;
         if self.gpu {
-            linear::linear_scaled::<Y, 128, 256, 128, 16>(x, weight, x_scale, weight_scale, &mut y)
-                .grid(programs)
-                .run()?
+            linear::linear_scaled_tuned::<Y, 16>(x, weight, x_scale, weight_scale, &mut y).grid(|_| programs).run()?
         } else {
             linear::linear_scaled::<Y, 32, 32, 64, 16>(x, weight, x_scale, weight_scale, &mut y).grid(programs).run()?
         }
