@@ -2,7 +2,8 @@
 //!
 //! A kernel becomes two functions: the host function of the same name, which binds arguments to a `Launch`, and inside it
 //! `__stage`, which runs the rewritten body once per set of generic arguments and returns tile IR. Its type names those
-//! arguments, so it is the cache's key. A device function stays one function with its types and body rewritten.
+//! arguments, so it is the cache's key. With `tune` a second host function is there (see `tune`), and the staging function
+//! stands beside both. A device function stays one function with its types and body rewritten.
 //!
 //! A device function is *not* `#[track_caller]`: the operations in it should name their own line, and closures (the
 //! regions of its loops) would not inherit it, so that half of the body would be attributed to the caller.
@@ -10,16 +11,17 @@
 //! If anything is refused, the errors come with a function of the same signature, so that callers do not fail as well.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{ToTokens, quote};
+use quote::{ToTokens, format_ident, quote};
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::token::Paren;
 use syn::visit_mut::VisitMut;
-use syn::{Attribute, Expr, ItemFn, Lit, Token, parenthesized};
+use syn::{Attribute, Expr, Generics, ItemFn, Lit, Token, parenthesized};
 
 use crate::messages::{self, Errors};
 use crate::rewrite::Rewriter;
 use crate::signature::{self, Parameter, carried_parameters, kernel_parameters, make_static};
+use crate::tune::Space;
 use crate::types::TypeNames;
 
 /// Lints that the expansion would trip over: it assigns carried values back whether or not they are read again, and its
@@ -31,7 +33,7 @@ fn allow() -> TokenStream {
     quote!(#[allow(#lints)])
 }
 
-/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), deny(spill, bank_conflict)`.
+/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), deny(spill), tune(N in [64, 128])`.
 #[derive(Default)]
 struct Options {
     warps: Option<Expr>,
@@ -41,6 +43,7 @@ struct Options {
     deny: Option<Vec<Ident>>,
     /// Names of parameters, each perhaps with a condition.
     evict_first: Option<Vec<Named>>,
+    tune: Option<Space>,
 }
 
 enum Setting {
@@ -48,6 +51,8 @@ enum Setting {
     Value(Expr),
     /// `(name, name if condition)`
     Names(Punctuated<Named, Token![,]>),
+    /// What stands in the parentheses of `tune`.
+    Tune(TokenStream),
 }
 
 /// `name`, `name if condition`.
@@ -75,6 +80,10 @@ impl Parse for OptionList {
                 let names;
                 parenthesized!(names in input);
                 Setting::Names(Punctuated::parse_terminated(&names)?)
+            } else if name == "tune" && input.peek(Paren) {
+                let lists;
+                parenthesized!(lists in input);
+                Setting::Tune(lists.parse()?)
             } else {
                 input.parse::<Token![=]>()?;
                 Setting::Value(input.parse()?)
@@ -112,7 +121,7 @@ fn lint(Named { name, condition }: &Named, errors: &Errors) -> Option<Ident> {
 }
 
 impl Options {
-    fn parse(attribute: TokenStream, errors: &Errors) -> Options {
+    fn parse(attribute: TokenStream, generics: &Generics, errors: &Errors) -> Options {
         let mut options = Options::default();
         let list = match syn::parse2::<OptionList>(attribute) {
             Ok(list) => list.0,
@@ -134,6 +143,13 @@ impl Options {
                     }
                     continue;
                 }
+                Setting::Tune(lists) => {
+                    if options.tune.is_some() {
+                        errors.over(&name, &messages::OPTION_TWICE);
+                    }
+                    options.tune = Space::parse(&name, lists, generics, errors);
+                    continue;
+                }
                 Setting::Value(value) => value,
             };
             let slot = match name.to_string().as_str() {
@@ -151,6 +167,10 @@ impl Options {
                 "deny" | "evict_first" => {
                     let deny = name == "deny";
                     errors.over(&value, if deny { &messages::OPTION_DENY } else { &messages::OPTION_EVICT_FIRST });
+                    continue;
+                }
+                "tune" => {
+                    errors.over(&name, &messages::TUNE_FORM);
                     continue;
                 }
                 _ => {
@@ -183,19 +203,19 @@ impl ToTokens for Options {
         let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
         let cluster = self.cluster.as_ref().unwrap_or(&default);
         let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
-        let deny = quote!(&[#(#deny),*]);
         let evict_first = self.evict_first.iter().flatten().map(|Named { name, condition }| {
             let (name, always) = (signature::name_text(name), syn::parse_quote!(true));
             let condition = condition.as_ref().unwrap_or(&always);
             quote!((#name, #condition))
         });
-        let evict_first = quote!(&[#(#evict_first),*]);
+        let tuned = self.tune.is_some();
         tokens.extend(quote!(::kiln::stage::Options {
             warps: #warps,
             min_programs_per_sm: #programs,
             cluster: #cluster,
-            deny: #deny,
-            evict_first: #evict_first,
+            deny: &[#(#deny),*],
+            evict_first: &[#(#evict_first),*],
+            tuned: #tuned,
         }));
     }
 }
@@ -213,8 +233,9 @@ fn parse_function(item: TokenStream) -> syn::Result<ItemFn> {
     })
 }
 
-fn is_lint(attribute: &Attribute) -> bool {
-    ["allow", "expect", "warn", "deny", "forbid"].iter().any(|lint| attribute.path().is_ident(lint))
+/// Whether an attribute of a kernel holds for its staging function, too.
+fn is_shared(attribute: &Attribute) -> bool {
+    ["allow", "expect", "warn", "deny", "forbid", "cfg"].iter().any(|name| attribute.path().is_ident(name))
 }
 
 pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
@@ -223,7 +244,7 @@ pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
         Err(error) => return error.into_compile_error(),
     };
     let errors = Errors::default();
-    let options = Options::parse(attribute, &errors);
+    let options = Options::parse(attribute, &function.sig.generics, &errors);
     let mut parameters = kernel_parameters(&function.sig, &errors);
     options.check(&parameters, &errors);
     let (names, carried) = (TypeNames::of(&function.sig.generics), carried_parameters(&function.sig));
@@ -238,25 +259,31 @@ pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let text = signature::name_text(name);
     let host_generics = signature::with_host_lifetime(&sig.generics);
     let (host_generics, _, where_clause) = host_generics.split_for_impl();
-    let hosts = parameters.iter().map(|p| p.host());
+    let hosts: Vec<TokenStream> = parameters.iter().map(|p| p.host()).collect();
     let doc = format!(
         "Called on the host, `{text}` takes tensors and numbers and returns the `Launch` that runs the kernel: \
          `{text}(..).grid(..).run()?`."
     );
+    let allowed = quote!(#[allow(clippy::too_many_arguments, clippy::multiple_bound_locations)]);
     let head = quote! {
         #(#attrs)*
         #[doc = ""]
         #[doc = #doc]
-        #[allow(clippy::too_many_arguments, clippy::multiple_bound_locations)]
+        #allowed
         #vis #fn_token #name #host_generics (#(#hosts),*) -> ::kiln::Launch<'kiln> #where_clause
     };
+    let tuned_head = options.tune.as_ref().map(|space| {
+        let attrs = attrs.iter().filter(|a| !a.path().is_ident("doc"));
+        let doc = format!("[`{text}`] with the constants chosen that suit the arguments, see `kiln::Tuned`.");
+        let head = space.head(name, &sig.generics, &hosts);
+        quote!(#(#attrs)* #[doc = #doc] #allowed #vis #head)
+    });
     if let Some(error) = errors.take() {
         let error = error.into_compile_error();
-        return quote! {
-            #error
-            #[allow(unused_variables, unused_imports)]
-            #head { ::core::unreachable!() }
-        };
+        let stub =
+            |head: TokenStream| quote!(#[allow(unused_variables, unused_imports)] #head { ::core::unreachable!() });
+        let stubs = std::iter::once(head).chain(tuned_head).map(stub);
+        return quote!(#error #(#stubs)*);
     }
 
     let hidden = |name| Ident::new(name, Span::mixed_site());
@@ -265,21 +292,37 @@ pub(crate) fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let bound = parameters.iter().map(|p| p.bind(&launch));
     let (stage_generics, _, _) = sig.generics.split_for_impl();
     let turbofish = signature::turbofish(&sig.generics);
-    let (allow, lints) = (allow(), attrs.iter().filter(|a| is_lint(a)));
+    let (allow, shared) = (allow(), attrs.iter().filter(|a| is_shared(a)));
+    let stage = match &options.tune {
+        None => hidden("__stage"),
+        // Of the module's, so that both host functions see it.
+        Some(_) => format_ident!("__stage_{text}"),
+    };
+    let staging = quote! {
+        #(#shared)*
+        #allow
+        fn #stage #stage_generics () -> ::core::result::Result<::kiln::ir::Kernel, ::kiln::Error> #where_clause {
+            ::kiln::stage::build(#text, #options, |#params| {
+                #(#declared)*
+                #block
+            })
+        }
+    };
+    let (inside, beside) = if options.tune.is_some() { (None, Some(staging)) } else { (Some(staging), None) };
+    let tuned = options.tune.as_ref().zip(tuned_head).map(|(space, head)| {
+        let names: Vec<&Ident> = parameters.iter().map(|p| &p.name).collect();
+        let body = space.body(name, &stage, &sig.generics, &names);
+        quote!(#head { #body })
+    });
     quote! {
         #head {
-            #(#lints)*
-            #allow
-            fn __stage #stage_generics () -> ::core::result::Result<::kiln::ir::Kernel, ::kiln::Error> #where_clause {
-                ::kiln::stage::build(#text, #options, |#params| {
-                    #(#declared)*
-                    #block
-                })
-            }
-            let mut #launch = ::kiln::Launch::new(::kiln::Source::new(#text, __stage #turbofish, __stage #turbofish));
+            #inside
+            let mut #launch = ::kiln::Launch::new(::kiln::Source::new(#text, #stage #turbofish, #stage #turbofish));
             #(#bound)*
             #launch
         }
+        #beside
+        #tuned
     }
 }
 

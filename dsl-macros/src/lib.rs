@@ -6,7 +6,7 @@
 //!
 //! | author writes | rewritten by |
 //! |---|---|
-//! | the signature, options | `signature`, `function` |
+//! | the signature, options | `signature`, `function`, `tune` |
 //! | `Tile<f32, 64, 128>` | `types` |
 //! | `a < b`, `a == b`, `a && b` | `rewrite` |
 //! | `if`, `for i in a..b`, `while` | `control`, with the carried variables found by `assigned` |
@@ -26,6 +26,7 @@ mod rewrite;
 mod signature;
 #[cfg(test)]
 mod tests;
+mod tune;
 mod types;
 
 /// Makes a function a kernel: a host function of the same name that returns a `Launch`.
@@ -36,6 +37,12 @@ mod types;
 /// `evict_first(weight if ONCE)`, names parameters whose memory is used once, so that caches give it up first.
 /// `deny(spill, bank_conflict)` makes launches on NVIDIA GPUs fail where compiling the kernel finds such a thing, see
 /// `kiln::ir::Lint`.
+///
+/// `tune(M, N in [(128, 256), (64, 128)])` adds a host function whose name ends in `_tuned`: it lacks these constants and
+/// returns a `kiln::Tuned` launch, which takes the values that are best for its arguments (see `kiln::tune`). Lists are
+/// combined, as far as a condition holds: `tune(M in [64, 128], N in [128, 256], if M * N <= 16384)`. All candidates must
+/// compute the same, from a grid that may differ. Measuring them runs each several times, so a tuned kernel does not read
+/// what it writes.
 ///
 /// Parameters: `&View<T, R>` (read), `&mut Block<T, N..>` (this program's own block of an output),
 /// `&mut View<T, R>` (written anywhere through `unsafe`), numbers (arrive as `Tile<T>`), and structs with

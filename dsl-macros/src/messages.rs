@@ -175,7 +175,7 @@ pub(crate) const DEVICE_OPTIONS: Message =
     message("`#[device]` has no options", "write `#[device]`; options belong to the kernel: `#[kernel(warps = 4)]`");
 pub(crate) const OPTION_UNKNOWN: Message = message(
     "unknown kernel option",
-    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first` and `deny`: \
+    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first`, `deny` and `tune`: \
      `#[kernel(warps = 4, deny(spill))]`",
 );
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");
@@ -192,6 +192,21 @@ pub(crate) const LINT_UNKNOWN: Message = message(
     "the lints are `spill`, `wgmma_serialized`, `setmaxnreg_ignored`, `bank_conflict`, `uncoalesced`, `fallback` and \
      `assembler`",
 );
+pub(crate) const TUNE_FORM: Message = message(
+    "`tune` takes names of constants, each list of names with its list of values",
+    "write `tune(M, N in [(128, 256), (64, 128)])`, or `tune(M in [64, 128], N in [128, 256], if M * N <= 16384)` for the \
+     combinations of which a condition holds",
+);
+pub(crate) const TUNE_UNKNOWN: Message = message(
+    "the kernel has no such constant",
+    "name `const` generic parameters of the kernel: `fn k<const N: usize>(..)`",
+);
+pub(crate) const TUNE_ARITY: Message = message(
+    "a candidate has one value for each name",
+    "write `M, N in [(128, 256), (64, 128)]`, and without parentheses for one name: `N in [128, 256]`",
+);
+pub(crate) const TUNE_EMPTY: Message =
+    message("there is nothing to choose among", "list the values to try: `N in [128, 256]`");
 
 // ---- types ----
 pub(crate) const EXTENT_POWER_OF_TWO: Message = message(

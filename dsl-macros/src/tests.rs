@@ -52,7 +52,7 @@ fn kernel_becomes_host_function_and_staging_function() {
         "out:<::kiln::stage::Mut<Block<T,::kiln::D1<N>>>as::kiln::KernelArg>::Host<'kiln>,",
         "alpha:<f32as::kiln::KernelArg>::Host<'kiln>)->::kiln::Launch<'kiln>",
         "fn__stage<T:Float+'static,constN:usize>()->::core::result::Result<::kiln::ir::Kernel,::kiln::Error>",
-        "::kiln::stage::build(\"add\",::kiln::stage::Options{warps:8,min_programs_per_sm:0,cluster:C,deny:&[::kiln::ir::Lint::Spill],evict_first:&[(\"x\",N>4)],},|params|{",
+        "::kiln::stage::build(\"add\",::kiln::stage::Options{warps:8,min_programs_per_sm:0,cluster:C,deny:&[::kiln::ir::Lint::Spill],evict_first:&[(\"x\",N>4)],tuned:false,},|params|{",
         "letstorage=<View<T,1>as::kiln::KernelArg>::declare(params,\"x\");letx:&View<T,1>=&storage;",
         "letout:&mutBlock<T,::kiln::D1<N>>=&mutstorage;",
         "letmutalpha=<f32as::kiln::KernelArg>::declare(params,\"alpha\");",
@@ -71,6 +71,41 @@ fn kernel_becomes_host_function_and_staging_function() {
         .to_string(),
     )
     .unwrap();
+}
+
+#[test]
+fn tuned_kernels_get_a_second_host_function() {
+    let expanded = flat(function::kernel(
+        quote!(tune(M, N in [(8, 4 + 4), (16, 1)], P in [1, 2], if M > N)),
+        quote! {
+            /// Text.
+            #[cfg(all())]
+            pub fn f<T: Float, const M: usize, const B: usize, const N: usize, const P: u8>(x: &mut Block<T, M, N>)
+            where
+                Is<{ M > 1 }>: True,
+            {
+            }
+        },
+    ));
+    for part in [
+        "pubfnf<'kiln,T:Float+'static,constM:usize,constB:usize,constN:usize,constP:u8>(",
+        "->::kiln::Launch<'kiln>whereIs<{M>1}>:True,{letmutlaunch",
+        "#[cfg(all())]#[allow(",
+        "fn__stage_f<T:Float+'static,constM:usize,constB:usize,constN:usize,constP:u8>()",
+        "deny:&[],evict_first:&[],tuned:true,}",
+        "#[cfg(all())]#[doc=\"[`f`]with",
+        "pubfnf_tuned<'kiln,T:Float+'static,constB:usize>(",
+        "x:<::kiln::stage::Mut<Block<T,::kiln::D2<8,{4+4}>>>as::kiln::KernelArg>::Host<'kiln>)",
+        "->::kiln::Tuned<'kiln,3usize>whereIs<{8>1}>:True,{",
+        "letlaunch=f::<T,8,B,{4+4},1>(x);",
+        "::kiln::stage::instance_text(\"f\",&[::kiln::stage::type_text::<T>(),::std::string::ToString::to_string(&B)])",
+        "[\"M\",\"N\",\"P\"]",
+        "if{constM:usize=8;constN:usize=4+4;constP:u8=2;M>N}{tuned.push([(8)asusize,(4+4)asusize,(2)asusize],",
+        "::kiln::Source::new(\"f\",__stage_f::<T,16,B,1,1>,__stage_f::<T,16,B,1,1>));",
+    ] {
+        assert!(expanded.contains(part), "{part}\nis missing from\n{expanded}");
+    }
+    assert_eq!(expanded.matches("tuned.push").count(), 4);
 }
 
 #[test]

@@ -1,14 +1,12 @@
 //! Compiled kernels on disk, found by the hash of everything that went into them.
 //!
 //! Invariant: the cache never turns a working launch into a failing one. A directory that cannot be written, an entry
-//! that is damaged or of another version is a miss; entries are written to a temporary file and renamed, so nobody
-//! reads half of one.
+//! that is damaged or of another version is a miss; nobody reads half of one.
 
 use crate::key::Key;
-use crate::knobs;
+use crate::{disk, knobs};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The entry of `key`, if there is a whole one.
 pub(crate) fn get(key: &Key) -> Option<Vec<u8>> {
@@ -38,16 +36,7 @@ fn read(dir: &Path, key: &Key) -> Option<Vec<u8>> {
 }
 
 fn write(dir: &Path, key: &Key, data: &[u8]) -> std::io::Result<()> {
-    static SERIAL: AtomicU64 = AtomicU64::new(0);
-    std::fs::create_dir_all(dir)?;
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let temporary = dir.join(format!("{}-{}-{serial}.tmp", key.short(), std::process::id()));
-    let entry = [&Sha256::digest(data)[..], data].concat();
-    let done = std::fs::write(&temporary, entry).and_then(|()| std::fs::rename(&temporary, path(dir, key)));
-    if done.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    done
+    disk::replace(&path(dir, key), &[&Sha256::digest(data)[..], data].concat())
 }
 
 #[cfg(test)]

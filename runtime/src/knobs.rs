@@ -11,7 +11,8 @@
 //! | `KILN_DUMP_DIR` | a directory | where dumps go; standard error without it |
 //! | `KILN_DENY` | `off` | run kernels on GPUs despite findings that they deny |
 //! | `KILN_CACHE` | `off` | do not read or write compiled kernels on disk |
-//! | `KILN_CACHE_DIR` | a directory | where compiled kernels are kept; default `$XDG_CACHE_HOME/kiln` or `~/.cache/kiln` |
+//! | `KILN_CACHE_DIR` | a directory | where compiled kernels and `tuned.txt` are kept; default `$XDG_CACHE_HOME/kiln` or `~/.cache/kiln` |
+//! | `KILN_AUTOTUNE` | `off`, `cached`, `full` | tuned launches run the author's instance, the best known (default), or measure |
 //! | `KILN_PACK` | a file | where compiled kernels are looked for first; default `kernels.pack` beside the program |
 //! | `KILN_RECORD` | a file | add every kernel that runs on a GPU to this pack |
 //! | `KILN_THREADS` | a number | threads of the CPU device; default all cores |
@@ -72,6 +73,17 @@ pub enum Assembler {
     Ptxas(PathBuf),
 }
 
+/// Which instance a tuned launch takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Autotune {
+    /// The one that its author would take.
+    Off,
+    /// The one that is known to be best, or else the author's.
+    Cached,
+    /// The one that is known to be best, if need be by measuring now.
+    Full,
+}
+
 /// All settings.
 #[derive(Clone, Debug)]
 pub struct Knobs {
@@ -88,6 +100,7 @@ pub struct Knobs {
     pub poison: bool,
     /// Whether what a kernel denies is an error.
     pub deny: bool,
+    pub autotune: Autotune,
     dump_dir: Option<PathBuf>,
     dumps: Vec<Dump>,
 }
@@ -144,6 +157,16 @@ impl Knobs {
                 true
             }
         };
+        let autotune = match get("KILN_AUTOTUNE").as_deref() {
+            Some("off" | "0") => Autotune::Off,
+            Some("full") => Autotune::Full,
+            other => {
+                if let Some(v) = other.filter(|v| *v != "cached") {
+                    ignored("KILN_AUTOTUNE", v, "`off`, `cached` or `full`");
+                }
+                Autotune::Cached
+            }
+        };
         Knobs {
             device: get("KILN_DEVICE"),
             cache_dir,
@@ -153,6 +176,7 @@ impl Knobs {
             assembler,
             poison,
             deny,
+            autotune,
             dump_dir: get("KILN_DUMP_DIR").map(PathBuf::from),
             dumps: get("KILN_DUMP").map(|v| parse_dumps(&v)).unwrap_or_default(),
         }
@@ -240,6 +264,11 @@ mod tests {
         assert_eq!(k.poison, cfg!(debug_assertions));
         assert!(k.deny && with(&[("KILN_DENY", "maybe")]).deny && !with(&[("KILN_DENY", "off")]).deny);
         assert_eq!(k.cache_dir, Some(PathBuf::from("/h/.cache/kiln")));
+        let autotune = |value| with(&[("KILN_AUTOTUNE", value)]).autotune;
+        assert_eq!(["off", "full", "cached", "on"].map(autotune), {
+            use Autotune::*;
+            [Off, Full, Cached, Cached]
+        });
     }
 
     #[test]

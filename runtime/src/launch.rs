@@ -4,11 +4,11 @@
 //! no output shares memory with another argument, and the grid does not let two programs own one block. A launch that
 //! was checked and compiled before allocates nothing: arguments and slots live inline.
 
-use crate::compile::{self, Compiled, Staged};
+use crate::compile::{self, Compiled, Facts, Staged};
 use crate::device::{Held, HostMemory, Storage, start_threads};
 use crate::{Device, Error, Result, Tensor, record};
 use kiln_codegen::interp;
-use kiln_codegen::ir::{Bits, DType, Kernel, Shape, SlotKind};
+use kiln_codegen::ir::{Bits, DType, Fact, Kernel, SlotKind};
 use smallvec::SmallVec;
 use std::any::TypeId;
 use std::sync::Arc;
@@ -78,22 +78,16 @@ impl From<[usize; 3]> for Grid {
 
 /// An argument as the host gave it. A view says what the kernel's code takes it for.
 enum Arg<'a> {
-    View { tensor: &'a Tensor, dtype: DType, rank: usize, output: Option<Output> },
+    View { tensor: &'a Tensor, dtype: DType, rank: usize, written: bool },
     Scalar { dtype: DType, bits: Bits },
-}
-
-/// That a view is written, and in which blocks if by program.
-#[derive(Clone, Copy)]
-struct Output {
-    block: Option<Shape>,
 }
 
 /// A launch under construction. Made by the host function of a `#[kernel]`; ends with [`Launch::run`].
 #[must_use = "nothing happens until `run` is called"]
 pub struct Launch<'a> {
-    source: Source,
+    pub(crate) source: Source,
     args: SmallVec<[Arg<'a>; 12]>,
-    grid: Option<Grid>,
+    pub(crate) grid: Option<Grid>,
     device: Option<Device>,
 }
 
@@ -106,19 +100,12 @@ impl<'a> Launch<'a> {
     /// The next argument: a tensor that is read as a view of this dtype and rank. Messages name parameters as the
     /// staged kernel does, so `_name` is for the reader of the call.
     pub fn push_view(&mut self, _name: &str, tensor: &'a Tensor, dtype: DType, rank: usize) {
-        self.args.push(Arg::View { tensor, dtype, rank, output: None });
+        self.args.push(Arg::View { tensor, dtype, rank, written: false });
     }
 
-    /// The next argument: a tensor that is written, in blocks by program id if `block` is given.
-    pub fn push_view_mut(
-        &mut self,
-        _name: &str,
-        tensor: &'a mut Tensor,
-        dtype: DType,
-        rank: usize,
-        block: Option<Shape>,
-    ) {
-        self.args.push(Arg::View { tensor, dtype, rank, output: Some(Output { block }) });
+    /// The next argument: a tensor that is written.
+    pub fn push_view_mut(&mut self, _name: &str, tensor: &'a mut Tensor, dtype: DType, rank: usize) {
+        self.args.push(Arg::View { tensor, dtype, rank, written: true });
     }
 
     /// The next argument: a number.
@@ -145,10 +132,13 @@ impl<'a> Launch<'a> {
     /// device than the rest, or is an output that shares memory with another argument; if there is no grid; if the
     /// kernel fails (on CUDA that may surface at a later call).
     pub fn run(self) -> Result<()> {
+        self.launch()
+    }
+
+    /// [`Launch::run`], any number of times.
+    pub(crate) fn launch(&self) -> Result<()> {
         let device = self.find_device()?;
-        let staged = compile::staged(&self.source)?;
-        self.check_arguments(&staged.kernel)?;
-        self.check_overlaps(&staged.kernel)?;
+        let staged = self.checked()?;
         let grid = self.find_grid(&staged.kernel, device)?;
         if grid.contains(&0) {
             return Ok(());
@@ -166,16 +156,41 @@ impl<'a> Launch<'a> {
         }
         let slots = self.slots(&staged)?;
         let compiled = compile::compiled(&staged, device, staged.facts_of(&slots))?;
-        let storages = self.tensors().map(|(_, t, output)| (t.storage(), output.is_some()));
+        let storages = self.tensors().map(|(_, t, written)| (t.storage(), written));
         // SAFETY: the slots were made for this kernel from the tensors' own layouts, so every view lies in its memory,
         // aligned, on this device; the facts are those of these very slots; blocks have one owner each, and racing
         // otherwise takes the author's `unsafe`.
         unsafe { execute(&compiled, device, &slots, grid, storages) }
     }
 
+    /// The staged kernel and the facts that the arguments justify, which is what is compiled for this launch.
+    pub(crate) fn staged(&self) -> Result<(Arc<Staged>, Facts)> {
+        let staged = self.checked()?;
+        let facts = staged.facts_of(&self.slots(&staged)?);
+        Ok((staged, facts))
+    }
+
+    /// The shapes of the tensors among the arguments; of each, whether all its rows are aligned: address and strides,
+    /// other than 1, justify [`Fact::Multiple16`].
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&'a [usize], bool)> {
+        self.tensors().map(|(_, tensor, _)| {
+            let aligned = |kind, value| Fact::of(kind, value) != Fact::Unknown;
+            let strides = || tensor.strides().iter().map(|&stride| aligned(SlotKind::Stride(0), stride as u64));
+            (tensor.shape(), aligned(SlotKind::Address, address(tensor)) && strides().all(|a| a))
+        })
+    }
+
     // -- checks --------------------------------------------------------------------------------------------------------
 
-    fn error(&self, message: impl Into<String>) -> Error {
+    /// The staged kernel, which takes these arguments.
+    fn checked(&self) -> Result<Arc<Staged>> {
+        let staged = compile::staged(&self.source)?;
+        self.check_arguments(&staged.kernel)?;
+        self.check_overlaps(&staged.kernel)?;
+        Ok(staged)
+    }
+
+    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
         Error::Launch { kernel: self.source.name.into(), message: message.into() }
     }
 
@@ -184,14 +199,15 @@ impl<'a> Launch<'a> {
         Error::Argument { kernel: self.source.name.into(), argument, message: message.into() }
     }
 
-    fn tensors(&self) -> impl Iterator<Item = (usize, &'a Tensor, Option<Output>)> {
+    /// The tensors among the arguments: number, tensor, whether it is written.
+    fn tensors(&self) -> impl Iterator<Item = (usize, &'a Tensor, bool)> {
         self.args.iter().enumerate().filter_map(|(i, a)| match a {
-            Arg::View { tensor, output, .. } => Some((i, *tensor, *output)),
+            Arg::View { tensor, written, .. } => Some((i, *tensor, *written)),
             Arg::Scalar { .. } => None,
         })
     }
 
-    fn find_device(&self) -> Result<Device> {
+    pub(crate) fn find_device(&self) -> Result<Device> {
         let mut tensors = self.tensors();
         let Some((_, first, _)) = tensors.next() else { return self.device.map_or_else(Device::auto, Ok) };
         let device = first.device();
@@ -233,7 +249,7 @@ impl<'a> Launch<'a> {
     }
 
     fn check_overlaps(&self, kernel: &Kernel) -> Result<()> {
-        for (i, written, _) in self.tensors().filter(|t| t.2.is_some()) {
+        for (i, written, _) in self.tensors().filter(|t| t.2) {
             for (j, other, _) in self.tensors().filter(|&(j, ..)| j != i) {
                 if written.overlaps(other) {
                     let name = &kernel.params[j].name;
@@ -253,8 +269,8 @@ impl<'a> Launch<'a> {
         let mut grid = self.grid.map(|g| g.0);
         let explicit = grid.is_some();
         let mut chosen_by = 0;
-        for (i, tensor, output) in self.tensors() {
-            let Some(block) = output.and_then(|o| o.block) else { continue };
+        for (i, tensor, _) in self.tensors() {
+            let Some(block) = kernel.params[i].block else { continue };
             if block.rank() != tensor.rank() {
                 let message = format!("blocks of rank {} of a tensor of rank {}", block.rank(), tensor.rank());
                 return Err(self.argument_error(kernel, i, message));
@@ -324,9 +340,7 @@ impl<'a> Launch<'a> {
         for slot in &staged.slots {
             values.push(match (&self.args[slot.param as usize], slot.kind) {
                 (Arg::Scalar { bits, .. }, SlotKind::Scalar) => bits.0,
-                (Arg::View { tensor, dtype, .. }, SlotKind::Address) => {
-                    tensor.storage().address() + (tensor.layout().offset * dtype.size()) as u64
-                }
+                (Arg::View { tensor, .. }, SlotKind::Address) => address(tensor),
                 (Arg::View { tensor, .. }, SlotKind::Extent(d)) => tensor.shape()[d as usize] as u64,
                 (Arg::View { tensor, .. }, SlotKind::Stride(d)) => tensor.strides()[d as usize] as u64,
                 // `check_arguments` compared every argument with its parameter's type.
@@ -335,6 +349,11 @@ impl<'a> Launch<'a> {
         }
         Ok(values)
     }
+}
+
+/// Where a tensor begins, in its device's addresses.
+fn address(tensor: &Tensor) -> u64 {
+    tensor.storage().address() + (tensor.layout().offset * tensor.dtype().size()) as u64
 }
 
 /// Runs compiled code. On the CPU, holds the storages (of each: whether it is written) meanwhile; on CUDA, queues it.

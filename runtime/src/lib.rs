@@ -2,7 +2,7 @@
 //!
 //! Kernels are written with what [`prelude`] brings: [`kernel`] functions on [`Tile`]s and [`View`]s. On the host,
 //! [`Device`] names a place, [`Tensor`] is memory there, and calling a kernel's function gives a [`Launch`] that runs it
-//! on tensors. Settings are environment variables, listed in [`knobs`].
+//! on tensors; [`tune`] chooses among a kernel's instances. Settings are environment variables, listed in [`knobs`].
 
 extern crate self as kiln;
 
@@ -11,6 +11,7 @@ mod bench;
 mod cache;
 mod compile;
 mod device;
+mod disk;
 mod error;
 mod fetch;
 mod graph;
@@ -30,6 +31,7 @@ mod report;
 #[doc(hidden)]
 pub mod stage;
 mod tensor;
+pub mod tune;
 
 pub use bench::{Bench, Timing};
 pub use compile::compile_time;
@@ -49,6 +51,7 @@ pub use record::record;
 pub use report::{KernelReport, kernel_reports, tolerate_findings};
 pub use stage::{Carried, KernelArg};
 pub use tensor::Tensor;
+pub use tune::Tuned;
 
 /// What a file with kernels imports: `use kiln::prelude::*;`.
 pub mod prelude {

@@ -30,6 +30,11 @@ pub fn record<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<Kernel>, E>
     Ok(RECORDED.take().unwrap_or_default())
 }
 
+/// Whether this thread records.
+pub(crate) fn is_recording() -> bool {
+    RECORDED.with_borrow(Option::is_some)
+}
+
 /// Records a launch of `kernel` if this thread records.
 pub(crate) fn is_recorded(kernel: impl FnOnce() -> Result<Kernel>) -> Result<bool> {
     RECORDED.with_borrow_mut(|recorded| {

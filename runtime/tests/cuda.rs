@@ -3,6 +3,7 @@
 #![cfg(feature = "cuda")]
 
 use kiln::prelude::*;
+use kiln::tune::measure;
 use kiln::{Bench, DType, Device, Error, Graph, Tensor};
 
 #[kernel]
@@ -212,4 +213,34 @@ fn a_kernel_with_what_it_denies_is_refused_by_kernel_place_and_remedy() {
     // No other test of this process denies anything.
     kiln::tolerate_findings();
     first_column(&x, &mut out).run().unwrap();
+}
+
+/// out ← 2x. Small blocks take many programs.
+#[kernel(tune(B in [1024, 32]))]
+fn double<const B: usize>(x: &View<f32, 1>, out: &mut Block<f32, B>) {
+    let x: Tile<f32, B> = x.load(out.origin(0));
+    out.store(x + x);
+}
+
+#[test]
+fn candidates_are_measured_on_the_device_and_not_in_a_graph() {
+    let Some(device) = gpu() else { return };
+    let n = 1 << 24;
+    let x = counting(n, device);
+    let mut out = Tensor::zeros(&[n], DType::F32, device).unwrap();
+    let mut graph = None;
+    let found = measure(5, || {
+        graph = Some(Graph::capture(device, || double_tuned(&x, &mut out).run())?);
+        Ok::<(), Error>(())
+    });
+    assert!(found.unwrap().is_empty());
+    graph.expect("captured").replay().unwrap();
+    assert_eq!(out.narrow(0, 7, 1).unwrap().to_vec::<f32>().unwrap(), [14.0]);
+
+    let found = measure(5, || double_tuned(&x, &mut out).run()).unwrap();
+    assert_eq!(found.len(), 1);
+    assert!(found[0].bucket.starts_with(&device.model().unwrap()), "{}", found[0]);
+    assert!(found[0].candidates.iter().all(|(_, time)| time.is_ok()) && found[0].best() == Some(0), "{}", found[0]);
+    let got = out.to_vec::<f32>().unwrap();
+    assert!(got.iter().enumerate().all(|(i, &v)| v == 2.0 * i as f32));
 }

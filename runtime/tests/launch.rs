@@ -41,7 +41,7 @@ fn launch<'a>(x: &'a Tensor, scale: f32, out: &'a mut Tensor) -> Launch<'a> {
     let mut l = Launch::new(Source { name: "scaled", key: TypeId::of::<Scaled>(), stage: scaled });
     l.push_view("x", x, DType::F32, 1);
     l.push_scalar("scale", DType::F32, Bits::from_f64(DType::F32, scale as f64));
-    l.push_view_mut("out", out, DType::F32, 1, Some(Shape::new(&[BLOCK])));
+    l.push_view_mut("out", out, DType::F32, 1);
     l
 }
 
@@ -150,11 +150,11 @@ fn without_blocks_there_must_be_a_grid() {
         let mut out = Tensor::zeros(&[3], DType::I32, device).unwrap();
         let source = Source { name: "unpartitioned", key: TypeId::of::<Unpartitioned>(), stage: unpartitioned };
         let mut l = Launch::new(source);
-        l.push_view_mut("out", &mut out, DType::I32, 1, None);
+        l.push_view_mut("out", &mut out, DType::I32, 1);
         let e = l.run().unwrap_err().to_string();
         assert!(e.contains("unpartitioned") && e.contains(".grid("), "{e}");
         let mut l = Launch::new(source);
-        l.push_view_mut("out", &mut out, DType::I32, 1, None);
+        l.push_view_mut("out", &mut out, DType::I32, 1);
         l.grid(3).run().unwrap();
         assert_eq!(out.to_vec::<i32>().unwrap(), [7, 7, 7]);
     }
@@ -224,7 +224,7 @@ fn invalid_ir_and_failed_staging_are_errors_each_time() {
     for _ in 0..2 {
         let mut out = Tensor::zeros(&[1], DType::I32, Device::Cpu).unwrap();
         let mut l = Launch::new(Source { name: "invalid", key: TypeId::of::<Invalid>(), stage: invalid });
-        l.push_view_mut("out", &mut out, DType::I32, 1, None);
+        l.push_view_mut("out", &mut out, DType::I32, 1);
         assert!(l.grid(1).run().unwrap_err().to_string().contains("invalid"));
         let stage = || Err(Error::staging("failing", [(loc(), "no such shape".to_string())]));
         let l = Launch::new(Source { name: "failing", key: TypeId::of::<Failing>(), stage });
@@ -252,7 +252,7 @@ fn launches_from_many_threads_stage_once() {
                     let mut l = Launch::new(Source { name: "scaled", key: TypeId::of::<Shared>(), stage });
                     l.push_view("x", &x, DType::F32, 1);
                     l.push_scalar("scale", DType::F32, Bits::from_f64(DType::F32, t as f64));
-                    l.push_view_mut("out", &mut out, DType::F32, 1, Some(Shape::new(&[BLOCK])));
+                    l.push_view_mut("out", &mut out, DType::F32, 1);
                     l.run().unwrap();
                 });
             }

@@ -10,6 +10,7 @@ use kiln::{DType, Device, Element, Float, Tensor, bf16, f8e4m3, f16};
 use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
 use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
+use kimi::kernels::linear::{linear_scaled_tuned, linear_tiles_tuned};
 use kimi::model::ops::{Batch, Gate, Keep, MlaShape, Ops};
 use kimi::sampling::Sampling;
 use std::collections::{BTreeMap, BTreeSet};
@@ -261,6 +262,37 @@ fn kernels_deny_nothing_of_other_weights() {
     let failures = failures(&kernels, |kernel| {
         let assembled = assemble(kernel.clone(), Target { sm: 90 }, &assembler, None);
         assembled.map(drop).map_err(|e| format!("{}: {e}", kernel.name))
+    });
+    assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
+}
+
+/// Of tensors whose rows are aligned, every candidate of a tuned kernel is worth a launch.
+#[test]
+fn every_candidate_assembles_without_spills() {
+    let Some(assembler) = assembler() else { return };
+    let kernels = kiln::record(|| {
+        let (x, w) = (tensor::<bf16>(&[512, 64])?, tensor::<bf16>(&[256, 64])?);
+        let mut y = tensor::<bf16>(&[512, 256])?;
+        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 64, 16>(&x, &w, &mut y).candidates();
+        for tile in tiles {
+            let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 64, 16>(&x, &w, &mut y);
+            tuned.only(tile).grid(|_| 132).run()?;
+        }
+        let (x, w) = (tensor::<f8e4m3>(&[512, 64])?, tensor::<f8e4m3>(&[256, 64])?);
+        let (x_scale, w_scale) = (tensor::<f32>(&[512])?, tensor::<f32>(&[256])?);
+        let tiles = linear_scaled_tuned::<bf16, 16>(&x, &w, &x_scale, &w_scale, &mut y).candidates();
+        for tile in tiles {
+            let tuned = linear_scaled_tuned::<bf16, 16>(&x, &w, &x_scale, &w_scale, &mut y);
+            tuned.only(tile).grid(|_| 132).run()?;
+        }
+        Ok::<(), EngineError>(())
+    });
+    let kernels = kernels.expect("all can be recorded");
+    assert!(kernels.len() >= 8, "only {} candidates", kernels.len());
+    let failures = failures(&kernels, |kernel| {
+        let assembled = assemble(kernel.clone(), Target { sm: 90 }, &assembler, None)?;
+        let spill = assembled.findings.iter().find(|f| f.lint == Lint::Spill);
+        spill.map_or(Ok(()), |finding| Err(format!("{kernel}\n{finding}")))
     });
     assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
 }

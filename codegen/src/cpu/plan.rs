@@ -313,7 +313,7 @@ impl Planner<'_> {
             return true;
         }
         let (from, to) = (l.operands[0], r.operands[0]);
-        let read_only = |v| self.view_param(v).is_some_and(|i| self.k.params[i as usize].access == Access::Read);
+        let read_only = |v| self.k.view_param(v).is_some_and(|i| self.k.params[i as usize].access == Access::Read);
         if read_only(from) {
             return true;
         }
@@ -336,21 +336,6 @@ impl Planner<'_> {
             OpKind::Reshape => false,
             _ if is_pointwise(&op.kind) => op.operands.iter().all(|&x| self.same_box(x, load)),
             _ => true,
-        }
-    }
-
-    /// The parameter that a view is a window on.
-    fn view_param(&self, mut view: ValueId) -> Option<u32> {
-        loop {
-            match self.k.def(view) {
-                Def::Param(i) => return Some(i),
-                Def::Result(op, _)
-                    if matches!(self.k.op(op).kind, OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. }) =>
-                {
-                    view = self.k.op(op).operands[0];
-                }
-                _ => return None,
-            }
         }
     }
 

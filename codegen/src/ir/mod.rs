@@ -201,6 +201,20 @@ impl Kernel {
         }
     }
 
+    /// The number of the parameter that a view is a window on.
+    pub fn view_param(&self, view: ValueId) -> Option<u32> {
+        match self.def(view) {
+            Def::Param(i) => Some(i),
+            Def::Result(op, _) => match self.op(op) {
+                Op { kind: OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. }, operands, .. } => {
+                    self.view_param(operands[0])
+                }
+                _ => None,
+            },
+            Def::Arg(..) => None,
+        }
+    }
+
     /// `[B, M, K, N]` of a `dot`: how many products (1 of tiles of rank 2), and the extents of each.
     pub fn dot_extents(&self, dot: &Op) -> [usize; 4] {
         let (a, b) = (self.ty(dot.operands[0]).shape(), self.ty(dot.operands[1]).shape());

@@ -40,48 +40,26 @@ fn in_bands(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>, band: usize) -
 }
 
 /// For results of many tiles: [`linear`] by a fixed number of programs, each of one tile after the other, so that the
-/// next tile's operands are on their way while this one's sums are stored. Bands of `BAND` rows of tiles are done column
-/// by column, which keeps what neighbours read in the cache. `P` programs of a cluster, one below the other, share the
-/// weight. Programs along axis 0.
-#[kernel(cluster = P, deny(spill, wgmma_serialized, bank_conflict))]
-pub fn linear_tiles<T, W, C, Y, const M: usize, const N: usize, const K: usize, const BAND: usize, const P: u8>(
-    x: &View<T, 2>,
-    weight: &View<W, 2>,
-    y: &mut View<Y, 2>,
-) where
-    T: Float,
-    W: Float,
-    C: Float + DotElement<Acc = f32>,
-    Y: Float,
-{
-    let programs = P as usize;
-    let (cluster, member) = (program_id(0) / programs, program_id(0) % programs);
-    let rows = (y.dim(0) + (M * programs - 1)) / (M * programs);
-    let columns = (y.dim(1) + (N - 1)) / N;
-    for tile in (cluster..rows * columns).step_by(num_programs(0) / programs) {
-        let (row, column) = in_bands(tile, rows, columns, BAND / programs);
-        let (row, column) = ((row * programs + member) * M, column * N);
-        let mut acc: Tile<f32, M, N> = zeros();
-        let bytes = (M * T::DTYPE.size() + N * W::DTYPE.size()) * K;
-        for k in (0..x.dim(1)).step_by(K).stages(stages(bytes)) {
-            let x: Tile<T, M, K> = x.load((row, k));
-            let weight: Tile<W, N, K> = weight.load((column, k));
-            acc = dot(x.cast::<C>(), weight.cast::<C>().t(), acc);
-        }
-        // SAFETY: a tile is one program's.
-        unsafe { y.store((row, column), acc.cast::<Y>()) };
-    }
-}
-
-/// [`linear_tiles`] with tiles of `N` + `X` columns, a number that need not be a power of two.
-#[kernel(cluster = P, deny(spill, wgmma_serialized, bank_conflict))]
-pub fn linear_wide<
+/// next tile's operands are on their way while this one's sums are stored. A tile has `N` columns and `E` strips of `X`
+/// more, so that their number need not be a power of two. Bands of `BAND` rows of tiles are done column by column, which
+/// keeps what neighbours read in the cache. `P` programs of a cluster, one below the other, share the weight. Programs
+/// along axis 0.
+#[kernel(
+    cluster = P,
+    deny(spill, wgmma_serialized, bank_conflict),
+    tune(M, N, E, P in [
+        (128, 256, 0, 1), (128, 256, 0, 2), (128, 128, 1, 1), (128, 128, 1, 2), (128, 128, 0, 1), (64, 256, 0, 1),
+        (64, 128, 0, 1),
+    ])
+)]
+pub fn linear_tiles<
     T,
     W,
     C,
     Y,
     const M: usize,
     const N: usize,
+    const E: usize,
     const X: usize,
     const K: usize,
     const BAND: usize,
@@ -96,28 +74,30 @@ pub fn linear_wide<
     C: Float + DotElement<Acc = f32>,
     Y: Float,
 {
-    let programs = P as usize;
-    let (cluster, member) = (program_id(0) / programs, program_id(0) % programs);
+    let (programs, width) = (P as usize, N + E * X);
     let rows = (y.dim(0) + (M * programs - 1)) / (M * programs);
-    let columns = (y.dim(1) + (N + X - 1)) / (N + X);
-    for tile in (cluster..rows * columns).step_by(num_programs(0) / programs) {
+    let columns = (y.dim(1) + (width - 1)) / width;
+    for tile in (program_id(0) / programs..rows * columns).step_by(num_programs(0) / programs) {
         let (row, column) = in_bands(tile, rows, columns, BAND / programs);
-        let (row, column) = ((row * programs + member) * M, column * (N + X));
-        let mut left: Tile<f32, M, N> = zeros();
-        let mut right: Tile<f32, M, X> = zeros();
-        let bytes = (M * T::DTYPE.size() + (N + X) * W::DTYPE.size()) * K;
+        let (row, column) = ((row * programs + program_id(0) % programs) * M, column * width);
+        let mut acc: Tile<f32, M, N> = zeros();
+        let mut strips: [Tile<f32, M, X>; E] = [zeros(); E];
+        let bytes = (M * T::DTYPE.size() + width * W::DTYPE.size()) * K;
         for k in (0..x.dim(1)).step_by(K).stages(stages(bytes)) {
             let x: Tile<T, M, K> = x.load((row, k));
             let x = x.cast::<C>();
             let near: Tile<W, N, K> = weight.load((column, k));
-            let far: Tile<W, X, K> = weight.load((column + N, k));
-            left = dot(x, near.cast::<C>().t(), left);
-            right = dot(x, far.cast::<C>().t(), right);
+            acc = dot(x, near.cast::<C>().t(), acc);
+            for e in unroll(0..E) {
+                let far: Tile<W, X, K> = weight.load((column + (N + e * X), k));
+                strips[e] = dot(x, far.cast::<C>().t(), strips[e]);
+            }
         }
         // SAFETY: a tile is one program's.
-        unsafe {
-            y.store((row, column), left.cast::<Y>());
-            y.store((row, column + N), right.cast::<Y>());
+        unsafe { y.store((row, column), acc.cast::<Y>()) };
+        for e in unroll(0..E) {
+            // SAFETY: as above.
+            unsafe { y.store((row, column + (N + e * X)), strips[e].cast::<Y>()) };
         }
     }
 }
@@ -125,7 +105,11 @@ pub fn linear_wide<
 /// Of 8-bit floats with a scale for each row of x and of the weight: y `[n, out]` = (x·Wᵀ) · x_scale · weight_scale. x
 /// `[n, in]`, weight `[out, in]` e4m3, x_scale `[n]`, weight_scale `[out]` f32; sums in f32. Programs as in
 /// [`linear_tiles`].
-#[kernel(cluster = P, deny(wgmma_serialized, bank_conflict))]
+#[kernel(
+    cluster = P,
+    deny(wgmma_serialized, bank_conflict),
+    tune(M, N, K, P in [(128, 256, 128, 2), (128, 256, 128, 1), (128, 128, 128, 1), (64, 256, 128, 1), (64, 128, 128, 1)])
+)]
 pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, const BAND: usize, const P: u8>(
     x: &View<f8e4m3, 2>,
     weight: &View<f8e4m3, 2>,
@@ -134,12 +118,11 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
     y: &mut View<Y, 2>,
 ) {
     let programs = P as usize;
-    let (cluster, member) = (program_id(0) / programs, program_id(0) % programs);
     let rows = (y.dim(0) + (M * programs - 1)) / (M * programs);
     let columns = (y.dim(1) + (N - 1)) / N;
-    for tile in (cluster..rows * columns).step_by(num_programs(0) / programs) {
+    for tile in (program_id(0) / programs..rows * columns).step_by(num_programs(0) / programs) {
         let (row, column) = in_bands(tile, rows, columns, BAND / programs);
-        let (row, column) = ((row * programs + member) * M, column * N);
+        let (row, column) = ((row * programs + program_id(0) % programs) * M, column * N);
         let mut acc: Tile<f32, M, N> = zeros();
         for k in (0..x.dim(1)).step_by(K) {
             let x: Tile<f8e4m3, M, K> = x.load((row, k));

@@ -90,6 +90,32 @@ impl Device {
         }
     }
 
+    /// The model of the device, as its driver names it.
+    ///
+    /// # Errors
+    /// If the device is not there.
+    pub fn model(self) -> Result<String> {
+        match self {
+            Device::Cpu | Device::Interpret => Ok(self.to_string()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(n) => Ok(cuda::Context::get(n)?.name.clone()),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.not_built()),
+        }
+    }
+
+    /// Whether work that is asked for now would run at once and alone: not into a graph, not beside other work.
+    pub(crate) fn can_be_timed(self) -> bool {
+        match self {
+            Device::Cpu => true,
+            Device::Interpret => false,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(n) => cuda::Context::get(n).is_ok_and(|context| context.is_undivided()),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => false,
+        }
+    }
+
     /// How many programs run side by side for sure: a GPU's multiprocessors, the CPU's threads, 1 on the interpreter.
     ///
     /// # Errors

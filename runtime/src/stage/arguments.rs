@@ -46,7 +46,7 @@ impl<T: Element, const R: usize> KernelArg for Mut<View<T, R>> {
         View::from_id(declare(name, Type::View(T::DTYPE, R as u8), Access::Write, None))
     }
     fn bind<'a>(host: &'a mut Tensor, name: &str, launch: &mut Launch<'a>) {
-        launch.push_view_mut(name, host, T::DTYPE, R, None);
+        launch.push_view_mut(name, host, T::DTYPE, R);
     }
 }
 
@@ -58,7 +58,7 @@ impl<T: Element, S: Shape> KernelArg for Mut<Block<T, S>> {
         Block::from_id(declare(name, ty, Access::Write, Some(S::shape())))
     }
     fn bind<'a>(host: &'a mut Tensor, name: &str, launch: &mut Launch<'a>) {
-        launch.push_view_mut(name, host, T::DTYPE, S::RANK, Some(S::shape()));
+        launch.push_view_mut(name, host, T::DTYPE, S::RANK);
     }
 }
 

@@ -14,7 +14,7 @@ pub use compare::{Compare, and, eq, ge, gt, le, lt, ne, or};
 pub use control::{Condition, LoopCondition, LoopRange, for_, if_, range, while_};
 
 use crate::lang::{D0, Element, Operand, Shape, Tile};
-use kiln_codegen::ir::{Access, Bits, Builder, Kernel, Lint, Lints, Loc, Options as IrOptions};
+use kiln_codegen::ir::{Access, Bits, Builder, Kernel, Lint, Lints, Loc, Op, Options as IrOptions, Param};
 use std::cell::RefCell;
 
 /// A kernel's options, from `#[kernel(...)]`.
@@ -26,6 +26,8 @@ pub struct Options<'a> {
     pub deny: &'static [Lint],
     /// Parameters whose memory caches may give up first, if so; of a struct, all its views.
     pub evict_first: &'a [(&'static str, bool)],
+    /// Whether instances are chosen among by measuring them.
+    pub tuned: bool,
 }
 
 struct Staging {
@@ -80,17 +82,46 @@ pub fn build(name: &'static str, options: Options<'_>, body: impl FnOnce(&mut Pa
         }
     }
     let restore = Restore(outer);
-    let Options { warps, min_programs_per_sm, cluster, deny, evict_first } = options;
+    let Options { warps, min_programs_per_sm, cluster, deny, evict_first, tuned } = options;
     emit(|b| b.kernel_mut().options = IrOptions { warps, min_programs_per_sm, cluster, deny: Lints::of(deny) });
     body(&mut Params::default());
-    let staged = STAGING.take().expect("set above");
+    let Staging { builder, mut errors } = STAGING.take().expect("set above");
     drop(restore);
-    let mut kernel = staged.builder.finish();
+    let mut kernel = builder.finish();
     for i in 0..kernel.params.len() {
         let (is_view, p) = (!kernel.ty(kernel.params[i].value).is_scalar(), &mut kernel.params[i]);
         p.evict_first = is_view && evict_first.iter().any(|&(name, so)| so && p.name.split('.').next() == Some(name));
     }
-    if staged.errors.is_empty() { Ok(kernel) } else { Err(crate::Error::staging(name, staged.errors)) }
+    if tuned {
+        errors.extend(reads_of_outputs(&kernel));
+    }
+    if errors.is_empty() { Ok(kernel) } else { Err(crate::Error::staging(name, errors)) }
+}
+
+/// A type's name without its path.
+pub fn type_text<T>() -> String {
+    let name = std::any::type_name::<T>();
+    // Of a generic type the paths stay: all that matters is that the text tells it from others.
+    if name.contains('<') { name.into() } else { name.rsplit("::").next().unwrap_or(name).into() }
+}
+
+/// A kernel and its generic arguments: `linear<bf16, 16>`.
+pub fn instance_text(kernel: &str, arguments: &[String]) -> String {
+    if arguments.is_empty() { kernel.into() } else { format!("{kernel}<{}>", arguments.join(", ")) }
+}
+
+/// Mistakes of a kernel that is run several times to be measured: what it would find changed the second time.
+fn reads_of_outputs(kernel: &Kernel) -> Vec<(Loc, String)> {
+    let read = |op: &Op| {
+        let param = kernel.view_param(*op.operands.first().filter(|_| op.kind.reads_memory())?)?;
+        let Param { name, access: Access::Write, .. } = &kernel.params[param as usize] else { return None };
+        let message = format!(
+            "`{name}` is written and read, and measuring the candidates of `tune` runs each several times on the same \
+             memory: read from a parameter of its own, or leave `tune` out"
+        );
+        Some((op.loc, message))
+    };
+    kernel.ops.iter().filter_map(read).collect()
 }
 
 #[track_caller]

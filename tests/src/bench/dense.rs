@@ -1,8 +1,8 @@
 //! The memory's bandwidth, linear layers, RMSNorm, softmax.
 
-use super::{Case, Least, Work, kernels, poisoned, random};
+use super::{Case, Least, Work, kernels, poisoned, random, random_narrow};
 use crate::cases::{bound, values};
-use kiln::{Device, Element, Tensor, bf16, f8e4m3};
+use kiln::{Device, Element, Tensor, bf16};
 use kimi::kernels::norm;
 use kimi::model::ops::Ops;
 use kimi::reference::{self, relative_error};
@@ -95,13 +95,7 @@ fn gemm(m: usize, n: usize, k: usize) -> Case {
 /// 8-bit floats with a scale for each row of both operands.
 fn gemm_e4m3((m, n, k): (usize, usize, usize)) -> Case {
     Case::new(format!("gemm/e4m3_m{m}_n{n}_k{k}"), move |device| {
-        let narrow = |rows: usize, seed| -> anyhow::Result<Tensor> {
-            let wide = random::<bf16>(device, &[rows * k], 1.0, seed)?;
-            let mut out = Tensor::uninit(&[rows * k], f8e4m3::DTYPE, device)?;
-            kernels::cast::<bf16, f8e4m3, 1024>(&wide, &mut out).run()?;
-            Ok(out.reshape(&[rows, k])?)
-        };
-        let (x, w) = (narrow(m, 1)?, narrow(n, 2)?);
+        let (x, w) = (random_narrow(device, [m, k], 1)?, random_narrow(device, [n, k], 2)?);
         let (x_scale, w_scale) = (random::<f32>(device, &[m], 1.0, 3)?, random::<f32>(device, &[n], 1.0, 4)?);
         let result = Rc::new(RefCell::new(None));
         let (kept, inputs) = (result.clone(), (x.clone(), w.clone(), x_scale.clone(), w_scale.clone()));

@@ -12,8 +12,9 @@ pub mod kernels;
 mod moe;
 pub mod sweep;
 pub mod tiles;
+pub mod tune;
 
-use kiln::{Bench, Device, Element, Float, Graph, Tensor};
+use kiln::{Bench, Device, Element, Float, Graph, Tensor, bf16, f8e4m3};
 use std::time::{Duration, Instant};
 
 /// The least that a case must do, whoever does it.
@@ -92,6 +93,14 @@ fn random<T: Float>(device: Device, shape: &[usize], scale: f64, seed: u32) -> a
     let mut tensor = Tensor::uninit(&[shape.iter().product()], T::DTYPE, device)?;
     kernels::random::<T, 1024>(seed.wrapping_mul(0x9E37_79B9), scale as f32, &mut tensor).run()?;
     Ok(tensor.reshape(shape)?)
+}
+
+/// [`random`] in e4m3.
+fn random_narrow(device: Device, shape: [usize; 2], seed: u32) -> anyhow::Result<Tensor> {
+    let wide = random::<bf16>(device, &[shape[0] * shape[1]], 1.0, seed)?;
+    let mut out = Tensor::uninit(wide.shape(), f8e4m3::DTYPE, device)?;
+    kernels::cast::<bf16, f8e4m3, 1024>(&wide, &mut out).run()?;
+    Ok(out.reshape(&shape)?)
 }
 
 /// A tensor to be written, in which an element left out shows.

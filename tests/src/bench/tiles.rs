@@ -3,7 +3,7 @@
 use super::{poisoned, random};
 use crate::cases::{bound, values};
 use kiln::{Bench, Device, Element, Tensor, bf16};
-use kimi::kernels::linear::{linear, linear_part, linear_tiles, linear_wide, sum_parts};
+use kimi::kernels::linear::{linear, linear_part, linear_tiles, sum_parts};
 use kimi::reference::relative_error;
 
 type Run = fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>;
@@ -13,20 +13,14 @@ fn tile<const M: usize, const N: usize, const K: usize>() -> (String, Run) {
     (format!("{M}x{N}x{K}"), run)
 }
 
-fn tiles<const M: usize, const N: usize, const K: usize, const BAND: usize, const P: u8>() -> (String, Run) {
+fn tiles<const M: usize, const N: usize, const E: usize, const P: u8>() -> (String, Run) {
     let run: Run = |x, w, y| {
-        let grid = programs(y, P)?;
-        linear_tiles::<bf16, bf16, bf16, bf16, M, N, K, BAND, P>(x, w, y).grid(grid).run()
+        let cluster = usize::from(P);
+        let grid = (y.device().multiprocessors()? / cluster).max(1) * cluster;
+        linear_tiles::<bf16, bf16, bf16, bf16, M, N, E, 64, 64, 16, P>(x, w, y).grid(grid).run()
     };
-    (format!("{M}x{N}x{K} in bands of {BAND}, clusters of {P}"), run)
-}
-
-fn wide<const M: usize, const N: usize, const X: usize, const K: usize, const P: u8>() -> (String, Run) {
-    let run: Run = |x, w, y| {
-        let grid = programs(y, P)?;
-        linear_wide::<bf16, bf16, bf16, bf16, M, N, X, K, 16, P>(x, w, y).grid(grid).run()
-    };
-    (format!("{M}x({N}+{X})x{K}, clusters of {P}"), run)
+    let width = N + E * 64;
+    (format!("{M}x{width}x64 in bands of 16, clusters of {P}"), run)
 }
 
 /// The inner dimension in `P` parts, added up by a second kernel.
@@ -37,12 +31,6 @@ fn parts<const M: usize, const N: usize, const K: usize, const P: usize>() -> (S
         sum_parts::<bf16, 4, 128>(&partial, y).run()
     };
     (format!("{M}x{N}x{K}, {P} parts"), run)
-}
-
-/// As many programs as multiprocessors, in whole clusters.
-fn programs(y: &Tensor, cluster: u8) -> kiln::Result<usize> {
-    let cluster = usize::from(cluster);
-    Ok((y.device().multiprocessors()? / cluster).max(1) * cluster)
 }
 
 /// Times y `[m, n]` = x `[m, k]` · w `[n, k]`ᵀ (bf16) in every tile size and prints a line for each. The first row of
@@ -67,19 +55,16 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         tile::<128, 128, 32>(),
         tile::<128, 128, 64>(),
         tile::<128, 256, 64>(),
-        tiles::<128, 256, 64, 16, 1>(),
-        tiles::<128, 256, 64, 16, 2>(),
-        tiles::<128, 256, 64, 16, 4>(),
-        tiles::<64, 256, 64, 16, 1>(),
-        tiles::<64, 256, 64, 16, 2>(),
-        tiles::<128, 128, 64, 16, 1>(),
-        tiles::<128, 128, 64, 16, 2>(),
-        tiles::<128, 128, 64, 16, 4>(),
-        tiles::<256, 128, 64, 8, 1>(),
-        tiles::<256, 128, 64, 8, 2>(),
-        wide::<128, 128, 64, 64, 1>(),
-        wide::<128, 128, 64, 64, 2>(),
-        wide::<128, 128, 64, 64, 4>(),
+        tiles::<128, 256, 0, 1>(),
+        tiles::<128, 256, 0, 2>(),
+        tiles::<128, 128, 1, 1>(),
+        tiles::<128, 128, 1, 2>(),
+        tiles::<128, 128, 0, 1>(),
+        tiles::<128, 128, 0, 2>(),
+        tiles::<64, 256, 0, 1>(),
+        tiles::<64, 128, 0, 1>(),
+        tiles::<256, 128, 0, 1>(),
+        tiles::<256, 128, 0, 2>(),
         parts::<128, 128, 64, 2>(),
         parts::<128, 256, 64, 2>(),
         parts::<128, 256, 64, 3>(),

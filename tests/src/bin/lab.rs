@@ -6,6 +6,7 @@
 //! lab bench [FILTER] --json FILE  times by case, in the form that the peers' times have
 //! lab tiles M N K                 the linear kernel in each tile size
 //! lab sweep [FILTER]              the memory-bound kernels in each tile size, number of warps and splits
+//! lab tune [FILTER] --table FILE  every candidate of tuned launches; what is best goes into the table
 //! lab model DIR                   tokens per second of a checkpoint; steps that are replayed against others
 //! lab verify DIR GOLDEN           stored results of another implementation against a run
 //! lab kda-inputs FILE             the shipped model's inputs of the delta rule and our results, for the peers
@@ -95,6 +96,18 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         samples: usize,
     },
+    /// Time every candidate of linear layers' tile sizes and put the best into a table (kimi/tuned.txt is shipped)
+    Tune {
+        filter: Option<String>,
+        #[arg(long, default_value = "cuda:0")]
+        device: String,
+        /// The table to update
+        #[arg(long)]
+        table: PathBuf,
+        /// Timed runs of each
+        #[arg(long, default_value_t = 10)]
+        samples: usize,
+    },
     /// Measure a checkpoint: prefill and decode rates, host waits; compare replayed steps with others
     Model {
         /// Folder with config.json and safetensors
@@ -153,6 +166,11 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Sweep { filter, device, samples } => {
             let good = bench::sweep::run(Device::parse(&device)?, filter.as_deref(), samples)?;
             Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Tune { filter, device, table, samples } => {
+            let device = Device::parse(&device)?;
+            println!("{}", device.describe()?);
+            status(bench::tune::run(device, filter.as_deref(), samples, &table)?, 0)
         }
         Command::Model { checkpoint, device, prompt, tokens } => model(&checkpoint, device, prompt, tokens),
         Command::Verify { checkpoint, golden, device, longest, tokens, no_held_out } => {
@@ -267,7 +285,7 @@ fn bench(filter: Option<&str>, device: &str, json: Option<&Path>, samples: usize
         std::io::stdout().flush()?;
         // Kept up to date, so that a run that is cut off leaves what it has.
         if let Some(path) = json {
-            let all = serde_json::json!({ "device": device_name(device)?, "rows": rows });
+            let all = serde_json::json!({ "device": device.model()?, "rows": rows });
             std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")
                 .with_context(|| format!("writing {}", path.display()))?;
         }
@@ -287,14 +305,6 @@ fn bench(filter: Option<&str>, device: &str, json: Option<&Path>, samples: usize
         record(launch, cost(device))?;
     }
     status(done, failed)
-}
-
-/// The device as the driver names it, which is what the peers' file says.
-fn device_name(device: Device) -> anyhow::Result<String> {
-    let text = device.describe()?;
-    // `cuda:0: NAME, sm_90, …`
-    let name = text.strip_prefix(&format!("{device}: ")).unwrap_or(&text);
-    Ok(name.split(',').next().unwrap_or(name).to_owned())
 }
 
 fn model(checkpoint: &Path, device: engine::Device, prompt: usize, tokens: usize) -> anyhow::Result<ExitCode> {

@@ -2,8 +2,8 @@
 
 use super::{LENGTHS, Trial, bound};
 use crate::bench::kernels;
-use kiln::{Element, Float, Tensor, bf16, f8e4m3};
-use kimi::kernels::linear;
+use kiln::{Element, Float, bf16, f8e4m3};
+use kimi::kernels::linear::{linear_scaled_tuned, linear_tiles_tuned};
 use kimi::model::ops::Activation;
 use kimi::reference;
 
@@ -55,6 +55,17 @@ pub(super) fn linear_scaled(trial: &mut Trial) -> anyhow::Result<()> {
                 row.iter_mut().zip(&weight_scale.values).for_each(|(y, s)| *y *= s * scale);
             }
             trial.compare(&format!("{n} rows, {inputs} to {outputs}"), &got, &want, outputs, bound(bf16::DTYPE))?;
+            // Every tile size among which it chooses.
+            let mut y = trial.poisoned::<bf16>(&[n, outputs])?;
+            let (x, w, x_scale, w_scale) = (&x.tensor, &weight.tensor, &x_scale.tensor, &weight_scale.tensor);
+            let tiles = linear_scaled_tuned::<bf16, 16>(x, w, x_scale, w_scale, &mut y).candidates();
+            for tile in tiles {
+                y.fill(f64::NAN)?;
+                let tuned = linear_scaled_tuned::<bf16, 16>(x, w, x_scale, w_scale, &mut y);
+                tuned.only(tile).grid(|[.., p]| 3 * p).run()?;
+                let what = format!("{n} rows, {inputs} to {outputs}, tiles {tile:?}");
+                trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;
+            }
         }
     }
     Ok(())
@@ -117,25 +128,22 @@ pub(super) fn linear<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Resu
     Ok(())
 }
 
-/// Layers of many rows by few programs, alone and in clusters; some of a cluster's programs have no rows.
+/// Every tile size among which large linear layers choose, with more tiles than programs.
 pub(super) fn linear_tiles(trial: &mut Trial) -> anyhow::Result<()> {
-    for (rows, outputs, inputs) in [(200, 150, 104), (64, 64, 32), (129, 33, 70), (300, 97, 64)] {
-        let x = trial.normal::<bf16>(&[rows, inputs], 1.0)?;
+    for (rows, inputs, outputs) in [(150, 70, 300), (65, 264, 33)] {
         let weight = trial.normal::<bf16>(&[outputs, inputs], 1.0)?;
+        let x = trial.normal::<bf16>(&[rows, inputs], 1.0)?;
         let want = reference::linear(&x.values, &weight.values, inputs);
-        let (x, weight) = (&x.tensor, &weight.tensor);
-        macro_rules! clusters {
-            ($($programs:literal)*) => {$({
-                let what = format!("{rows} rows, {inputs} to {outputs}, clusters of {}", $programs);
-                let mut y = Tensor::full(&[rows, outputs], bf16::DTYPE, f64::NAN, trial.device)?;
-                linear::linear_tiles::<bf16, bf16, bf16, bf16, 64, 64, 32, 4, $programs>(x, weight, &mut y).grid(4).run()?;
-                trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;
-                let mut y = Tensor::full(&[rows, outputs], bf16::DTYPE, f64::NAN, trial.device)?;
-                linear::linear_wide::<bf16, bf16, bf16, bf16, 64, 64, 32, 32, 4, $programs>(x, weight, &mut y).grid(4).run()?;
-                trial.compare(&format!("{what}, 96 columns"), &y, &want, outputs, bound(bf16::DTYPE))?;
-            })*};
+        let mut y = trial.poisoned::<bf16>(&[rows, outputs])?;
+        let (x, w) = (&x.tensor, &weight.tensor);
+        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 64, 16>(x, w, &mut y).candidates();
+        for tile in tiles {
+            y.fill(f64::NAN)?;
+            let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 64, 16>(x, w, &mut y);
+            tuned.only(tile).grid(|[.., p]| 3 * p).run()?;
+            let what = format!("{rows} rows, {inputs} to {outputs}, tiles {tile:?}");
+            trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;
         }
-        clusters!(1 2 4);
     }
     Ok(())
 }

@@ -10,40 +10,31 @@ use kiln::{Float, Tensor};
 /// on an H100: 85 MB take 0.89 of the time, 755 MB take 1.04).
 const ONCE_BYTES: usize = 150 << 20;
 
-/// A tile of large linear layers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Tile {
-    rows: usize,
-    columns: usize,
-    /// Programs of a cluster, one below the other.
-    cluster: usize,
-    /// Of one, relative to the first (measured on an H100).
-    time: f64,
-}
+/// Columns of a strip that widens a tile.
+const STRIP: usize = 64;
 
-const fn tile(rows: usize, columns: usize, cluster: usize, time: f64) -> Tile {
-    Tile { rows, columns, cluster, time }
-}
-
-const TILES: [Tile; 7] = [
-    tile(128, 256, 1, 1.0),
-    tile(128, 256, 2, 0.98),
-    tile(128, 192, 1, 0.80),
-    tile(128, 192, 2, 0.785),
-    tile(128, 128, 1, 0.57),
-    tile(64, 256, 1, 0.60),
-    tile(64, 128, 1, 0.36),
+/// Tiles of large linear layers (rows, columns, strips of [`STRIP`] more, programs of a cluster), and the time that one
+/// takes relative to the first (measured on an H100): what is taken where no table knows better.
+const TILES: [([usize; 4], f64); 7] = [
+    ([128, 256, 0, 1], 1.0),
+    ([128, 256, 0, 2], 0.98),
+    ([128, 128, 1, 1], 0.80),
+    ([128, 128, 1, 2], 0.785),
+    ([128, 128, 0, 1], 0.57),
+    ([64, 256, 0, 1], 0.60),
+    (SMALLEST, 0.36),
 ];
+const SMALLEST: [usize; 4] = [64, 128, 0, 1];
 
 /// The tile with which `programs` finish a linear layer first, each doing one tile after the other.
-fn best_tile(rows: usize, columns: usize, programs: usize) -> Tile {
-    let time = |tile: &Tile| {
-        let clusters = rows.div_ceil(tile.rows * tile.cluster) * columns.div_ceil(tile.columns);
-        clusters.div_ceil((programs / tile.cluster).max(1)) as f64 * tile.time
+fn best_tile(rows: usize, columns: usize, programs: usize) -> [usize; 4] {
+    let time = |&([m, n, e, p], one): &([usize; 4], f64)| {
+        let clusters = rows.div_ceil(m * p) * columns.div_ceil(n + e * STRIP);
+        clusters.div_ceil((programs / p).max(1)) as f64 * one
     };
-    // Of fewer rows a cluster's programs wait for each other longer than they save.
-    let tiles = TILES.into_iter().filter(|tile| tile.cluster == 1 || rows >= 1024);
-    tiles.min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are some")
+    // Of fewer rows the programs of a cluster wait for each other longer than they save.
+    let tiles = TILES.iter().filter(|([.., p], _)| *p == 1 || rows >= 1024);
+    tiles.min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are some").0
 }
 
 impl<T: Activation, W: Float> Ops<T, W> {
@@ -138,18 +129,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 false => linear::linear::<T, V, C, Y, 64, 64, 64, false>(x, weight, y).run()?,
             }
         } else if C::DTYPE.size() == 2 {
-            let tile = best_tile(rows, columns, self.multiprocessors);
-            match (tile.rows, tile.columns, tile.cluster) {
-                (128, 256, 1) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16, 1>(x, weight, y),
-                (128, 256, _) => linear::linear_tiles::<T, V, C, Y, 128, 256, 64, 16, 2>(x, weight, y),
-                (128, 192, 1) => linear::linear_wide::<T, V, C, Y, 128, 128, 64, 64, 16, 1>(x, weight, y),
-                (128, 192, _) => linear::linear_wide::<T, V, C, Y, 128, 128, 64, 64, 16, 2>(x, weight, y),
-                (128, ..) => linear::linear_tiles::<T, V, C, Y, 128, 128, 64, 16, 1>(x, weight, y),
-                (_, 256, _) => linear::linear_tiles::<T, V, C, Y, 64, 256, 64, 16, 1>(x, weight, y),
-                _ => linear::linear_tiles::<T, V, C, Y, 64, 128, 64, 16, 1>(x, weight, y),
-            }
-            .grid(self.multiprocessors / tile.cluster * tile.cluster)
-            .run()?;
+            // What comes by other ways than bulk copies takes registers.
+            let aligned = (x.strides()[0] * T::DTYPE.size()).is_multiple_of(16);
+            let tile = if aligned { best_tile(rows, columns, self.multiprocessors) } else { SMALLEST };
+            linear::linear_tiles_tuned::<T, V, C, Y, STRIP, 64, 16>(x, weight, y)
+                .otherwise(tile)
+                .grid(|[.., p]| whole_clusters(self.multiprocessors, p))
+                .run()?;
         } else {
             linear::linear::<T, V, C, Y, 64, 128, 32, false>(x, weight, y).run()?;
         }
@@ -165,14 +151,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
         weight_scale: &Tensor,
     ) -> Result<Tensor> {
         let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
-        let programs = self.multiprocessors;
         if self.gpu {
-            linear::linear_scaled::<Y, 128, 256, 128, 16, 2>(x, weight, x_scale, weight_scale, &mut y)
-                .grid(programs / 2 * 2)
+            linear::linear_scaled_tuned::<Y, 16>(x, weight, x_scale, weight_scale, &mut y)
+                .grid(|[.., p]| whole_clusters(self.multiprocessors, p))
                 .run()?
         } else {
             linear::linear_scaled::<Y, 32, 32, 64, 16, 1>(x, weight, x_scale, weight_scale, &mut y)
-                .grid(programs)
+                .grid(self.multiprocessors)
                 .run()?
         }
         Ok(y)
@@ -186,22 +171,24 @@ impl<T: Activation, W: Float> Ops<T, W> {
     }
 }
 
+/// As many programs as fit side by side, in clusters of `p`.
+fn whole_clusters(programs: usize, p: usize) -> usize {
+    (programs / p).max(1) * p
+}
+
 #[cfg(test)]
 mod tests {
     use super::best_tile;
 
     #[test]
     fn tiles_are_chosen_by_rounds() {
-        let size = |[rows, columns]: [usize; 2]| {
-            let tile = best_tile(rows, columns, 132);
-            (tile.rows, tile.columns, tile.cluster)
-        };
-        // 512 large tiles are 3.9 rounds; of 192 the second round would be half empty, and two of 256 narrower ones are not.
-        assert_eq!(size([4096, 4096]), (128, 256, 2));
-        assert_eq!(size([512, 12288]), (128, 192, 1));
+        // 512 large tiles are 3.9 rounds; of 192 the second round would be half empty, and that of 256 narrower ones is not.
+        assert_eq!(best_tile(4096, 4096, 132), [128, 256, 0, 2]);
+        assert_eq!(best_tile(512, 12288, 132), [128, 128, 1, 1]);
         // 2.2 rounds of large tiles, or 2.9 of narrower ones.
-        assert_eq!(size([4096, 2304]), (128, 192, 2));
-        // Fewer tiles than multiprocessors: the smallest that are not too small.
-        assert_eq!(size([65, 300]), (64, 128, 1));
+        assert_eq!(best_tile(4096, 2304, 132), [128, 128, 1, 2]);
+        // Fewer tiles than multiprocessors.
+        assert_eq!(best_tile(512, 2304, 132), [128, 128, 0, 1]);
+        assert_eq!(best_tile(65, 300, 132), [64, 128, 0, 1]);
     }
 }

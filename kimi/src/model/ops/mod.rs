@@ -9,6 +9,7 @@ use crate::kernels::{embedding, norm, position, sampling};
 use crate::sampling::Sampling;
 use kiln::{DType, Device, DotElement, Element, Float, Tensor};
 use std::marker::PhantomData;
+use std::sync::Once;
 
 /// Below so many rows a linear layer on a CPU reads its weights once per row instead of tiling rows.
 const FEW_ROWS: usize = 5;
@@ -69,6 +70,9 @@ pub use delta::Gate;
 
 impl<T: Activation, W: Float> Ops<T, W> {
     pub fn new(device: Device) -> Self {
+        static SHIPPED: Once = Once::new();
+        // What `lab tune` found.
+        SHIPPED.call_once(|| kiln::tune::ship(include_str!("../../../tuned.txt")));
         // A device that is not there says so when it is given work.
         let multiprocessors = device.multiprocessors().unwrap_or(1);
         Ops { device, gpu: matches!(device, Device::Cuda(_)), multiprocessors, _types: PhantomData }

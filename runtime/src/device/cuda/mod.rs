@@ -43,7 +43,7 @@ pub(crate) struct Context {
     /// For work beside that of `stream`, and the event by which the two follow one another.
     side: sys::CUstream,
     turn: sys::CUevent,
-    name: String,
+    pub(crate) name: String,
     /// Compute capability, major and minor.
     pub(crate) capability: (u32, u32),
     pub(crate) multiprocessors: u32,
@@ -251,6 +251,12 @@ impl Context {
             return Err(Error::Driver { device: self.device(), call, message });
         }
         Ok(queue)
+    }
+
+    /// Whether what is asked for now goes to the stream: no graph is being captured, and nothing runs side by side.
+    pub(crate) fn is_undivided(&self) -> bool {
+        let queue = self.lock();
+        queue.capture.is_none() && queue.fork.is_none()
     }
 
     /// Waits until everything queued is done.
