@@ -31,7 +31,7 @@ pub fn common(k: &Kernel, v: ValueId) -> bool {
                 OpKind::Const(_) | OpKind::NumPrograms { .. } => true,
                 OpKind::ProgramId { axis } => axis != 0,
                 OpKind::Binary(BinaryOp::Div) if is_program(k, op.operands[0]) => {
-                    k.constant(op.operands[1]).is_some_and(|n| n.0 as u32 % u32::from(k.options.cluster) == 0)
+                    k.constant(op.operands[1]).is_some_and(|n| (n.0 as u32).is_multiple_of(k.options.cluster.into()))
                 }
                 _ if op.kind.is_elementwise() => all(&op.operands),
                 OpKind::Dim { .. } => selections(k, op.operands[0]).is_some(),
