@@ -1,14 +1,14 @@
-//! The memory-bound kernels in each tile size, number of warps and number of splits: what the choices in
-//! `kimi::model::ops` rest on.
+//! The memory-bound kernels, and those of the delta rule, in each tile size, number of warps and number of splits: what
+//! the choices in `kimi::model::ops` rest on.
 //!
 //! A [`Sweep`] is one piece of work and all ways to do it. Each way's result is compared with the f64 reference before
 //! it is timed.
 
 use super::{attention, kernels, poisoned, random};
 use crate::cases::{Numbers, bound, values};
-use kiln::{Bench, DType, Device, Element, Tensor, bf16};
-use kimi::kernels::{attention as mla, experts, linear, norm, short_conv};
-use kimi::reference::{self, relative_error};
+use kiln::{Bench, DType, Device, Element, Tensor, bf16, f16};
+use kimi::kernels::{attention as mla, experts, kda, linear, norm, short_conv};
+use kimi::reference::{self, KdaShape, relative_error};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -72,6 +72,13 @@ pub fn all() -> Vec<Work> {
             format!("short_conv/t{tokens}"),
             4 * tokens * CHANNELS,
             Box::new(move |device| convolution(device, tokens)),
+        );
+    }
+    for tokens in [1024, 8192] {
+        add(
+            format!("kda_prefill/t{tokens}"),
+            10 * tokens * CHANNELS / 3,
+            Box::new(move |device| delta(device, tokens)),
         );
     }
     for (sequences, context) in [(1, 4096), (1, 131072), (16, 4096), (16, 32768), (128, 4096)] {
@@ -318,6 +325,74 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
     });
     let bytes = 2.0 * (sequences * context * (LATENT + ROPE)) as f64;
     Ok(Sweep { name: format!("mla_decode/b{sequences}_ctx{context}"), bytes, ways, check })
+}
+
+/// The delta rule of one sequence in chunks, from a state of zeros; `tokens` is a multiple of 64.
+fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
+    const WIDTH: usize = 128;
+    let (channels, chunks) = (HEADS * WIDTH, tokens / 64);
+    let qkv = random::<bf16>(device, &[tokens, 3 * channels], 1.0, 1)?;
+    let decay = random::<bf16>(device, &[tokens, channels], 1.0, 2)?;
+    let beta = random::<bf16>(device, &[tokens, HEADS], 1.0, 3)?;
+    let a_log: Vec<f32> = (0..HEADS).map(|h| (1.0 + h as f32 / 2.0).ln()).collect();
+    let a_log = Tensor::from_slice(&a_log, &[HEADS], device)?;
+    let dt_bias = random::<f32>(device, &[channels], 1.0, 4)?;
+    let of_chunks: Vec<i32> = (0..chunks as i32).flat_map(|chunk| [64 * chunk, tokens as i32, -1, 0]).collect();
+    let of_chunks = Tensor::from_slice(&of_chunks, &[chunks, 4], device)?;
+    let sequence = Tensor::from_slice(&[0, 0, tokens as i32, 0], &[1, 4], device)?;
+    let inputs = [&qkv, &decay, &beta, &a_log, &dt_bias, &of_chunks, &sequence];
+    let mut ways = Ways::new::<bf16>(device, &inputs, &[tokens, HEADS, WIDTH])?;
+    let by_token = [HEADS, tokens, WIDTH];
+    let kept = [by_token, by_token, by_token, [HEADS, tokens, 64]].map(|shape| shared_tensor::<bf16>(device, &shape));
+    let [k_in, q_in, k_out, p] = kept;
+    let (k_in, q_in, k_out, p) = (k_in?, q_in?, k_out?, p?);
+    let keep = shared_tensor::<f32>(device, &[HEADS, chunks, WIDTH])?;
+    let state = shared_tensor::<f32>(device, &[1, HEADS, WIDTH, WIDTH])?;
+    macro_rules! instances {
+        ($($b:literal channels, $l:literal programs, $ahead:literal ahead;)*) => {{$({
+            let kept = [&k_in, &q_in, &k_out, &p, &keep, &state].map(Rc::clone);
+            ways.add(concat!($b, " channels, ", $l, " programs, ", $ahead, " ahead"), move |i, out| {
+                let [k_in, q_in, k_out, p, keep, state] = kept.each_ref().map(|tensor| tensor.borrow_mut());
+                let [mut k_in, mut q_in, mut k_out, mut p, mut keep, mut state] = [k_in, q_in, k_out, p, keep, state];
+                state.fill(0.0)?;
+                kda::kda_chunk::<bf16, f16, WIDTH, 64, 32, 16, $b, $l, false>(
+                    &i[0], &i[1], &i[2], &i[3], &i[4], 0.0, &i[5], &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
+                )
+                .grid([chunks, HEADS, 1])
+                .run()?;
+                kda::kda_state::<bf16, WIDTH, 64, 64, $ahead, false>(
+                    &i[0], &k_in, &q_in, &k_out, &p, &keep, &i[6], &i[5], &mut state, out,
+                )
+                .grid([WIDTH / 64, HEADS, 1])
+                .run()
+            });
+        })*}};
+    }
+    instances! {
+        32 channels, 0 programs, 3 ahead;
+        32 channels, 0 programs, 2 ahead;
+        16 channels, 0 programs, 3 ahead;
+        16 channels, 3 programs, 3 ahead;
+    }
+    let check = Box::new(move || {
+        // The beginning, which what comes later cannot change.
+        const SEEN: usize = 100;
+        let rows = values(&qkv.narrow(0, 0, SEEN)?)?;
+        let third = |i: usize| -> Vec<f64> {
+            rows.chunks_exact(3 * channels).flat_map(|row| &row[i * channels..][..channels]).copied().collect()
+        };
+        let q = reference::l2_norm(&third(0), WIDTH, 1e-6, (WIDTH as f64).powf(-0.5));
+        let k = reference::l2_norm(&third(1), WIDTH, 1e-6, 1.0);
+        let g = reference::kda_gate(&values(&decay.narrow(0, 0, SEEN)?)?, &values(&a_log)?, &values(&dt_bias)?);
+        let beta: Vec<f64> = values(&beta.narrow(0, 0, SEEN)?)?.into_iter().map(reference::sigmoid).collect();
+        let shape = KdaShape { key_heads: HEADS, heads: HEADS, key: WIDTH, value: WIDTH };
+        let mut state = vec![0.0; HEADS * WIDTH * WIDTH];
+        let want = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
+        let compare: Compare = Box::new(move |result| Ok(relative_error(&values(&result.narrow(0, 0, SEEN)?)?, &want)));
+        Ok(compare)
+    });
+    // As of the benchmark: q, k, v, the gate's input and the output.
+    Ok(Sweep { name: format!("kda_prefill/t{tokens}"), bytes: (10 * tokens * channels) as f64, ways, check })
 }
 
 fn shared_tensor<T: Element>(device: Device, shape: &[usize]) -> anyhow::Result<Rc<RefCell<Tensor>>> {

@@ -25,9 +25,6 @@
 use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
-/// Channels at a time.
-const B: usize = 32;
-
 /// Of each chunk of `C` = 2·`M` = 4·`S` tokens and each head.
 ///
 /// - qkv `[n, (2·key_heads + heads)·D]` after the convolution, heads a multiple of key_heads; decay_input
@@ -36,10 +33,20 @@ const B: usize = 32;
 /// - k_in = k ⊙ e^G, q_in = D^-½ q ⊙ e^G, k_out = Tᵀ (k ⊙ e^{G_C − G}) `[heads, count·C, D]`; p = P T
 ///   `[heads, count·C, C]`; keep = e^{G_C} `[heads, count, D]`. q and k are of unit length.
 ///
-/// `X`, as wide as `T`: element of the inverse and of what it is applied to, all at most 1. Program: (chunk, key head,
-/// value head within those of the key head).
-#[kernel(deny(spill, wgmma_serialized, bank_conflict))]
-pub fn kda_chunk<T, X, const D: usize, const C: usize, const M: usize, const S: usize, const BOUNDED: bool>(
+/// `X`, as wide as `T`: element of the inverse and of what it is applied to, all at most 1. `B` channels at a time, which
+/// `L` programs a multiprocessor have registers for. Program: (chunk, key head, value head within those of the key head).
+#[kernel(min_programs_per_sm = L, deny(spill, wgmma_serialized, bank_conflict))]
+pub fn kda_chunk<
+    T,
+    X,
+    const D: usize,
+    const C: usize,
+    const M: usize,
+    const S: usize,
+    const B: usize,
+    const L: u8,
+    const BOUNDED: bool,
+>(
     qkv: &View<T, 2>,
     decay_input: &View<T, 2>,
     beta_input: &View<T, 2>,

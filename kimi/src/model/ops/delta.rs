@@ -227,12 +227,12 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
         let (heads, count, chunks) = (k_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
         match gate {
-            Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, false>(
+            Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, 32, 0, false>(
                 qkv, decay, beta, a_log, dt_bias, 0.0, chunks, k_in, q_in, k_out, p, keep,
             )
             .grid([count, heads / group, group])
             .run(),
-            Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, true>(
+            Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, 32, 0, true>(
                 qkv, decay, beta, a_log, dt_bias, low, chunks, k_in, q_in, k_out, p, keep,
             )
             .grid([count, heads / group, group])
