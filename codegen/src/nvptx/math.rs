@@ -506,7 +506,11 @@ pub fn bitcast(w: &mut Writer, from: DType, to: DType, x: &V) -> V {
     let (a, b) = (llvm_type(from), llvm_type(to));
     match (from, to) {
         // LLVM takes `bfloat` to i16 to `half` for one conversion, which it then cannot select: it must not see both.
-        (DType::BF16, _) if to != DType::BF16 => w.asm("i16", "mov.b16 $0, $1;", "=h,h", &[("i16", x)]),
+        (DType::BF16, _) if to != DType::BF16 => {
+            let v = w.asm("i16", "mov.b16 $0, $1;", "=h,h", &[("i16", x)]);
+            w.same_bits(&v, x);
+            v
+        }
         _ if a == b => x.clone(),
         (DType::Bool, _) => w.op(format_args!("zext i1 {x} to {b}")),
         (_, DType::Bool) => w.icmp("ne", a, x, &int(0)),

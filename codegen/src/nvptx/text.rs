@@ -234,6 +234,13 @@ impl Writer {
         halves
     }
 
+    /// `new` has the bits of `old`: if that is half of a word, so is this.
+    pub fn same_bits(&mut self, new: &V, old: &V) {
+        if let Some(origin) = self.halves.get(old).cloned() {
+            self.halves.insert(new.clone(), origin);
+        }
+    }
+
     /// The i32 of two i16: where they come from words by one permutation of bytes, which LLVM would not find.
     pub fn join(&mut self, low: &V, high: &V) -> V {
         let origin = |v| self.halves.get(v).cloned();
@@ -338,6 +345,8 @@ mod tests {
         joined(&a0, &b1, 0x7610);
         joined(&a1, &b0, 0x5432);
         joined(&a1, &b1, 0x7632);
+        w.same_bits(&"%c".into(), &b1);
+        joined(&a0, &"%c".into(), 0x7610);
         let word = w.join(&int(7), &b1);
         assert!(w.body.contains(&format!("{word} = or i32")), "a constant is no half: {}", w.body);
     }
