@@ -31,9 +31,9 @@ mod types;
 
 /// Makes a function a kernel: a host function of the same name that returns a `Launch`.
 ///
-/// Options: `warps` (1, 2, 4, .. 32; default 4) and `min_programs_per_sm` (default 0: the compiler decides), as in
-/// `#[kernel(warps = 8)]`, and `cluster`: so many neighbours along axis 0 of the grid run at the same time and share what
-/// all of them load into products; they may be constants and generic parameters. `evict_first(weight)`, or
+/// Options: `warps` (1, 2, 4, .. 32) and `min_programs_per_sm`, as in `#[kernel(warps = 8)]`, by default the compiler's
+/// choice, and `cluster`: so many neighbours along axis 0 of the grid, which is whole clusters, run at the same time and
+/// share what all of them load into products; they may be constants and generic parameters. `evict_first(weight)`, or
 /// `evict_first(weight if ONCE)`, names parameters whose memory is used once, so that caches give it up first.
 /// `deny(spill, bank_conflict)` makes launches on NVIDIA GPUs fail where compiling the kernel finds such a thing, see
 /// `kiln::ir::Lint`.

@@ -8,40 +8,30 @@
 //! of the rows and the hardware delivers it to all (multicast). What a tile costs of the second-level cache's bandwidth is
 //! then divided by the size of the cluster.
 
-use super::bulk::{BulkLoad, Nesting, Share, selections};
+use super::bulk::{BulkLoad, Nesting, Share};
 use super::panels::Panels;
-use crate::ir::{Access, BinaryOp, Def, Kernel, OpId, OpKind, ValueId};
+use crate::ir::{BinaryOp, Def, Kernel, OpId, OpKind, ValueId};
 
 /// Rows that a swizzle's pattern spans: parts of a tile begin at multiples.
 const PATTERN: usize = 8;
 
-/// Whether a scalar is the same in all programs of a cluster.
-pub fn common(k: &Kernel, v: ValueId) -> bool {
+/// Whether a scalar that the producer can compute ([`computable`](super::bulk::computable)) is common.
+fn common(k: &Kernel, v: ValueId) -> bool {
     let all = |vs: &[ValueId]| vs.iter().all(|&v| common(k, v));
     match k.def(v) {
         Def::Param(_) => true,
         // The counter of a loop that all walk alike.
-        Def::Arg(region, i) => {
-            let around = k.ops.iter().find(|o| matches!(o.kind, OpKind::For { .. }) && o.regions.contains(&region));
-            i == 0 && around.is_some_and(|o| all(&o.operands[..3]))
+        Def::Arg(region, _) => {
+            k.ops.iter().find(|o| o.regions.contains(&region)).is_some_and(|o| all(&o.operands[..3]))
         }
         Def::Result(op, _) => {
             let op = k.op(op);
             match op.kind {
-                OpKind::Const(_) | OpKind::NumPrograms { .. } => true,
                 OpKind::ProgramId { axis } => axis != 0,
                 OpKind::Binary(BinaryOp::Div) if is_program(k, op.operands[0]) => {
                     k.constant(op.operands[1]).is_some_and(|n| (n.0 as u32).is_multiple_of(k.options.cluster.into()))
                 }
-                _ if op.kind.is_elementwise() => all(&op.operands),
-                OpKind::Dim { .. } => selections(k, op.operands[0]).is_some(),
-                OpKind::Gather { masked: false } => {
-                    let alike = |(param, way): (usize, Vec<(u8, ValueId)>)| {
-                        k.params[param].access == Access::Read && way.iter().all(|&(_, i)| common(k, i))
-                    };
-                    selections(k, op.operands[0]).is_some_and(alike) && all(&op.operands[1..])
-                }
-                _ => false,
+                _ => all(&op.operands),
             }
         }
     }

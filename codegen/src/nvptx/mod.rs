@@ -167,12 +167,15 @@ pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
 #[cfg(feature = "llvm")]
 pub fn compile(kernel: &Kernel, target: Target) -> Result<Ptx, Error> {
     let lowered = llvm_text(kernel, target)?;
-    let mut text =
-        emit::ptx(&lowered.text, target).map_err(|message| Error::Internal { kernel: kernel.name.clone(), message })?;
+    let internal = |message| Error::Internal { kernel: kernel.name.clone(), message };
+    let mut text = emit::ptx(&lowered.text, target).map_err(internal)?;
     if lowered.cluster > 1 {
         // LLVM 19 cannot say it.
         let threads = format!(".reqntid {}, 1, 1", lowered.threads);
-        text = text.replacen(&threads, &format!("{threads}\n.reqnctapercluster {}, 1, 1", lowered.cluster), 1);
+        let Some((before, after)) = text.split_once(&threads) else {
+            return Err(internal(format!("no `{threads}` in the PTX")));
+        };
+        text = format!("{before}{threads}\n.reqnctapercluster {}, 1, 1{after}", lowered.cluster);
     }
     let Lowered { entry, threads, shared_bytes, maps, findings, .. } = lowered;
     Ok(Ptx { text, entry, threads, shared_bytes, maps, findings })

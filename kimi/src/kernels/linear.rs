@@ -2,8 +2,8 @@
 
 use kiln::prelude::*;
 
-/// x `[n, in]`, weight `[out, in]` → y `[n, out]`. Products of `C`, sums in f32. `ONCE`: the weight is read once, since all
-/// rows are in one tile, and the second-level cache is not to keep it.
+/// x `[n, in]`, weight `[out, in]` → y `[n, out]`. Products of `C`, sums in f32. `ONCE`: the weight is read once, and the
+/// second-level cache is not to keep it.
 #[kernel(evict_first(weight if ONCE), deny(spill, wgmma_serialized))]
 pub fn linear<T, W, C, Y, const M: usize, const N: usize, const K: usize, const ONCE: bool>(
     x: &View<T, 2>,

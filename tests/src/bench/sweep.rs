@@ -343,17 +343,18 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let inputs = [&qkv, &decay, &beta, &a_log, &dt_bias, &of_chunks, &sequence];
     let mut ways = Ways::new::<bf16>(device, &inputs, &[tokens, HEADS, WIDTH])?;
     let by_token = [HEADS, tokens, WIDTH];
-    let kept = [by_token, by_token, by_token, [HEADS, tokens, 64]].map(|shape| shared_tensor::<bf16>(device, &shape));
-    let [k_in, q_in, k_out, p] = kept;
-    let (k_in, q_in, k_out, p) = (k_in?, q_in?, k_out?, p?);
+    let k_in = shared_tensor::<bf16>(device, &by_token)?;
+    let q_in = shared_tensor::<bf16>(device, &by_token)?;
+    let k_out = shared_tensor::<bf16>(device, &by_token)?;
+    let p = shared_tensor::<bf16>(device, &[HEADS, tokens, 64])?;
     let keep = shared_tensor::<f32>(device, &[HEADS, chunks, WIDTH])?;
     let state = shared_tensor::<f32>(device, &[1, HEADS, WIDTH, WIDTH])?;
     macro_rules! instances {
         ($($b:literal channels, $l:literal programs, $ahead:literal ahead;)*) => {{$({
             let kept = [&k_in, &q_in, &k_out, &p, &keep, &state].map(Rc::clone);
             ways.add(concat!($b, " channels, ", $l, " programs, ", $ahead, " ahead"), move |i, out| {
-                let [k_in, q_in, k_out, p, keep, state] = kept.each_ref().map(|tensor| tensor.borrow_mut());
-                let [mut k_in, mut q_in, mut k_out, mut p, mut keep, mut state] = [k_in, q_in, k_out, p, keep, state];
+                let [mut k_in, mut q_in, mut k_out, mut p, mut keep, mut state] =
+                    kept.each_ref().map(|tensor| tensor.borrow_mut());
                 state.fill(0.0)?;
                 kda::kda_chunk::<bf16, f16, WIDTH, 64, 32, 16, $b, $l, false>(
                     &i[0], &i[1], &i[2], &i[3], &i[4], 0.0, &i[5], &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,

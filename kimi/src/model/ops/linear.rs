@@ -104,30 +104,33 @@ impl<T: Activation, W: Float> Ops<T, W> {
             return Ok(());
         }
         let parts = self.parts::<C>(rows, columns, inner);
-        let once = columns * inner * V::DTYPE.size() <= ONCE_BYTES;
+        // One row, or one tile of rows.
+        let once = (rows == 1 || C::DTYPE.size() == 2) && columns * inner * V::DTYPE.size() <= ONCE_BYTES;
+        macro_rules! few_rows {
+            ($kernel:ident::<$($generic:tt),*>) => {
+                match once {
+                    true => linear::$kernel::<$($generic),*, true>(x, weight, y).run()?,
+                    false => linear::$kernel::<$($generic),*, false>(x, weight, y).run()?,
+                }
+            };
+        }
         if rows == 1 || rows < FEW_ROWS && C::DTYPE.size() == 4 {
             // A power of two of chunks, or 9 for a width like 2304; a grid has at most 65,535 programs along its second axis.
             if columns > 65_535 {
-                linear::linear_row::<T, V, Y, 4, 4, WARP, 1, false>(x, weight, y).run()?;
+                few_rows!(linear_row::<T, V, Y, 4, 4, WARP, 1>)
             } else if inner.is_multiple_of(9 * WARP) {
-                linear::linear_row::<T, V, Y, 1, 9, WARP, 1, true>(x, weight, y).run()?;
+                few_rows!(linear_row::<T, V, Y, 1, 9, WARP, 1>)
             } else {
-                linear::linear_row::<T, V, Y, 2, 4, WARP, 1, true>(x, weight, y).run()?;
+                few_rows!(linear_row::<T, V, Y, 2, 4, WARP, 1>)
             }
         } else if parts > 1 {
             let mut partial = self.empty::<f32>(&[parts, rows, columns])?;
             self.matmul_in_parts::<V>(x, weight, &mut partial)?;
             linear::sum_parts::<Y, 4, 128>(&partial, y).run()?;
         } else if rows <= 16 && C::DTYPE.size() == 2 {
-            match once {
-                true => linear::linear::<T, V, C, Y, 16, 64, 64, true>(x, weight, y).run()?,
-                false => linear::linear::<T, V, C, Y, 16, 64, 64, false>(x, weight, y).run()?,
-            }
+            few_rows!(linear::<T, V, C, Y, 16, 64, 64>)
         } else if rows <= 64 && C::DTYPE.size() == 2 {
-            match once {
-                true => linear::linear::<T, V, C, Y, 64, 64, 64, true>(x, weight, y).run()?,
-                false => linear::linear::<T, V, C, Y, 64, 64, 64, false>(x, weight, y).run()?,
-            }
+            few_rows!(linear::<T, V, C, Y, 64, 64, 64>)
         } else if C::DTYPE.size() == 2 {
             // What comes by other ways than bulk copies takes registers.
             let aligned = (x.strides()[0] * T::DTYPE.size()).is_multiple_of(16);
