@@ -203,7 +203,7 @@ impl<'a> Emitter<'a, '_> {
     }
 
     /// Ends the program with the operation's failure unless `holds`.
-    fn demand(&mut self, holds: Value, id: OpId) {
+    pub(super) fn demand(&mut self, holds: Value, id: OpId) {
         let [fail, go_on] = [(); 2].map(|()| self.b.create_block());
         self.b.ins().brif(holds, go_on, &[], fail, &[]);
         self.b.set_cold_block(fail);

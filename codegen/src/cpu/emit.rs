@@ -364,6 +364,7 @@ impl<'a> Emitter<'a, '_> {
             OpKind::Store => return self.emit_store(op),
             OpKind::Scatter { .. } => return self.emit_scatter(op),
             OpKind::Atomic { .. } => return self.emit_atomic(op),
+            OpKind::Signal | OpKind::Wait => return self.emit_semaphore(id),
             OpKind::Reduce { .. } => return self.emit_reduce(op),
             OpKind::Scan { .. } => return self.emit_scan(op),
             OpKind::Assert { .. } => return self.emit_assert(id),

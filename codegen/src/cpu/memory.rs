@@ -7,7 +7,7 @@
 
 use super::emit::{Emitter, Point, ViewValue, clif_type, flags};
 use super::plan::Place;
-use crate::ir::{AtomicOp, DType, Def, Op, OpKind, Type, ValueId};
+use crate::ir::{AtomicOp, DType, Def, Op, OpId, OpKind, Type, ValueId};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, MemFlags, Value, types};
 
@@ -475,6 +475,25 @@ impl<'a> Emitter<'a, '_> {
                 _ => {}
             }
         });
+    }
+
+    /// Signals, and waits that have nothing to wait for: all earlier launches are over.
+    pub(super) fn emit_semaphore(&mut self, id: OpId) {
+        let op = self.k.op(id);
+        let waits = op.kind == OpKind::Wait;
+        let (at, ok) = self.indexed(op.operands[0], &op.operands[2..], None, Point::ORIGIN)[0];
+        let taken = self.scalar(op.operands[1]);
+        let count = if waits { self.b.ins().ineg(taken) } else { taken };
+        let code = self.iconst(atomic_code(AtomicOp::Add, DType::I32) as i64);
+        let count = self.b.ins().uextend(types::I64, count);
+        let old = self.call(self.helpers.atomic, &[code, at, count]);
+        if waits {
+            let old = self.scalar_from_bits(DType::I32, old);
+            let given = self.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, old, taken);
+            let outside = self.b.ins().icmp_imm(IntCC::Equal, ok, 0);
+            let holds = self.b.ins().bor(given, outside);
+            self.demand(holds, id);
+        }
     }
 }
 

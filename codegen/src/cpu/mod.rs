@@ -132,6 +132,7 @@ fn compile_for(kernel: &Kernel, fma: bool) -> Result<CpuKernel, CpuError> {
     let entry = unsafe { std::mem::transmute::<*const u8, Entry>(code) };
     let failures = kernel.ops.iter().enumerate().filter_map(|(i, op)| match &op.kind {
         OpKind::Assert { message } => Some((i as u32, (op.loc, format!("assertion failed: {message}")))),
+        OpKind::Wait => Some((i as u32, (op.loc, "waits for a signal that no earlier launch has given".to_owned()))),
         OpKind::For { .. } => Some((i as u32, (op.loc, "the step of a loop must be positive".to_owned()))),
         _ => None,
     });

@@ -190,7 +190,8 @@ fn is_pointwise(kind: &OpKind) -> bool {
 }
 
 fn writes_memory(kind: &OpKind) -> bool {
-    matches!(kind, OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. })
+    let waits = matches!(kind, OpKind::Signal | OpKind::Wait);
+    waits || matches!(kind, OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. })
 }
 
 impl Planner<'_> {

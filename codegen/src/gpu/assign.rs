@@ -512,10 +512,10 @@ impl Assigner<'_> {
             ((run * size).min(64), (vector * size).min(8))
         };
         let best = quality(&ideal);
-        let good = |l: &LinearLayout| quality(l).0 >= best.0 && quality(l).1 >= best.1;
-        // A tile that stays within its warps needs no barrier on the way.
-        let near = || coalesced_within_warps(&own, access).filter(good);
-        if good(&own) { own } else { near().unwrap_or(ideal) }
+        let good = |l: &LinearLayout, run: usize| quality(l).0 >= best.0.min(run) && quality(l).1 >= best.1;
+        // A tile that stays within its warps needs no barrier on the way: whole sectors are enough.
+        let near = || coalesced_within_warps(&own, access).filter(|l| good(l, 32));
+        if good(&own, 64) { own } else { near().unwrap_or(ideal) }
     }
 
     fn forward_for(&mut self, op: &Op) {
@@ -758,6 +758,10 @@ impl Assigner<'_> {
                     for &r in &op.results {
                         self.demand_home(r);
                     }
+                }
+                OpKind::Signal | OpKind::Wait => {
+                    self.demand_view(op.operands[0]);
+                    op.operands[1..].iter().for_each(|&v| self.demand_home(v));
                 }
                 OpKind::Assert { .. } => self.demand_home(op.operands[0]),
                 OpKind::Print { .. } => {

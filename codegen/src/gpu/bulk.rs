@@ -21,7 +21,7 @@ pub struct TensorMap {
     pub size: usize,
     /// The extents of one copy, one per dimension of the parameter; the last is a panel's columns.
     pub extents: Vec<u32>,
-    /// Bytes of the shared memory's swizzle: 32, 64 or 128.
+    /// Bytes of the shared memory's swizzle: 32, 64 or 128; 16 if there is none.
     pub swizzle: usize,
 }
 
@@ -33,6 +33,8 @@ pub struct BulkLoad {
     pub coords: Vec<ValueId>,
     /// If all programs of a cluster want this tile: each copies a part of its rows to all.
     pub share: Option<Share>,
+    /// The first of the loads that arrive together: what waits for one waits for all.
+    pub first: OpId,
 }
 
 /// How a cluster shares a copy.
@@ -154,7 +156,12 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Option<BulkLoad> {
     }
     let slot = k.slots().iter().position(|s| s.param as usize == param)?;
     let (coords, extents) = coords.into_iter().unzip();
-    Some(BulkLoad { map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() }, coords, share: None })
+    Some(BulkLoad {
+        map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() },
+        coords,
+        share: None,
+        first: load,
+    })
 }
 
 /// Whether the producer can walk to a loop: it computes the bounds of this loop and of those around it, and the

@@ -6,7 +6,7 @@
 //!
 //! Invariant: every answer is a power of two that divides the value in every run; 1 when nothing is known.
 
-use crate::ir::{BinaryOp, Def, Fact, Kernel, OpKind, Shape, Type, UnaryOp, ValueId};
+use crate::ir::{BinaryOp, Def, Fact, Kernel, OpId, OpKind, Shape, Type, UnaryOp, ValueId};
 
 /// Zero is divisible by everything; this is as far as anybody asks.
 pub const EVERYTHING: u32 = 1 << 16;
@@ -125,6 +125,26 @@ pub fn disjoint(k: &Kernel, shape: Shape, a: &[ValueId], b: &[ValueId]) -> bool 
         let extent = shape.dim(axis) as u32;
         let apart = difference.constant >= extent && difference.constant.wrapping_neg() >= extent;
         apart && difference.terms.iter().all(|t| t.1 == 0)
+    })
+}
+
+/// Whether the boxes at these coordinates are known to have no element in common in different iterations of a loop:
+/// along some axis a step takes them at least their extent further.
+pub fn disjoint_by_iteration(k: &Kernel, id: OpId, shape: Shape, coords: &[ValueId]) -> bool {
+    let body = k.op(id).regions[0];
+    let counter = k.region(body).args[0];
+    let Some(step) = k.constant(k.op(id).operands[2]).map(|bits| bits.0 as i32) else { return false };
+    let outside = |v: ValueId| match k.def(v) {
+        Def::Param(_) => true,
+        Def::Arg(region, _) => region != body,
+        Def::Result(op, _) => !k.region(body).ops.contains(&op),
+    };
+    (0..shape.rank()).any(|axis| {
+        let mut place = Sum::default();
+        place.add(k, coords[axis], 1, 8);
+        let moves = place.terms.iter().filter(|t| t.0 == counter).fold(0u32, |sum, t| sum.wrapping_add(t.1));
+        let stays = |t: &(ValueId, u32)| t.0 == counter || t.1 == 0 || outside(t.0);
+        moves == 1 && step >= shape.dim(axis) as i32 && place.terms.iter().all(stays)
     })
 }
 

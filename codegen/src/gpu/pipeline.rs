@@ -10,8 +10,8 @@
 //! writes to its parameter; and if 16-byte copies along its last axis are possible. The loop then starts the copies of
 //! iteration i + stages - 1 while it computes iteration i.
 //!
-//! Where no loop's products read rings, what a loop with products loads from such places runs one iteration ahead, too:
-//! each thread copies what it will need into shared memory of its own (a copy in flight to registers would take one of
+//! Where no loop's products read rings, what a loop with products loads from such places runs ahead, too (one iteration,
+//! or as many as its author asks for): each thread copies what it will need into shared memory of its own (a copy in flight to registers would take one of
 //! the few scoreboards, which all that waits for results shares).
 
 use super::bulk::{self, BulkLoad, Nesting};
@@ -19,10 +19,11 @@ use super::layout::{Ldmatrix, LinearLayout};
 use super::mma::DotPlan;
 use super::panels::Panels;
 use super::{Chip, cluster, facts};
-use crate::ir::{Access, Def, Finding, Kernel, Lint, OpId, OpKind, RegionId, Type, ValueId};
+use crate::ir::{Access, Def, Finding, Kernel, Lint, OpId, OpKind, Region, RegionId, Type, ValueId};
+use crate::passes::edit::any;
 use std::collections::{BTreeMap, HashMap};
 
-/// What a thread may copy for the next iteration, in bytes.
+/// What a thread may copy for one iteration, in bytes.
 const SLOT_BYTES: usize = 128;
 
 /// A load that runs ahead.
@@ -62,12 +63,34 @@ pub struct BulkRegion {
     pub once: bool,
 }
 
+impl BulkRegion {
+    /// The first of each group of loads that arrive together.
+    pub fn groups(&self) -> impl Iterator<Item = &StagedLoad<BulkLoad>> {
+        self.loads.iter().filter(|l| l.copy.first == l.load)
+    }
+
+    /// The loads of a group, by its first.
+    pub fn group(&self, first: &StagedLoad<BulkLoad>) -> impl Iterator<Item = &StagedLoad<BulkLoad>> {
+        let first = first.load;
+        self.loads.iter().filter(move |l| l.copy.first == first)
+    }
+}
+
+/// A loop with loads that run ahead in slots of each thread's own.
+#[derive(Clone, Debug)]
+pub struct SlotLoop {
+    /// Iterations that have slots at a time, at least 2; or all there are.
+    pub stages: usize,
+    /// Whether that is all of them.
+    pub all: bool,
+    pub loads: Vec<OpId>,
+}
+
 /// What runs ahead.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead {
     pub loops: HashMap<OpId, StagedLoop>,
-    /// Loads that run one iteration ahead in slots of each thread's own, by their loop.
-    pub slots: HashMap<OpId, Vec<OpId>>,
+    pub slots: HashMap<OpId, SlotLoop>,
     pub bulk: BTreeMap<RegionId, BulkRegion>,
 }
 
@@ -132,6 +155,13 @@ pub fn leaves(k: &Kernel, body: RegionId, v: ValueId, out: &mut Vec<ValueId>) {
     }
 }
 
+/// How often a loop runs, if that is known and it runs at all.
+fn trips(k: &Kernel, id: OpId) -> Option<usize> {
+    let bound = |i: usize| k.constant(k.op(id).operands[i]).map(|bits| bits.0 as i32 as i64);
+    let (lo, hi, step) = (bound(0)?, bound(1)?, bound(2)?);
+    (lo < hi).then(|| ((hi - lo) as usize).div_ceil(step as usize))
+}
+
 /// Where a value is used.
 type Users = HashMap<ValueId, Vec<OpId>>;
 
@@ -147,6 +177,44 @@ struct Planner<'k> {
 
 /// Plans what runs ahead in a kernel.
 pub fn plan(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip, findings: &mut Vec<Finding>) -> Ahead {
+    let ahead = plan_for(k, dots, warps, chip, findings);
+    let nesting = Nesting::of(k);
+    let mut waits = (0..k.ops.len()).map(|i| OpId(i as u32)).filter(|&id| k.op(id).kind == OpKind::Wait);
+    let left = waits.find(|&id| !waits_for_copies(k, &nesting, id, &ahead));
+    match left {
+        Some(wait) if !ahead.bulk.is_empty() => {
+            let why = "no bulk copies: none comes before other reads after this wait";
+            findings.push(Finding::new(Lint::Fallback, k.op(wait).loc, why));
+            plan_for(k, dots, warps, Chip { warpgroups: false, ..chip }, findings)
+        }
+        _ => ahead,
+    }
+}
+
+/// Whether the producer can wait for a signal instead of the computing warps: a bulk copy is the next thing that reads
+/// memory.
+fn waits_for_copies(k: &Kernel, nesting: &Nesting, wait: OpId, ahead: &Ahead) -> bool {
+    let op = k.op(wait);
+    let after = |op: OpId| {
+        let follows = |r: &Region| r.ops.iter().position(|&o| o == op).map(|at| r.ops[at + 1..].to_vec());
+        k.regions.iter().find_map(follows).unwrap_or_default()
+    };
+    let branches = nesting.around(wait).take_while(|&o| k.op(o).kind == OpKind::If);
+    let next = std::iter::once(wait).chain(branches).find_map(|o| first_read(k, &after(o)));
+    next.is_some_and(|o| ahead.bulk_load(o).is_some())
+        && bulk::selections(k, op.operands[0]).is_some()
+        && op.operands[1..].iter().all(|&v| bulk::computable(k, v))
+}
+
+/// The first operation that reads memory, also within loops and branches.
+fn first_read(k: &Kernel, ops: &[OpId]) -> Option<OpId> {
+    ops.iter().find_map(|&o| match &k.op(o).regions[..] {
+        [] => k.op(o).kind.reads_memory().then_some(o),
+        regions => regions.iter().find_map(|&r| first_read(k, &k.region(r).ops)),
+    })
+}
+
+fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip, findings: &mut Vec<Finding>) -> Ahead {
     let mut users: Users = HashMap::new();
     for (i, op) in k.ops.iter().enumerate() {
         for &v in &op.operands {
@@ -166,12 +234,18 @@ pub fn plan(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
             continue;
         }
         let bulk = planner.bulk_loads(id);
+        let waits = any(k, &op.regions, |kind| *kind == OpKind::Wait);
+        if bulk.is_empty() && waits {
+            continue; // What is behind a wait may not be read before.
+        }
         let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
         let bytes: usize = bulk.iter().map(|l| l.bytes).chain(copies.iter().map(|l| l.bytes)).sum();
         if bytes == 0 {
             let loads = planner.slot_loads(body);
             if !loads.is_empty() {
-                out.slots.insert(id, loads);
+                let wanted = if stages == 0 { 2 } else { stages as usize };
+                let trips = trips(k, id).filter(|&trips| trips <= wanted);
+                out.slots.insert(id, SlotLoop { stages: trips.unwrap_or(wanted), all: trips.is_some(), loads });
             }
             continue;
         }
@@ -256,10 +330,37 @@ impl Planner<'_> {
             cluster::share(k, &self.nesting, load, &panels, &mut bulk);
             let uses = self.uses(load);
             feeds |= uses.iter().any(|&(user, v, transposed)| self.reads(user, v, &panels, transposed));
-            let bytes = panels.bytes().next_multiple_of(1024);
+            let bytes = panels.bytes().next_multiple_of(panels.alignment());
             loads.push(StagedLoad { load, copy: bulk, panels, bytes });
         }
+        self.arrive_together(body, &mut loads);
         if feeds { loads } else { vec![] }
+    }
+
+    /// Loads of a region with no work between them share their barriers: a wait costs a warp some forty cycles even if
+    /// all is there.
+    fn arrive_together(&self, region: RegionId, loads: &mut [StagedLoad<BulkLoad>]) {
+        let mut loads = loads.iter_mut().peekable();
+        let mut first: Option<(OpId, Option<usize>)> = None;
+        for &op in &self.k.region(region).ops {
+            if let Some(load) = loads.next_if(|l| l.load == op) {
+                let programs = load.copy.share.map(|share| share.programs);
+                match first {
+                    Some((with, same)) if same == programs => load.copy.first = with,
+                    _ => first = Some((op, programs)),
+                }
+            } else if self.works(op) {
+                first = None;
+            }
+        }
+    }
+
+    /// Whether an operation is more than a step on the way of a coordinate or a tile.
+    fn works(&self, op: OpId) -> bool {
+        let op = self.k.op(op);
+        let tile = op.operands.iter().any(|&v| matches!(self.k.ty(v), Type::Tile(..)) && !self.k.ty(v).is_scalar());
+        let moves = matches!(op.kind, OpKind::Transpose { .. } | OpKind::Reshape | OpKind::Slice { .. });
+        !op.regions.is_empty() || (tile && !moves)
     }
 
     /// The loads of a region that runs once at most, and of the branches in it, of which products make all use.
@@ -274,7 +375,7 @@ impl Planner<'_> {
             let Some(panels) = self.panels(id) else { continue };
             let Some(copy) = bulk::bulk_load(k, id, &panels) else { continue };
             let uses = self.uses(id);
-            let bytes = panels.bytes().next_multiple_of(1024);
+            let bytes = panels.bytes().next_multiple_of(panels.alignment());
             let wgmma = |user: &OpId| matches!(self.dots.get(user), Some(DotPlan::Wgmma(_)));
             if bytes <= *left && uses.iter().all(|(u, v, t)| wgmma(u) && self.reads(*u, *v, &panels, *t)) {
                 *left -= bytes;
@@ -282,6 +383,7 @@ impl Planner<'_> {
             }
         }
         if !loads.is_empty() {
+            self.arrive_together(region, &mut loads);
             out.bulk.insert(region, BulkRegion { stages: 1, loads, once: false });
         }
     }
@@ -346,7 +448,7 @@ impl Planner<'_> {
         if layout.vectorise(access.axis, 8).width != 8 {
             return None;
         }
-        let bytes = panels.bytes().next_multiple_of(1024);
+        let bytes = panels.bytes().next_multiple_of(panels.alignment());
         Some(StagedLoad { load, copy: AsyncCopy { layout, access }, panels, bytes })
     }
 }

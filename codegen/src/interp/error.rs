@@ -30,6 +30,10 @@ pub enum ErrorKind {
     /// Two elements of one `store` or `scatter` fall on the same place.
     #[error("two elements of one tile are written to the same place")]
     DuplicateIndex,
+    /// A `wait` for a signal that no launch before this one has given: on a device that runs one launch after the other
+    /// it would never come.
+    #[error("waits for a signal that no earlier launch has given")]
+    NeverSignalled,
     /// A failed `assert`, with its message.
     #[error("assertion failed: {0}")]
     Assert(String),

@@ -183,6 +183,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
                 Ok(())
             }
             OpKind::Store | OpKind::Scatter { .. } => self.write(op),
+            OpKind::Signal | OpKind::Wait => self.semaphore(op),
             _ => {
                 let value = self.value(op)?;
                 self.set(&op.results, [value]);
@@ -395,6 +396,16 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             }
         };
         result.map_err(|fault| fault.of(name))
+    }
+
+    fn semaphore(&mut self, op: &Op) -> Result<(), Fault> {
+        let view = self.view(op.operands[0])?;
+        let name = &self.kernel.params[view.param].name;
+        let who = Accessor { program: self.linear, grid: self.grid };
+        let count = self.i32(op.operands[1])?;
+        let count = if op.kind == OpKind::Signal { count } else { count.wrapping_neg() };
+        let at = self.i32s(&op.operands[2..])?;
+        memory::semaphore(&mut self.held.memories[view.buffer], who, &view, &at, count).map_err(|f| f.of(name))
     }
 
     fn tiles(&self, vs: &[ValueId]) -> Result<Vec<Rc<Data>>, Fault> {

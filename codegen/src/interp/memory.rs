@@ -418,3 +418,24 @@ pub(super) fn atomic(
         Ok(old)
     })
 }
+
+/// Adds to a semaphore; a negative count is taken, which needs that it was given before.
+pub(super) fn semaphore(
+    memory: &mut Memory,
+    who: Accessor,
+    view: &View,
+    index: &[i64],
+    count: i32,
+) -> Result<(), Fault> {
+    let Ok(offset) = view.locate(index) else { return Ok(()) };
+    if let Err((_, kind)) = who.touch(memory, Access::Atomic, view.dtype.size(), offset, 1) {
+        return Err(Fault::from(kind).at(index.to_vec()));
+    }
+    let old = read_element(memory, view.dtype, offset);
+    let value = old.to_i64(view.dtype) as i32;
+    if count < 0 && value < -count {
+        return Err(Fault::from(ErrorKind::NeverSignalled).at(index.to_vec()));
+    }
+    write_element(memory, view.dtype, offset, Bits(value.wrapping_add(count) as u32 as u64));
+    Ok(())
+}

@@ -297,6 +297,16 @@ impl Builder {
         self.emit1(OpKind::Atomic { op, masked: mask.is_some() }, &operands, ty)
     }
 
+    pub fn signal(&mut self, view: ValueId, count: ValueId, at: &[ValueId]) {
+        let operands: Vec<_> = [view, count].iter().chain(at).copied().collect();
+        self.emit(OpKind::Signal, &operands, &[]);
+    }
+
+    pub fn wait(&mut self, view: ValueId, count: ValueId, at: &[ValueId]) {
+        let operands: Vec<_> = [view, count].iter().chain(at).copied().collect();
+        self.emit(OpKind::Wait, &operands, &[]);
+    }
+
     // -- diagnostics ---------------------------------------------------------------------------------------------------
 
     pub fn assert(&mut self, condition: ValueId, message: impl Into<String>) {

@@ -126,6 +126,8 @@ impl OpKind {
             OpKind::Gather { .. } => "gather",
             OpKind::Scatter { .. } => "scatter",
             OpKind::Atomic { .. } => "atomic",
+            OpKind::Signal => "signal",
+            OpKind::Wait => "wait",
             OpKind::For { .. } => "for",
             OpKind::While => "while",
             OpKind::If => "if",

@@ -229,6 +229,13 @@ pub enum OpKind {
         op: AtomicOp,
         masked: bool,
     },
+    /// (view<i32,r>, count i32, r coordinates i32): adds `count` to a semaphore once everything that this program has
+    /// stored so far is visible to the device (release). Outside of the view nothing happens.
+    Signal,
+    /// (view<i32,r>, r coordinates i32): waits until a semaphore is above 0 and takes 1 from it; what the program
+    /// does afterwards sees all that was stored before the signals (acquire). They must come from launches that were
+    /// queued earlier: interpreter and CPU, which run one launch after the other, report an error instead of waiting.
+    Wait,
 
     // -- control ---------------------------------------------------------------------------------------------------
     /// (lo i32, hi i32, step i32, inits…) → carried…; one region (i i32, carried…) yielding carried…. Runs for
@@ -273,6 +280,8 @@ impl OpKind {
             OpKind::Store
                 | OpKind::Scatter { .. }
                 | OpKind::Atomic { .. }
+                | OpKind::Signal
+                | OpKind::Wait
                 | OpKind::Assert { .. }
                 | OpKind::Print { .. }
                 | OpKind::Yield

@@ -526,7 +526,7 @@ impl<'a> Parser<'a> {
                     },
                 )
             }
-            "load" | "gather" | "store" | "scatter" | "atomic" => self.access(mnemonic),
+            "load" | "gather" | "store" | "scatter" | "atomic" | "signal" | "wait" => self.access(mnemonic),
             "for" => self.for_loop(),
             "while" => self.while_loop(),
             "if" => {
@@ -606,14 +606,14 @@ impl<'a> Parser<'a> {
         let view = self.value()?;
         let coords = self.list("[", "]", Self::value)?;
         let mut operands = vec![view];
-        if matches!(mnemonic, "store" | "scatter" | "atomic") {
+        if matches!(mnemonic, "store" | "scatter" | "atomic" | "signal" | "wait") {
             self.expect(",")?;
             operands.push(self.value()?);
         }
         operands.extend(coords);
         // On this line: the next one may be an `if`.
         let here = self.text[self.at..].trim_start_matches(' ').starts_with("if ");
-        let masked = here && mnemonic != "load" && mnemonic != "store" && self.accept("if");
+        let masked = here && matches!(mnemonic, "gather" | "scatter" | "atomic") && self.accept("if");
         if masked {
             operands.push(self.value()?);
         }
@@ -628,6 +628,8 @@ impl<'a> Parser<'a> {
             ("load", _) => OpKind::Load { has_other },
             ("gather", _) => OpKind::Gather { masked },
             ("store", _) => OpKind::Store,
+            ("signal", _) => OpKind::Signal,
+            ("wait", _) => OpKind::Wait,
             (_, Some(op)) => OpKind::Atomic { op, masked },
             _ => OpKind::Scatter { masked },
         };

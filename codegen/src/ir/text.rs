@@ -214,6 +214,7 @@ impl Printer<'_> {
                 format!("{dim} {}", self.values(o))
             }
             OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::Store | OpKind::Scatter { .. } => self.access(op),
+            OpKind::Signal | OpKind::Wait => self.access(op),
             OpKind::Atomic { op: which, .. } => format!("{} {}", which.name(), self.access(op)),
             OpKind::Assert { message } => format!("{}, {message:?}", self.values(o)),
             OpKind::Print { message } if o.is_empty() => format!("{message:?}"),

@@ -279,6 +279,7 @@ impl Verifier<'_> {
             }
             OpKind::Load { .. } | OpKind::Store => self.box_access(o),
             OpKind::Gather { .. } | OpKind::Scatter { .. } | OpKind::Atomic { .. } => self.element_access(o),
+            OpKind::Signal | OpKind::Wait => self.semaphore(o),
             OpKind::For { .. } | OpKind::While | OpKind::If => self.control(o),
             OpKind::Yield => self.fail("place", "the end of a region", "the middle"),
             OpKind::Assert { .. } => {
@@ -554,6 +555,22 @@ impl Verifier<'_> {
             OpKind::Scatter { .. } => self.no_results(o),
             _ => self.same("result", tile, self.result(o)?),
         }
+    }
+
+    fn semaphore(&self, o: &Op) -> Check {
+        self.no_results(o)?;
+        let Some(&view) = o.operands.first() else { return self.fail("operands", "a view first", "none") };
+        let (dtype, rank) = self.view(self.k.ty(view))?;
+        self.require(
+            dtype == DType::I32 && rank >= 1,
+            "operand 0",
+            "a view of i32 of rank 1 or more",
+            self.k.ty(view),
+        )?;
+        self.writable(view)?;
+        let expected = 2 + rank as usize;
+        self.require(o.operands.len() == expected, "operands", expected, o.operands.len())?;
+        o.operands[1..].iter().try_for_each(|&v| self.same("count or coordinate", I32, self.k.ty(v)))
     }
 
     // -- control -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@
 //! the computing warps of *all* programs have arrived, which they do at the barriers of all; its bytes come from all. So
 //! nobody may begin before everybody's barriers are made, nor end while others may still arrive at its own.
 //!
-//! Invariants: `full[s]` completes when the bytes of the copy have arrived, `free[s]` when each computing warp has
+//! Loads with no work between them have their barriers in common (`first` of a [`BulkLoad`]).
+//!
+//! Invariants: `full[s]` completes when the bytes of the copies have arrived, `free[s]` when each computing warp has
 //! arrived once after its last read of the buffer. A warp arrives with one lane, after a warp-wide barrier or a wait
 //! for its products.
 
@@ -21,10 +23,10 @@ use super::shared::EVERYWHERE;
 use super::text::{V, constant, int};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::bulk::{BulkLoad, Share, computable, selections};
-use crate::gpu::layout::LinearLayout;
+use crate::gpu::layout::{Ldmatrix, LinearLayout};
 use crate::gpu::mma::DotPlan;
-use crate::gpu::pipeline::StagedLoad;
-use crate::ir::{Def, OpId, OpKind, RegionId, ValueId};
+use crate::gpu::pipeline::{BulkRegion, StagedLoad};
+use crate::ir::{Def, Kernel, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
 /// Registers of a thread of the producer's warpgroup and of a computing one, where they differ; together with two
@@ -56,8 +58,11 @@ impl<'k> Lower<'k> {
         let regions = &self.plan.ahead.bulk;
         for region in regions.values() {
             for load in &region.loads {
-                let full = self.shared_top;
-                self.shared_top += 16 * region.stages;
+                let mut full = self.shared_top;
+                match self.rings.get(&load.copy.first) {
+                    Some(first) => full = first.full,
+                    None => self.shared_top += 16 * region.stages,
+                }
                 let places = Places { full, free: full + 8 * region.stages, buffers: 0, end: 0 };
                 self.rings.insert(load.load, places);
             }
@@ -127,7 +132,7 @@ impl<'k> Lower<'k> {
         self.w.branch(&first, &init, &ready);
         self.w.start(&init);
         for region in self.plan.ahead.bulk.values() {
-            for load in &region.loads {
+            for load in region.groups() {
                 let Places { full, free, .. } = self.rings[&load.load];
                 for (start, count) in [(full, 1), (free, self.warps() * programs(load))] {
                     for stage in 0..region.stages {
@@ -202,11 +207,13 @@ impl<'k> Lower<'k> {
 
     /// Whether the producer's warpgroup gives registers away.
     pub(super) fn shifts_registers(&self) -> bool {
-        let results = self.plan.dots.values().filter_map(|d| match d {
-            DotPlan::Wgmma(m) => Some(m.acc.registers()),
+        // Results, and first operands that do not lie in shared memory.
+        let registers = self.plan.dots.iter().filter_map(|(&id, d)| match d {
+            DotPlan::Wgmma(m) if self.plan.shared_operands.contains_key(&(id, 0)) => Some(m.acc.registers()),
+            DotPlan::Wgmma(m) => Some(m.acc.registers() + m.a.registers() * m.dtype.size() / 4),
             _ => None,
         });
-        !self.rings.is_empty() && self.warps() == 8 && results.sum::<usize>() >= 128
+        !self.rings.is_empty() && self.warps() == 8 && registers.sum::<usize>() >= 128
     }
 
     /// A walk for each region with rings, at the start of its side.
@@ -215,13 +222,15 @@ impl<'k> Lower<'k> {
         regions.into_iter().map(|r| (r, self.walk(phase))).collect()
     }
 
-    /// Where the load stands: waits for its tile.
+    /// Where the load stands: waits for its tile, and for those that arrive with it.
     pub(super) fn receive(&mut self, region: RegionId, load: &'k StagedLoad<BulkLoad>) {
         let walk = self.walks[&region].clone();
         let places = self.rings[&load.load];
         let (place, phase) = self.position(&walk);
-        let barrier = self.shared_at(places.full, &place, 8);
-        self.wait(&barrier, &phase);
+        if load.copy.first == load.load {
+            let barrier = self.shared_at(places.full, &place, 8);
+            self.wait(&barrier, &phase);
+        }
         let address = self.shared_at(places.buffers, &place, load.bytes);
         self.staged.insert(load.load, Staged { panels: load.panels.clone(), address });
     }
@@ -233,8 +242,8 @@ impl<'k> Lower<'k> {
         let walk = self.walks[&region].clone();
         let (place, _) = self.position(&walk);
         self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
-        for load in &bulk.loads {
-            let before = earlier.filter(|_| self.read_by(late, load.load));
+        for load in bulk.groups() {
+            let before = earlier.filter(|_| self.read_by(late, bulk, load));
             self.give_back(load, bulk.stages, &place, before);
         }
         self.advance(&walk, bulk.stages);
@@ -245,19 +254,20 @@ impl<'k> Lower<'k> {
         let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
         let walk = self.walks[&region].clone();
         let (place, _) = self.position(&walk);
-        for load in bulk.loads.iter().filter(|l| self.read_by(late, l.load)).collect::<Vec<_>>() {
+        for load in bulk.groups().filter(|l| self.read_by(late, bulk, l)).collect::<Vec<_>>() {
             self.give_back(load, bulk.stages, &place, Some(&"true".into()));
         }
     }
 
-    /// Whether one of these products reads the load's tile.
-    fn read_by(&self, products: &[OpId], load: OpId) -> bool {
+    /// Whether one of these products reads a tile of the load's group.
+    fn read_by(&self, products: &[OpId], region: &BulkRegion, group: &StagedLoad<BulkLoad>) -> bool {
         let source = |p: OpId, i: usize| self.plan.shared_operands.get(&(p, i));
-        let reads = |s: Option<&SharedOperand>| matches!(s, Some(SharedOperand::Ring { load: l, .. }) if *l == load);
+        let member = |load: &OpId| region.group(group).any(|l| l.load == *load);
+        let reads = |s: Option<&SharedOperand>| matches!(s, Some(SharedOperand::Ring { load, .. }) if member(load));
         products.iter().any(|&p| (0..2).any(|i| reads(source(p, i))))
     }
 
-    /// This warp is done with the buffer at `place`; or, if `before` holds, with the one before that.
+    /// This warp is done with the group's buffers at `place`; or, if `before` holds, with the one before that.
     fn give_back(&mut self, load: &StagedLoad<BulkLoad>, stages: usize, place: &V, before: Option<&V>) {
         // Of a buffer that a cluster shares, a lane tells each program.
         let lane = self.lane();
@@ -320,9 +330,16 @@ impl<'k> Lower<'k> {
         let staged = self.staged[&load].clone();
         let dtype = self.k.ty(self.k.op(load).results[0]).dtype();
         let (shared, size) = (&staged.panels.layout, dtype.size());
+        let access = shared.vectorise(layout, size);
+        // Neighbours of 16 bits that do not lie side by side: eight by eight by one instruction, if it fits.
+        if (size, access.width) == (2, 1)
+            && let Some(plan) = Ldmatrix::plan(layout, shared, size)
+        {
+            let words = self.fetch_all(plan, dtype, layout, &staged.address);
+            return words.iter().flat_map(|word| unpack(&mut self.w, dtype, std::slice::from_ref(word), 2)).collect();
+        }
         let thread = self.thread_image(layout, |b| size as u32 * shared.offset(b));
         let mut regs = vec![int(0); layout.registers()];
-        let access = shared.vectorise(layout, size);
         self.shared_tile("loads from a ring", dtype, layout, shared, &access);
         for group in access.groups {
             let offset = size as u32 * shared.offset(layout.flat(group[0], 0, 0));
@@ -350,7 +367,9 @@ impl Producer {
         for &id in &k.region(region).ops {
             if let Some(load) = lower.plan.ahead.bulk_load(id) {
                 self.fill(lower, region, load);
-            } else if has_bulk(lower, id) {
+            } else if k.op(id).kind == OpKind::Wait {
+                self.wait(lower, id);
+            } else if has_bulk(lower, id) || only_waits(k, id) {
                 // What is computed inside is not visible outside.
                 let known = self.known.clone();
                 match k.op(id).kind {
@@ -403,16 +422,19 @@ impl Producer {
         lower.w.start(&join);
     }
 
-    /// Fills the next buffer of a ring, once it is free.
+    /// Fills the next buffer of a ring, once it and those that are filled with it are free.
     fn fill(&mut self, lower: &mut Lower, region: RegionId, load: &StagedLoad<BulkLoad>) {
         let places = lower.rings[&load.load];
         let walk = self.walks[&region].clone();
         let (place, phase) = lower.position(&walk);
-        let free = lower.shared_at(places.free, &place, 8);
-        lower.wait(&free, &phase);
         let full = lower.shared_at(places.full, &place, 8);
-        let ptx = format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {};", load.panels.bytes());
-        lower.w.asm_effect("void", &ptx, "r", &[("i32", &full)]);
+        if load.copy.first == load.load {
+            let free = lower.shared_at(places.free, &place, 8);
+            lower.wait(&free, &phase);
+            let bytes: usize = lower.plan.ahead.bulk[&region].group(load).map(|l| l.panels.bytes()).sum();
+            let ptx = format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};");
+            lower.w.asm_effect("void", &ptx, "r", &[("i32", &full)]);
+        }
         let map = lower.tensor_map(&load.copy.map);
         let mut coords: Vec<V> = load.copy.coords.iter().map(|&c| self.scalar(lower, c)).collect();
         let mut buffer = lower.shared_at(places.buffers, &place, load.bytes);
@@ -464,6 +486,15 @@ impl Producer {
         }
     }
 
+    /// Waits for a signal of another launch. What that one stored was not stored by copies like those that follow.
+    fn wait(&mut self, lower: &mut Lower, id: OpId) {
+        let op = lower.k.op(id);
+        let count = self.scalar(lower, op.operands[1]);
+        let (_, address, inside) = self.place(lower, op.operands[0], &op.operands[2..]);
+        lower.take(&address, &count, inside.as_ref());
+        lower.w.asm_effect("void", "fence.proxy.async.global;", "", &[]);
+    }
+
     /// A scalar, computed where it is first needed.
     fn scalar(&mut self, lower: &mut Lower, v: ValueId) -> V {
         if let Some(x) = self.known.get(&v) {
@@ -512,6 +543,14 @@ impl Producer {
 
     /// One element of a read-only parameter; 0 outside of it.
     fn element(&mut self, lower: &mut Lower, view: ValueId, indices: &[ValueId]) -> V {
+        let dtype = lower.k.ty(view).dtype();
+        let (param, address, inside) = self.place(lower, view, indices);
+        let words = lower.load_words(param, &address, Words::of(dtype, 1), inside.as_ref());
+        unpack(&mut lower.w, dtype, &words, 1)[0].clone()
+    }
+
+    /// The address of an element of a view that comes from a parameter by selections, and whether it lies inside.
+    fn place(&mut self, lower: &mut Lower, view: ValueId, indices: &[ValueId]) -> (usize, V, Option<V>) {
         let (param, way) = selections(lower.k, view).expect("the plan asks for selections only");
         let whole = lower.view(lower.k.params[param].value);
         let dtype = lower.k.ty(view).dtype();
@@ -520,14 +559,22 @@ impl Producer {
             index.insert(dim as usize, self.scalar(lower, i));
         }
         let (address, inside) = lower.element(&whole, &index, dtype.size());
-        let words = lower.load_words(param, &address, Words::of(dtype, 1), inside.as_ref());
-        unpack(&mut lower.w, dtype, &words, 1)[0].clone()
+        (param, address, inside)
     }
 }
 
 /// How many programs use a buffer.
 fn programs(load: &StagedLoad<BulkLoad>) -> usize {
     load.copy.share.map_or(1, |share| share.programs)
+}
+
+/// Whether an operation does nothing but to wait for signals, under some condition.
+pub(super) fn only_waits(k: &Kernel, id: OpId) -> bool {
+    let op = k.op(id);
+    let waits = |&o: &OpId| k.op(o).kind == OpKind::Wait;
+    let quiet = |&o: &OpId| waits(&o) || k.op(o).kind == OpKind::Yield || !k.op(o).kind.has_effect();
+    let ops = || op.regions.iter().flat_map(|&r| &k.region(r).ops);
+    op.kind == OpKind::If && op.results.is_empty() && ops().any(waits) && ops().all(quiet)
 }
 
 /// Whether an operation has bulk copies inside.

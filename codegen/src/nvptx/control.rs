@@ -6,7 +6,7 @@
 use super::lower::{Lower, Result};
 use super::text::{V, int, llvm_type};
 use crate::gpu::layout::LinearLayout;
-use crate::ir::{Op, OpId, ValueId};
+use crate::ir::{Op, OpId, OpKind, ValueId};
 
 impl<'k> Lower<'k> {
     /// The registers of a value that runs around a loop, as phis named in advance.
@@ -48,6 +48,14 @@ impl<'k> Lower<'k> {
         let (lo, hi, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[1]), self.scalar(op.operands[2]));
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let known = self.ordered_by_iteration(id);
+        // In a loop that stores, where warps may be at different steps, they exchange what is theirs in regions that
+        // nobody else uses meanwhile. (Without bulk copies shared memory is for programs beside this one.)
+        let stores = k.region(region).ops.iter().any(|&o| k.op(o).kind == OpKind::Store);
+        let own = stores && !self.rings.is_empty();
+        if own && !self.scratch_busy.is_empty() {
+            self.barrier();
+        }
         let ring = self.start_ring(id, &lo, &hi, &step);
         let slots = self.start_slots(id, &lo, &hi, &step);
         let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
@@ -66,7 +74,8 @@ impl<'k> Lower<'k> {
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
         let phis = self.phis(&args[1..], &inits, &pre, &latch);
-        self.forget_order();
+        self.forget_order_but(&known);
+        self.traced = own;
         if let Some(ring) = &ring {
             self.turn_ring(ring, &i, &stage);
         }
@@ -79,7 +88,10 @@ impl<'k> Lower<'k> {
         }
         let turns = self.takes_turns(id).then_some(false);
         let outer_turn = std::mem::replace(&mut self.turn, turns);
+        let (top, outer) = (self.shared_top, std::mem::replace(&mut self.own_scratch, own));
         let yields = self.region(region)?;
+        self.own_scratch = outer;
+        let owned = std::mem::replace(&mut self.shared_top, top) != top;
         self.pass_turn();
         self.turn = outer_turn;
         let late = self.end_iteration(yields, &args[1..], &in_flight);
@@ -88,12 +100,10 @@ impl<'k> Lower<'k> {
         self.w.jump(&latch);
         self.w.start(&latch);
         self.alias_all(yields, &layouts, &phis);
-        if let Some(ring) = &ring {
-            let after = self.next_stage(ring, &stage);
+        let stages = ring.as_ref().map(|r| r.plan.stages).or(slots.as_ref().map(|s| s.stages));
+        if let Some(stages) = stages {
+            let after = self.next_stage(stages, &stage);
             self.w.alias(&next_stage, "i32", &after);
-        }
-        if slots.is_some() {
-            self.w.line(format_args!("{next_stage} = xor i32 {stage}, 1"));
         }
         self.w.line(format_args!("{next} = add i32 {i}, {step}"));
         let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
@@ -124,6 +134,9 @@ impl<'k> Lower<'k> {
         }
         if let Some(slots) = &slots {
             self.end_slots(slots);
+        }
+        if owned {
+            self.barrier();
         }
         self.forget_order();
         self.end_rings(region);

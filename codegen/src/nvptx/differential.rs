@@ -283,6 +283,25 @@ fn scalars_are_loaded_after_one_thread_has_stored_them() {
     compare(&crate::ir::parse(text).unwrap(), [2, 1, 1], &[&[2], &[2], &[256]], 0.0);
 }
 
+/// A program that signals to itself: the store of 0 makes sure of the semaphore's value.
+#[test]
+fn waits_come_after_signals() {
+    let text = "kernel pass(%x: view<i32,1>, %ready: write view<i32,1>, %out: write view<i32,1>) {
+  %0: i32 = const 0
+  %1: i32 = const 3
+  %2: i32<1> = const 0
+  store %ready[%0], %2
+  signal %ready[%0], %1
+  %4: i32 = const 2
+  wait %ready[%0], %4
+  wait %ready[%1], %4
+  %3: i32<64> = load %x[%0]
+  store %out[%0], %3
+  yield
+}";
+    compare(&crate::ir::parse(text).unwrap(), [1; 3], &[&[64], &[1], &[64]], 0.0);
+}
+
 #[test]
 fn attention() {
     compare(&kernels::attention(64, 32, 32), [1; 3], &[&[64, 32], &[64, 32], &[64, 32], &[64, 32]], 3e-2);

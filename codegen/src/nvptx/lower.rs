@@ -8,7 +8,7 @@
 //! one thread. Two that may touch the same element from different threads, one of them writing, have a barrier
 //! between them ([`Lower::order`]).
 
-use super::bulk::{Places, Walk};
+use super::bulk::{Places, Walk, only_waits};
 use super::pipeline::{Slot, Staged};
 use super::reduce::Exchange;
 use super::shared::EVERYWHERE;
@@ -19,6 +19,7 @@ use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, BinaryOp, DType, Finding, Kernel, Loc, Op, OpId, OpKind, RegionId, Type, ValueId};
+use crate::passes::edit::writes;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
@@ -86,6 +87,11 @@ pub(super) struct Lower<'k> {
     pub turn: Option<bool>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
+    /// Whether conversions within warps take shared memory of their own.
+    pub own_scratch: bool,
+    /// Whether `scratch_busy` has all that was done since the last barrier or, in a loop with such conversions, since
+    /// the iteration began.
+    pub traced: bool,
     pub shared_max: usize,
 }
 
@@ -123,6 +129,8 @@ impl<'k> Lower<'k> {
             warpgroup: None,
             turn: None,
             shared_top: 0,
+            own_scratch: false,
+            traced: true,
             shared_max: 0,
         }
     }
@@ -297,6 +305,7 @@ impl<'k> Lower<'k> {
         }
         self.pending.clear();
         self.scratch_busy.clear();
+        self.traced = true;
     }
 
     /// Called before a memory operation: puts a barrier where an earlier one must be over in all threads.
@@ -326,12 +335,53 @@ impl<'k> Lower<'k> {
 
     /// At the start and the end of a loop's body: what another iteration did is not known.
     pub(super) fn forget_order(&mut self) {
+        self.forget_order_but(&[]);
+    }
+
+    /// The same, but for these parameters.
+    pub(super) fn forget_order_but(&mut self, known: &[usize]) {
         self.scratch_busy.push(EVERYWHERE);
+        self.traced = false;
         for (param, p) in self.k.params.iter().enumerate() {
-            if p.access == Access::Write {
+            if p.access == Access::Write && !known.contains(&param) {
                 self.pending.push(Pending { param, writes: true, key: None });
             }
         }
+    }
+
+    /// Parameters of which a loop's iterations touch different elements, by one store: nobody waits for another
+    /// iteration. What was pending before the loop is over after this.
+    pub(super) fn ordered_by_iteration(&mut self, id: OpId) -> Vec<usize> {
+        let k = self.k;
+        let body = k.op(id).regions[0];
+        let mut touched: HashMap<usize, Vec<OpId>> = HashMap::new();
+        let mut open = vec![body];
+        while let Some(region) = open.pop() {
+            for &op in &k.region(region).ops {
+                let o = k.op(op);
+                open.extend(&o.regions);
+                if let Some(&view) = o.operands.first()
+                    && (o.kind.reads_memory() || writes(&o.kind))
+                    && let Some(f) = facts::view_facts(k, view)
+                {
+                    touched.entry(f.param).or_default().push(op);
+                }
+            }
+        }
+        let by_iteration = |ops: &[OpId]| match ops {
+            [op] if k.op(*op).kind == OpKind::Store && k.region(body).ops.contains(op) => {
+                let o = k.op(*op);
+                let outside = !k.defining_op(o.operands[0]).is_some_and(|view| k.region(body).ops.contains(&view));
+                outside && facts::disjoint_by_iteration(k, id, k.ty(o.operands[1]).shape(), &o.operands[2..])
+            }
+            _ => false,
+        };
+        let known = touched.into_iter().filter(|(_, ops)| by_iteration(ops)).map(|(param, _)| param);
+        let known: Vec<usize> = known.filter(|&param| k.params[param].access == Access::Write).collect();
+        if self.pending.iter().any(|p| known.contains(&p.param)) {
+            self.barrier();
+        }
+        known
     }
 
     // -- values ------------------------------------------------------------------------------------------------------
@@ -396,6 +446,10 @@ impl<'k> Lower<'k> {
             if op.kind == OpKind::Yield {
                 return Ok(&op.operands);
             }
+            // The producer waits for signals; the copies that it starts afterwards bring the news here.
+            if !self.rings.is_empty() && (op.kind == OpKind::Wait || only_waits(k, id)) {
+                continue;
+            }
             // What an operation looks at must be there; a product adds to its third operand without looking.
             match op.kind {
                 OpKind::If => self.settle(&self.looked_at(id)),
@@ -422,6 +476,8 @@ impl<'k> Lower<'k> {
             OpKind::Store => self.store(id),
             OpKind::Scatter { .. } => self.scatter(id),
             OpKind::Atomic { .. } => self.atomic(id),
+            OpKind::Signal => self.signal(op),
+            OpKind::Wait => self.wait_for_signal(op),
             OpKind::Assert { .. } => self.assert(op),
             OpKind::Print { message } => self.print(op, message),
             OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } => {

@@ -22,6 +22,7 @@ mod pipeline;
 pub mod ptxas;
 mod reduce;
 mod scan;
+mod semaphore;
 mod shared;
 #[cfg(test)]
 mod simulate;
@@ -76,7 +77,7 @@ impl Target {
     fn chips(self) -> Vec<Chip> {
         let chip = |warpgroups, kib: usize| Chip { warpgroups, ring_bytes: kib << 10 };
         match self.sm {
-            90.. => vec![chip(true, 208), chip(true, 160), chip(true, 112), chip(true, 64), chip(false, 112)],
+            90.. => vec![chip(true, 212), chip(true, 160), chip(true, 112), chip(true, 64), chip(false, 112)],
             _ => vec![chip(false, 100)],
         }
     }

@@ -13,7 +13,7 @@ use crate::gpu::facts;
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
 use crate::gpu::panels::Panels;
 use crate::gpu::pipeline::{AsyncCopy, StagedLoop, fetches, source};
-use crate::ir::{Def, OpId, OpKind, RegionId, ValueId};
+use crate::ir::{DType, Def, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
 /// Where the current iteration's tile of a staged load lies.
@@ -35,7 +35,7 @@ pub(super) struct FetchedOperand {
 
 /// The ring of a loop being lowered.
 pub(super) struct Ring<'k> {
-    plan: &'k StagedLoop,
+    pub plan: &'k StagedLoop,
     body: RegionId,
     step: V,
     hi: V,
@@ -43,8 +43,11 @@ pub(super) struct Ring<'k> {
     starts: Vec<usize>,
 }
 
-/// The slots of a loop's loads that run one iteration ahead: two for each thread, used in turns.
+/// The slots of a loop's loads that run ahead in each thread's own, used in turns.
 pub(super) struct Slots {
+    pub stages: usize,
+    /// Whether all iterations have their own.
+    all: bool,
     body: RegionId,
     step: V,
     hi: V,
@@ -100,10 +103,7 @@ impl<'k> Lower<'k> {
         self.barrier();
         let ahead = self.w.bin("mul", "i32", &ring.step, &int(stages - 1));
         let next = self.w.bin("add", "i32", i, &ahead);
-        // The buffer before this one.
-        let first = self.w.icmp("eq", "i32", stage, &int(0));
-        let before = self.w.op(format_args!("sub i32 {stage}, 1"));
-        let slot = self.w.select(&first, "i32", &int(stages - 1), &before);
+        let slot = self.previous_stage(stages, stage);
         self.issue(ring, &next, &slot);
         for (load, &start) in ring.plan.loads.iter().zip(&ring.starts) {
             let address = self.buffer(start, load.bytes, stage);
@@ -118,11 +118,18 @@ impl<'k> Lower<'k> {
         self.plan.shared_operands.values().any(reads)
     }
 
-    /// The place in the ring of the iteration after the one at `stage`.
-    pub(super) fn next_stage(&mut self, ring: &Ring<'k>, stage: &V) -> V {
+    /// The place, of so many, of the iteration after the one at `stage`.
+    pub(super) fn next_stage(&mut self, stages: usize, stage: &V) -> V {
         let next = self.w.bin("add", "i32", stage, &int(1));
-        let wrap = self.w.icmp("eq", "i32", &next, &int(ring.plan.stages));
+        let wrap = self.w.icmp("eq", "i32", &next, &int(stages));
         self.w.select(&wrap, "i32", &int(0), &next)
+    }
+
+    /// And of the one before, which is that of the iteration `stages - 1` ahead.
+    fn previous_stage(&mut self, stages: usize, stage: &V) -> V {
+        let first = self.w.icmp("eq", "i32", stage, &int(0));
+        let before = self.w.bin("sub", "i32", stage, &int(1));
+        self.w.select(&first, "i32", &int(stages - 1), &before)
     }
 
     /// After the loop: nothing is under way, and the buffers are free once everybody has arrived.
@@ -195,7 +202,9 @@ impl<'k> Lower<'k> {
     ) {
         let mut args = vec![("i32", to), ("i64", from), ("i32", size), ("i1", enabled)];
         let (mut hint, mut last, mut constraints) = ("", "", "r,l,r,b");
-        if let Some((modifier, policy)) = policy {
+        // Shorter copies do not take a policy: an illegal instruction on an H100, though the assembler has nothing against
+        // it.
+        if let Some((modifier, policy)) = policy.filter(|_| bytes == 16) {
             (hint, last, constraints) = (*modifier, ", $4", "r,l,r,b,l");
             args.push(("i64", policy));
         }
@@ -233,7 +242,8 @@ impl<'k> Lower<'k> {
     pub(super) fn start_slots(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Slots> {
         let mut bytes = 0;
         let mut loads = vec![];
-        for &load in self.plan.ahead.slots.get(&id)? {
+        let plan = self.plan.ahead.slots.get(&id)?;
+        for &load in &plan.loads {
             // Copies are of 4, 8 or 16 bytes.
             if self.demanded(self.k.op(load).results[0])
                 && let (accesses, width @ 4..) = self.box_accesses(load)
@@ -250,22 +260,35 @@ impl<'k> Lower<'k> {
             self.barrier();
         }
         let start = self.shared_top.next_multiple_of(128);
-        self.shared_top = start + 2 * bytes;
+        let (stages, all) = (plan.stages, plan.all);
+        self.shared_top = start + stages * bytes;
         self.shared_max = self.shared_max.max(self.shared_top);
-        let slots = Slots { body: self.k.op(id).regions[0], step: step.clone(), hi: hi.clone(), start, bytes, loads };
-        self.fill_slots(&slots, lo, &int(0));
+        let body = self.k.op(id).regions[0];
+        let slots = Slots { stages, all, body, step: step.clone(), hi: hi.clone(), start, bytes, loads };
+        for stage in 0..if all { stages } else { stages - 1 } {
+            let ahead = self.w.bin("mul", "i32", step, &int(stage));
+            let i = self.w.bin("add", "i32", lo, &ahead);
+            self.fill_slots(&slots, &i, &int(stage));
+        }
         Some(slots)
     }
 
-    /// At the start of an iteration: `i` its counter, `stage` which of its two slots a thread uses.
+    /// At the start of an iteration: `i` its counter, `stage` which of its slots a thread uses.
     pub(super) fn turn_slots(&mut self, slots: &Slots, i: &V, stage: &V) {
-        self.w.asm_effect("void", "cp.async.wait_group 0;", "", &[]);
+        // Every iteration makes a group of copies, if an empty one: those before it are to be there, and its own.
+        let later = if slots.all { slots.stages - 1 } else { slots.stages - 2 };
+        self.w.asm_effect("void", &format!("cp.async.wait_group {later};"), "", &[]);
         for load in &slots.loads {
             let places = load.offsets.iter().map(|&o| self.slot(slots, load, o, stage)).collect();
             self.slots.insert(load.load, places);
         }
-        let next = self.w.bin("add", "i32", i, &slots.step);
-        let other = self.w.bin("xor", "i32", stage, &int(1));
+        if slots.all {
+            self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
+            return;
+        }
+        let ahead = self.w.bin("mul", "i32", &slots.step, &int(slots.stages - 1));
+        let next = self.w.bin("add", "i32", i, &ahead);
+        let other = self.previous_stage(slots.stages, stage);
         self.fill_slots(slots, &next, &other);
     }
 
@@ -325,9 +348,20 @@ impl<'k> Lower<'k> {
         }
         let plan = Ldmatrix::plan(layout, &panels.seen(transposed), 2)?;
         let dtype = self.k.ty(self.k.op(dot).operands[i]).dtype();
+        Some(self.to_fetch(plan, dtype, layout, &base))
+    }
+
+    fn to_fetch(&mut self, plan: Ldmatrix, dtype: DType, layout: &LinearLayout, base: &V) -> FetchedOperand {
         self.shared_access("ldmatrix", dtype, *layout.shape(), plan.wavefronts(2));
         let address = self.thread_part(plan.thread.iter().map(|&b| 2 * b).collect());
-        Some(FetchedOperand { plan, address, base, words: vec![None; layout.registers() / 2] })
+        FetchedOperand { plan, address, base: base.clone(), words: vec![None; layout.registers() / 2] }
+    }
+
+    /// All words of a tile of 16-bit elements that lies at `base`, two registers of `layout` each.
+    pub(super) fn fetch_all(&mut self, plan: Ldmatrix, dtype: DType, layout: &LinearLayout, base: &V) -> Vec<V> {
+        let mut tile = self.to_fetch(plan, dtype, layout, base);
+        let count = tile.words.len();
+        self.fetch(&mut tile, 0, count)
     }
 
     /// Words `first..first + count` of an operand.

@@ -138,6 +138,8 @@ impl Lower<'_> {
         for (i, pass) in plan.passes.iter().enumerate() {
             if i > 0 && plan.warp_local {
                 self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+            } else if let Some(own) = self.take_own_scratch(plan) {
+                base = own;
             } else {
                 base = self.scratch(plan.bytes);
             }
@@ -165,6 +167,27 @@ impl Lower<'_> {
         }
         // Redundant registers are not loaded again.
         plan.copies.iter().map(|&r| written[r as usize].clone()).collect()
+    }
+
+    /// A region that nobody else uses in the loop around, if the plan stays within warps: a warp waits for itself only.
+    fn take_own_scratch(&mut self, plan: &ScratchPlan) -> Option<V> {
+        if !(plan.warp_local && self.own_scratch) {
+            return None;
+        }
+        if !self.traced {
+            self.barrier();
+        }
+        // Beside what others may still read in this iteration.
+        let busy = self.scratch_busy.iter().map(|b| b.end).filter(|&end| end < usize::MAX).max();
+        let start = self.shared_top.max(busy.unwrap_or(0)).next_multiple_of(128);
+        if start + plan.bytes > (Target { sm: self.sm }).shared_limit() {
+            return None;
+        }
+        self.shared_top = start + plan.bytes;
+        self.shared_max = self.shared_max.max(self.shared_top);
+        self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+        let base = self.shared_base();
+        Some(self.w.op(format_args!("add i32 {base}, {start}")))
     }
 
     /// The thread's part of an address, and the bits that it may have.

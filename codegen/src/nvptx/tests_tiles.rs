@@ -335,7 +335,12 @@ fn products_of_products() {
 /// A recurrence over chunks of rows, like those of linear attention: s ← s·f + xᵀ·y, with a store of what x·s was; in
 /// `outer` turns of a loop around.
 pub(super) fn recurrence(outer: u32, dtype: DType) -> Kernel {
-    contiguous(built(&format!("recurrence_{outer}_{dtype}"), |b| {
+    recurrence_of(outer, dtype, None, 0)
+}
+
+/// The same, of a number of rows that is a constant, or with loads that run ahead by so many stages.
+fn recurrence_of(outer: u32, dtype: DType, fixed: Option<i32>, stages: u8) -> Kernel {
+    let mut k = contiguous(built(&format!("recurrence_{outer}_{dtype}"), |b| {
         let (x, y) = (view(b, "x", dtype, 2, Access::Read), view(b, "y", dtype, 2, Access::Read));
         let f = view(b, "f", DType::F32, 1, Access::Read);
         let (bytes, words) =
@@ -344,7 +349,7 @@ pub(super) fn recurrence(outer: u32, dtype: DType) -> Kernel {
         let last = view(b, "last", DType::F32, 2, Access::Write);
         let zero = b.i32(0);
         let none = |b: &mut Builder| b.splat(DType::F32, Shape::new(&[16, 16]), 0.0);
-        let rows = b.dim(x, 0);
+        let rows = fixed.map(|rows| b.i32(rows)).unwrap_or_else(|| b.dim(x, 0));
         let start = none(b);
         let turn = |b: &mut Builder, init: ValueId| {
             for_loop(b, rows, 16, &[init], |b, i, c| {
@@ -393,7 +398,33 @@ pub(super) fn recurrence(outer: u32, dtype: DType) -> Kernel {
             })[0]
         };
         b.store(last, sum, &[zero, zero]);
-    }))
+    }));
+    for op in &mut k.ops {
+        if let OpKind::For { stages: s } = &mut op.kind {
+            *s = stages;
+        }
+    }
+    k
+}
+
+/// Any number of stages, fewer or more than there are iterations; all of a known number start before the loop.
+#[test]
+fn loads_run_ahead_by_any_number_of_stages() {
+    let all: &[i64] = &[80, 16];
+    let shapes = [all, all, &[80], all, &[80], all, &[16, 16]];
+    for stages in [2, 3, 5, 7] {
+        for (outer, fixed) in [(1, None), (2, None), (1, Some(80)), (3, Some(48)), (1, Some(0))] {
+            let k = recurrence_of(outer, DType::BF16, fixed, stages);
+            compare(&k, [1; 3], &shapes, 3e-2);
+            if (outer, fixed) == (1, Some(80)) {
+                let text = text(&k, &shapes);
+                let (before, body) = text.split_at(text.find("\nloop").expect("a loop"));
+                assert_eq!(body.contains("cp.async.ca"), stages < 5, "{text}");
+                let copies = before.matches("cp.async.commit_group").count();
+                assert_eq!(copies, if stages < 5 { stages as usize - 1 } else { 5 }, "{text}");
+            }
+        }
+    }
 }
 
 #[test]

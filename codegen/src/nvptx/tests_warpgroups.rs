@@ -605,3 +605,110 @@ fn barriers_between_turns() {
         compare_runs(&[(&special, 90, &ORDERS[..2])], [1; 3], shapes, 3e-2);
     }
 }
+
+/// x · y, where the loop may read a step's operands only when a semaphore says so: the producer waits for it. The
+/// program gives the signals itself, all but the first long after the producer has come to the wait. If `pairs`, it waits
+/// at every other step for two.
+fn waiting(reads_first: bool, pairs: bool) -> Kernel {
+    built("waiting", |b| {
+        let [x, y] = ["x", "y"].map(|name| view(b, name, DType::BF16, 2, Access::Read));
+        let bias = view(b, "bias", DType::F32, 1, Access::Read);
+        let ready = view(b, "ready", DType::I32, 1, Access::Write);
+        let out = view(b, "out", DType::F32, 2, Access::Write);
+        let (zero, one) = (b.i32(0), b.i32(1));
+        let length = b.dim(x, 1);
+        let none = b.splat(DType::I32, Shape::new(&[4]), 0.0);
+        b.store(ready, none, &[zero]);
+        for_loop(b, length, 64, &[], |b, i, _| {
+            let step = b.i32(64);
+            let at = b.binary(BinaryOp::Div, i, step);
+            let group = b.i32(if pairs { -2 } else { -1 });
+            let at = b.binary(BinaryOp::And, at, group);
+            b.signal(ready, one, &[at]);
+            vec![]
+        });
+        let acc = zeros(b, [64, 64]);
+        let sum = for_loop(b, length, 64, &[acc], |b, i, c| {
+            let step = b.i32(64);
+            let at = b.binary(BinaryOp::Div, i, step);
+            if pairs {
+                let odd = b.binary(BinaryOp::And, at, one);
+                let even = b.compare(CmpOp::Eq, odd, zero);
+                let wait = |b: &mut Builder| {
+                    let two = b.i32(2);
+                    b.wait(ready, two, &[at]);
+                    vec![]
+                };
+                when(b, even, &[], wait, |_| vec![]);
+            } else {
+                b.wait(ready, one, &[at]);
+            }
+            let mut sum = c[0];
+            if reads_first {
+                let more = b.load(bias, &[i], Shape::new(&[64]), None);
+                let more = b.reshape(more, Shape::new(&[1, 64]));
+                let more = b.broadcast(more, Shape::new(&[64, 64]));
+                sum = b.binary(BinaryOp::Add, sum, more);
+            }
+            let (left, right) = (tile(b, x, [64, 64], [zero, i], false), tile(b, y, [64, 64], [i, zero], false));
+            vec![dot(b, left, right, sum)]
+        });
+        b.store(out, sum[0], &[zero, zero]);
+    })
+}
+
+#[test]
+fn the_producer_waits_for_signals() {
+    let shapes: [&[i64]; 5] = [&[64, 256], &[256, 64], &[256], &[4], &[64, 64]];
+    check(&waiting(false, false), [1; 3], &shapes);
+    check(&waiting(false, true), [1; 3], &shapes);
+    // What the computing warps read themselves may not be read before the wait: no producer there.
+    for pairs in [false, true] {
+        let special = specialised(&waiting(true, pairs), &shapes);
+        compare_runs(&[(&special, 90, &ORDERS)], [1; 3], &shapes, 1e-2);
+    }
+    let special = specialised(&waiting(true, false), &shapes);
+    let text = llvm_text(&special, Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
+    assert!(!text.contains("cp.async"), "{text}");
+}
+
+/// A chain of products with a result a step: s ← s·f + xᵀy and c ← xs, where the factors f are a row of their own.
+/// Stores of different steps do not meet, and what a warp stores is its own: no barrier in the loop.
+fn steps(disjoint: bool) -> Kernel {
+    built("steps", |b| {
+        let [x, y] = ["x", "y"].map(|name| view(b, name, DType::BF16, 2, Access::Read));
+        let f = view(b, "f", DType::F32, 2, Access::Read);
+        let (out, last) = (view(b, "out", DType::F32, 2, Access::Write), view(b, "last", DType::F32, 2, Access::Write));
+        let (zero, rows) = (b.i32(0), b.dim(y, 0));
+        let acc = zeros(b, [64, 64]);
+        let sum = for_loop(b, rows, 64, &[acc], |b, i, c| {
+            let step = b.i32(64);
+            let at = b.binary(BinaryOp::Div, i, step);
+            let xs = tile(b, x, [64, 64], [zero, i], false);
+            let ys = tile(b, y, [64, 64], [i, zero], false);
+            let factors = tile(b, f, [1, 64], [at, zero], false);
+            let before = b.cast(c[0], DType::BF16);
+            let none = zeros(b, [64, 64]);
+            let seen = dot(b, before, ys, none);
+            let turned = b.transpose(seen, &[1, 0]);
+            b.store(out, turned, &[if disjoint { i } else { zero }, zero]);
+            let factors = b.broadcast(factors, Shape::new(&[64, 64]));
+            let s = b.binary(BinaryOp::Mul, c[0], factors);
+            vec![dot(b, xs, ys, s)]
+        });
+        b.store(last, sum[0], &[zero, zero]);
+    })
+}
+
+#[test]
+fn steps_that_store_apart_wait_for_nobody() {
+    let shapes: [&[i64]; 5] = [&[64, 192], &[192, 64], &[3, 64], &[192, 64], &[64, 64]];
+    for disjoint in [true, false] {
+        let k = steps(disjoint);
+        check(&k, [1; 3], &shapes);
+        let text = llvm_text(&specialised(&k, &shapes), Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
+        let compute = &text[text.find("\ncompute").expect("the computing warps")..];
+        let (from, to) = (compute.find("\nloop").expect("a loop"), compute.find("\ndone").expect("its end"));
+        assert_eq!(compute[from..to].contains("bar.sync 1,"), !disjoint, "{text}");
+    }
+}

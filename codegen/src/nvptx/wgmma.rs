@@ -286,17 +286,31 @@ impl Lower<'_> {
     // -- turns -------------------------------------------------------------------------------------------------------
 
     /// Whether the two warpgroups issue the products of this loop in turns: they share neither rows nor sums, and what
-    /// they compute between products becomes an operand.
+    /// they compute between products becomes an operand; but an iteration's first product does not wait for results of
+    /// the one before, as everything then does.
     pub(super) fn takes_turns(&self, id: OpId) -> bool {
         let k = self.k;
         let body = &k.region(k.op(id).regions[0]).ops;
         let mut products = body.iter().filter(|&&o| self.is_wgmma(o)).peekable();
         let computed = |o: OpId| !self.plan.shared_operands.contains_key(&(o, 0));
         let apart = |o: OpId| matches!(&self.plan.dots[&o], DotPlan::Wgmma(m) if m.groups == [2, 1]);
+        let region = k.op(id).regions[0];
+        let at_once = |o: OpId| k.op(o).operands[..2].iter().all(|&v| !self.carried(region, v));
         self.shifts_registers()
-            && products.peek().is_some()
+            && products.peek().is_some_and(|&&o| at_once(o))
             && products.clone().all(|&o| apart(o))
             && products.any(|&o| computed(o))
+    }
+
+    /// Whether a value is computed from what runs around the loop with this body.
+    fn carried(&self, body: RegionId, v: ValueId) -> bool {
+        match self.k.def(v) {
+            Def::Arg(region, i) => region == body && i > 0,
+            Def::Result(op, _) if self.k.region(body).ops.contains(&op) => {
+                self.k.op(op).operands.iter().any(|&o| self.carried(body, o))
+            }
+            _ => false,
+        }
     }
 
     /// The barrier of this warpgroup (`other`: of the other one).

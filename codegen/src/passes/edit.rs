@@ -55,9 +55,10 @@ pub fn any(k: &Kernel, regions: &[RegionId], f: impl Fn(&OpKind) -> bool) -> boo
     found
 }
 
-/// Whether an operation may change memory.
+/// Whether an operation may change memory. After a wait it is what others have made of it.
 pub fn writes(kind: &OpKind) -> bool {
-    matches!(kind, OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. })
+    let waits = matches!(kind, OpKind::Signal | OpKind::Wait);
+    waits || matches!(kind, OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. })
 }
 
 /// Whether the operation, beyond computing its results, may end in an error: where it would not have run, it must not

@@ -12,7 +12,7 @@ mod algebra;
 mod canonicalize;
 mod cse;
 mod dce;
-mod edit;
+pub(crate) mod edit;
 mod fold;
 mod licm;
 mod shapes;

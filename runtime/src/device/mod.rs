@@ -134,8 +134,8 @@ impl Device {
         }
     }
 
-    /// Asks for the work of both closures, in this order; a GPU may do the two side by side, and begins with the first.
-    /// Neither may touch what the other writes.
+    /// Asks for the work of both closures, in this order; a GPU may do the two side by side. Neither may touch what the
+    /// other writes, except that the second may wait for the first's signals ([`View::wait`](crate::View::wait)).
     ///
     /// # Errors
     /// The first that a closure reports, or the device.

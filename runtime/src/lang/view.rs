@@ -191,6 +191,34 @@ impl<T: Element, const R: usize> View<T, R> {
     }
 }
 
+impl<const R: usize> View<i32, R> {
+    /// Adds `count` to the semaphore at `at`, once everything that this program has stored so far is visible to the
+    /// whole device (release). An element outside is not touched.
+    ///
+    /// # Safety
+    /// Meanwhile the element is touched by signals and waits only.
+    #[track_caller]
+    pub unsafe fn signal(&mut self, at: impl Coords<R>, count: impl Operand<i32, D0>) {
+        let (at, count) = (at.coords(), count.operand());
+        stage::emit(|b| b.signal(self.id, count.id(), &at));
+    }
+
+    /// Waits until the semaphore at `at` has at least `count` and takes them; what follows sees everything that was
+    /// stored before the signals (acquire). No wait for an element outside.
+    ///
+    /// The signals must come from launches that were queued before this one, which may run beside it
+    /// ([`Device::beside`](crate::Device::beside)): interpreter and CPU, where earlier launches are over, report a
+    /// semaphore that has less as an error. On a GPU the programs that wait must leave room for those that signal.
+    ///
+    /// # Safety
+    /// As for [`View::signal`]; as many are taken as given.
+    #[track_caller]
+    pub unsafe fn wait(&mut self, at: impl Coords<R>, count: impl Operand<i32, D0>) {
+        let (at, count) = (at.coords(), count.operand());
+        stage::emit(|b| b.wait(self.id, count.id(), &at));
+    }
+}
+
 macro_rules! atomics {
     ($($(#[$doc:meta])* $name:ident $op:ident;)*) => {
         impl<T: Element, const R: usize> View<T, R> {$(

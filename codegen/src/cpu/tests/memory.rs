@@ -210,3 +210,31 @@ fn a_grid_of_blocks_with_ragged_edges() {
     c.b.store(to, y, &at);
     c.check_grid([3, 4, 3]);
 }
+
+#[test]
+fn signals_are_counted_and_taken() {
+    let mut c = Case::new();
+    let semaphores = c.view(DType::I32, &[2], Access::Write, &[Bits(0); 2]);
+    let [zero, one, two] = [0, 1, 2].map(|i| c.b.i32(i));
+    c.b.signal(semaphores, two, &[one]);
+    c.b.signal(semaphores, one, &[one]);
+    c.b.wait(semaphores, two, &[one]);
+    // Outside nothing happens.
+    c.b.signal(semaphores, two, &[two]);
+    c.b.wait(semaphores, one, &[two]);
+    c.b.signal(semaphores, one, &[zero]);
+    c.check();
+}
+
+#[test]
+fn nobody_waits_for_a_signal_that_cannot_come() {
+    let mut c = Case::new();
+    let semaphores = c.view(DType::I32, &[1], Access::Write, &[Bits(0)]);
+    let [zero, three] = [0, 3].map(|i| c.b.i32(i));
+    c.b.wait(semaphores, three, &[zero]);
+    let kernel = super::compile_for(&c.b.finish(), super::has_fma()).expect("compiles");
+    let mut memory = [2i32];
+    // SAFETY: the view is the array.
+    let error = unsafe { kernel.launch(&[memory.as_mut_ptr() as u64, 1, 1], [1, 1, 1]) }.unwrap_err();
+    assert!(error.to_string().contains("waits for a signal that no earlier launch has given"), "{error}");
+}

@@ -33,6 +33,8 @@ fn one_of_each() -> Vec<OpKind> {
         OpKind::Gather { masked: false },
         OpKind::Scatter { masked: false },
         OpKind::Atomic { op: AtomicOp::Add, masked: false },
+        OpKind::Signal,
+        OpKind::Wait,
         OpKind::For { stages: 0 },
         OpKind::While,
         OpKind::If,
@@ -55,9 +57,10 @@ fn one_of_each() -> Vec<OpKind> {
             OpKind::Load { .. } | OpKind::Store | OpKind::Gather { .. } | OpKind::Scatter { .. } => 6,
             OpKind::Atomic { .. } | OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Yield => 7,
             OpKind::Assert { .. } | OpKind::Print { .. } => 8,
+            OpKind::Signal | OpKind::Wait => 9,
         })
         .collect();
-    assert_eq!(groups.len(), 9);
+    assert_eq!(groups.len(), 10);
     kinds
 }
 

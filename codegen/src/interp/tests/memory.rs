@@ -224,6 +224,37 @@ fn atomics_of_several_programs() {
     assert_eq!(i32_values(&memory), [45]);
 }
 
+/// A program that gives 3 to a semaphore, and one that takes two of them.
+#[test]
+fn signals_are_counted_and_taken() {
+    let memory = Arc::new(Buffer::zeroed(8));
+    let run = |signals: bool, at: i32| {
+        let mut c = Case::new();
+        let view = c.view("ready", I32, &[2], Access::Write, &memory);
+        let [at, two, three] = [at, 2, 3].map(|i| c.b.i32(i));
+        if signals {
+            c.b.signal(view, three, &[at])
+        } else {
+            c.b.wait(view, two, &[at])
+        };
+        c.run()
+    };
+    let error = run(false, 1).unwrap_err();
+    assert_eq!((error.kind(), error.element()), (&ErrorKind::NeverSignalled, Some(&[1][..])));
+    run(true, 1).unwrap();
+    run(false, 1).unwrap();
+    assert_eq!(i32_values(&memory), [0, 1]);
+    // One is too few. Outside nothing happens.
+    assert_eq!(*run(false, 1).unwrap_err().kind(), ErrorKind::NeverSignalled);
+    run(true, 2).unwrap();
+    run(false, -1).unwrap();
+    assert_eq!(i32_values(&memory), [0, 1]);
+    run(true, 1).unwrap();
+    run(false, 1).unwrap();
+    run(false, 1).unwrap();
+    assert_eq!(i32_values(&memory), [0, 0]);
+}
+
 #[test]
 fn any_nonzero_byte_is_true() {
     let mut c = Case::new();

@@ -73,8 +73,12 @@ pub enum Op {
     /// Shared or global; bytes of a word; words.
     Load(bool, usize, usize),
     Store(bool, usize, usize),
+    /// A semaphore's value, once it is another than that which the thread has seen last.
+    Look,
     /// Bytes of a word.
     Atomic(usize),
+    /// The same without the value before.
+    Red(usize),
     CopyAsync,
     CopyCommit,
     CopyWait,
@@ -87,6 +91,8 @@ pub enum Op {
     /// Back to a try, if it failed.
     Again,
     FenceProxy,
+    /// Memory changes in program order here.
+    Fence,
     FenceInit,
     BulkCopy,
     /// Whether for equality.
@@ -122,9 +128,13 @@ impl Op {
             ("cvt", _) if name.contains("tf32") => Op::Tf32,
             ("cvt", _) if name.contains("x2") => Op::Pair(name.contains("f16x2") && !name.contains("bf16x2")),
             ("add" | "sub" | "mul", "rn") if name.ends_with("f16x2") => Op::Paired,
+            // What loops around it ends where it goes on.
+            ("ld", "acquire") => Op::Look,
             ("ld", _) => Op::Load(shared, size, count),
             ("st", _) => Op::Store(shared, size, count),
             ("atom", _) => Op::Atomic(size),
+            ("red", _) => Op::Red(size),
+            ("fence", "acq_rel") => Op::Fence,
             ("cp", _) if name.starts_with("cp.async.bulk.tensor") => Op::BulkCopy,
             ("cp", _) if name.contains("commit") => Op::CopyCommit,
             ("cp", _) if name.contains("wait_group") => Op::CopyWait,
@@ -136,6 +146,7 @@ impl Op {
             ("mbarrier", "arrive") => Op::Arrive,
             ("mbarrier", "try_wait") if name.contains("parity") => Op::TryWait,
             ("bra", _) => Op::Again,
+            ("fence", "proxy") if name.ends_with("global") => Op::Fence,
             ("fence", "proxy") if name.contains("async") => Op::FenceProxy,
             ("fence", "mbarrier_init") => Op::FenceInit,
             ("setp", "eq") => Op::Setp(true),
@@ -325,6 +336,21 @@ impl Simulator {
                 self.memory(address, size).copy_from_slice(&new.to_le_bytes()[..size]);
                 env[p.args[0].register()] = old;
             }
+            Op::Look => {
+                let at = value(1, env);
+                let found = self.semaphore(at);
+                if t.looked == Some((at, found)) {
+                    return Some(Wait::Signal(at, found));
+                }
+                t.looked = Some((at, found));
+                env[p.args[0].register()] = found as u64;
+            }
+            Op::Red(size) => {
+                let address = value(0, env);
+                let old = word(self.memory(address, size));
+                let new = atomic(&p.name, size, old, value(1, env), 0);
+                self.memory(address, size).copy_from_slice(&new.to_le_bytes()[..size]);
+            }
             Op::CopyCommit => t.copies.push(vec![]),
             Op::CopyWait => {
                 let keep = value(0, env) as usize;
@@ -386,6 +412,7 @@ impl Simulator {
                 env[p.args[0].register()] = 1;
             }
             Op::Again => panic!("the wait before returns when it has succeeded"),
+            Op::Fence => {}
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
             Op::OtherGrids | Op::ClusterArrive => {}

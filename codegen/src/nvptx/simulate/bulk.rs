@@ -58,7 +58,8 @@ impl EncodedMap {
         assert!(strides[1..].iter().all(|s| s % 16 == 0 && *s < 1 << 40), "{map:?}: strides {strides:?}");
         assert!(window.iter().all(|e| (1..=256).contains(e)), "{map:?}");
         let row = window[0] as u64 * map.size as u64;
-        assert!([32, 64, 128].contains(&map.swizzle) && row <= map.swizzle as u64 && row.is_multiple_of(16), "{map:?}");
+        let fits = map.swizzle == 16 || [32, 64, 128].contains(&map.swizzle) && row <= map.swizzle as u64;
+        assert!(fits && row.is_multiple_of(16), "{map:?}");
         let extents = extents.into_iter().map(|e| i64::try_from(e).expect("an extent")).collect();
         EncodedMap { address, size: map.size, swizzle: map.swizzle as u64, extents, strides, window }
     }

@@ -74,6 +74,8 @@ pub enum Wait {
     Cluster,
     /// Which, and the parity of the phase.
     Mbarrier(u64, u64),
+    /// A semaphore's address, and its value until now.
+    Signal(u64, i32),
     Exited,
 }
 
@@ -84,6 +86,8 @@ pub struct Thread {
     member: usize,
     pc: usize,
     wait: Wait,
+    /// The semaphore that it has looked at last, and what it saw.
+    looked: Option<(u64, i32)>,
     /// Barriers that it has passed, and those of its warp.
     barriers: usize,
     warp_barriers: usize,
@@ -273,6 +277,7 @@ impl Simulator {
                 member,
                 pc: 0,
                 wait: Wait::Nothing,
+                looked: None,
                 barriers: 0,
                 warp_barriers: 0,
                 values: values.clone(),
@@ -321,6 +326,11 @@ impl Simulator {
                     {
                         t.wait = Wait::Nothing;
                     }
+                    if let Wait::Signal(at, seen) = t.wait
+                        && self.semaphore(at) != seen
+                    {
+                        t.wait = Wait::Nothing;
+                    }
                     if t.wait == Wait::Nothing {
                         self.advance(program, t);
                         moved = true;
@@ -340,6 +350,10 @@ impl Simulator {
             }
         }
         moved
+    }
+
+    fn semaphore(&mut self, address: u64) -> i32 {
+        i32::from_le_bytes(self.memory(address, 4)[..4].try_into().expect("four bytes"))
     }
 
     fn move_groups(&mut self, program: &Program, threads: &mut [Thread]) -> bool {

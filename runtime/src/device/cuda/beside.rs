@@ -23,8 +23,9 @@ impl Context {
         if queue.fork.as_ref().filter(mine).is_some() { self.side } else { self.stream }
     }
 
-    /// Runs `first` on the second stream and `second` on the first, both after all before and before all after. One
-    /// inside another, or beside another thread's: one after the other.
+    /// Runs `first` on the context's own stream and `second` on the other, whose programs are placed first where both
+    /// want a place; both after all before and before all after. One inside another, or beside another thread's: one
+    /// after the other.
     pub(crate) fn beside(
         &'static self,
         first: impl FnOnce() -> Result<()>,
@@ -44,12 +45,12 @@ impl Context {
             return second();
         }
         self.follow(self.stream, self.side)?;
-        queue.fork = Some(Fork { thread: std::thread::current().id(), on_side: true, held: vec![] });
+        queue.fork = Some(Fork { thread: std::thread::current().id(), on_side: false, held: vec![] });
         drop(queue);
         let join = Join(self);
         first()?;
         if let Some(fork) = &mut self.queue()?.fork {
-            fork.on_side = false;
+            fork.on_side = true;
         }
         second()?;
         std::mem::forget(join);

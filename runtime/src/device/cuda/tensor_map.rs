@@ -33,6 +33,7 @@ pub(super) fn encode(map: &TensorMap, slots: &[u64], context: &Context) -> Resul
         match map.swizzle {
             128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
             64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            16 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
             _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
         },
     );
