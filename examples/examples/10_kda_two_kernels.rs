@@ -15,7 +15,7 @@
 //!   anchor of rung 9 serves bf16 as well, which has the exponents of f32.
 //!
 //! What bounds it: `prepare` is bound by the exponentials and the conversions around its products; `walk` by latency,
-//! chunk after chunk, with few programs. The model's kernels do the same on chunks of 64 (several anchors), with the
+//! chunk after chunk, with few programs. The model's kernels do the same on chunks of 32 (three anchors), with the
 //! state transposed so that products chain in registers: `kimi/src/kernels/kda/`, `docs/kda.md`.
 
 use anyhow::Result;

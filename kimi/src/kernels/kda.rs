@@ -5,15 +5,17 @@
 //! S ← Diag(exp g_t) S;   u = β_t (v_t − Sᵀ k_t);   S ← S + k_t uᵀ;   o_t = Sᵀ q_t
 //! ```
 //! Prompts go through it in chunks: [`kda_chunk`], all chunks at once, prepares what does not need the state;
-//! [`kda_state`] walks the chunks. Few tokens take [`kda_recurrent`], or [`kda_step`] for all that a layer does between
-//! its projections. `docs/kda.md` derives them.
+//! [`kda_state`] walks the chunks, beside it where it can ([`kda_gate`]). Few tokens take [`kda_recurrent`], or
+//! [`kda_step`] for all that a layer does between its projections. `docs/kda.md` derives them.
 
 mod chunk;
+mod gate;
 mod recurrent;
 mod state;
 mod step;
 
 pub use chunk::kda_chunk;
+pub use gate::kda_gate;
 pub use recurrent::kda_recurrent;
 pub use state::kda_state;
 pub use step::kda_step;
@@ -23,9 +25,13 @@ use std::f32::consts::LOG2_E;
 
 /// Over a block of S tokens a decay of less than `FLOOR_BITS / S` bits a token is set to that.
 ///
-/// In blocks of 16 (16-bit activations) what is left of the past is then 2^-14, a 64th of the activations' rounding;
-/// in blocks of 8 (f32) 2^-28. The state itself decays by the exact sum.
-const FLOOR_BITS: f32 = 224.0;
+/// In blocks of 16 (16-bit activations) what is left of the past is then 2^-13, a 32nd of the activations' rounding;
+/// in blocks of 8 (f32) 2^-26.
+const FLOOR_BITS: f32 = 208.0;
+
+/// Chunks of a sequence that a walk beside their preparation waits for at once: a look at a semaphore takes as long as
+/// most of a step.
+pub const GROUP: usize = 4;
 
 /// Logarithm to base 2 of what a channel keeps, at most 0: scale times a function of x `[tokens, channels]` (with its
 /// bias), for rate = exp(A_log) and scale as [`decay_scale`], or 0 where nothing decays.

@@ -327,53 +327,75 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
     Ok(Sweep { name: format!("mla_decode/b{sequences}_ctx{context}"), bytes, ways, check })
 }
 
-/// The delta rule of one sequence in chunks, from a state of zeros; `tokens` is a multiple of 64.
+/// The delta rule of one sequence in chunks, from a state of zeros; `tokens` is a multiple of 32.
 fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     const WIDTH: usize = 128;
-    let (channels, chunks) = (HEADS * WIDTH, tokens / 64);
+    let (channels, chunks) = (HEADS * WIDTH, tokens / 32);
     let qkv = random::<bf16>(device, &[tokens, 3 * channels], 1.0, 1)?;
     let decay = random::<bf16>(device, &[tokens, channels], 1.0, 2)?;
     let beta = random::<bf16>(device, &[tokens, HEADS], 1.0, 3)?;
     let a_log: Vec<f32> = (0..HEADS).map(|h| (1.0 + h as f32 / 2.0).ln()).collect();
     let a_log = Tensor::from_slice(&a_log, &[HEADS], device)?;
     let dt_bias = random::<f32>(device, &[channels], 1.0, 4)?;
-    let of_chunks: Vec<i32> = (0..chunks as i32).flat_map(|chunk| [64 * chunk, tokens as i32, -1, 0]).collect();
+    const GROUP: i32 = kda::GROUP as i32;
+    let of_chunks: Vec<i32> =
+        (0..chunks as i32).flat_map(|chunk| [32 * chunk, tokens as i32, -1, chunk / GROUP * GROUP]).collect();
     let of_chunks = Tensor::from_slice(&of_chunks, &[chunks, 4], device)?;
     let sequence = Tensor::from_slice(&[0, 0, tokens as i32, 0], &[1, 4], device)?;
     let inputs = [&qkv, &decay, &beta, &a_log, &dt_bias, &of_chunks, &sequence];
     let mut ways = Ways::new::<bf16>(device, &inputs, &[tokens, HEADS, WIDTH])?;
     let by_token = [HEADS, tokens, WIDTH];
-    let k_in = shared_tensor::<bf16>(device, &by_token)?;
-    let q_in = shared_tensor::<bf16>(device, &by_token)?;
+    let kq_in = shared_tensor::<bf16>(device, &[HEADS, 2 * tokens, WIDTH])?;
     let k_out = shared_tensor::<bf16>(device, &by_token)?;
-    let p = shared_tensor::<bf16>(device, &[HEADS, tokens, 64])?;
+    let p = shared_tensor::<bf16>(device, &[HEADS, tokens, 32])?;
     let keep = shared_tensor::<f32>(device, &[HEADS, chunks, WIDTH])?;
     let state = shared_tensor::<f32>(device, &[1, HEADS, WIDTH, WIDTH])?;
+    let [q_scale, k_scale] = [(); 2].map(|()| shared_tensor::<f32>(device, &[HEADS, chunks, 32]));
+    let (q_scale, k_scale) = (q_scale?, k_scale?);
+    let started = Rc::new(RefCell::new(Tensor::zeros(&[1], i32::DTYPE, device)?));
+    let ready = Rc::new(RefCell::new(Tensor::zeros(&[HEADS, chunks], i32::DTYPE, device)?));
     macro_rules! instances {
-        ($($b:literal channels, $l:literal programs, $ahead:literal ahead;)*) => {{$({
-            let kept = [&k_in, &q_in, &k_out, &p, &keep, &state].map(Rc::clone);
-            ways.add(concat!($b, " channels, ", $l, " programs, ", $ahead, " ahead"), move |i, out| {
-                let [mut k_in, mut q_in, mut k_out, mut p, mut keep, mut state] =
-                    kept.each_ref().map(|tensor| tensor.borrow_mut());
-                state.fill(0.0)?;
-                kda::kda_chunk::<bf16, f16, WIDTH, 64, 32, 16, $b, $l, false>(
-                    &i[0], &i[1], &i[2], &i[3], &i[4], 0.0, &i[5], &mut k_in, &mut q_in, &mut k_out, &mut p, &mut keep,
-                )
-                .grid([chunks, HEADS, 1])
-                .run()?;
-                kda::kda_state::<bf16, WIDTH, 64, 64, $ahead, false>(
-                    &i[0], &k_in, &q_in, &k_out, &p, &keep, &i[6], &i[5], &mut state, out,
-                )
-                .grid([WIDTH / 64, HEADS, 1])
-                .run()
+        ($($b:literal channels, $v:literal columns, $ahead:literal ahead, beside: $beside:literal;)*) => {{$({
+            let kept = [&kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &ready, &started, &state].map(Rc::clone);
+            let name = concat!($b, " channels, ", $v, " columns, ", $ahead, " ahead, beside: ", $beside);
+            ways.add(name, move |i, out| {
+                let tensors = kept.each_ref().map(|tensor| tensor.borrow().clone());
+                let [kq_in, k_out, p, keep, q_scale, k_scale, mut ready, mut started, mut state] = tensors.clone();
+                // The state of a sequence's beginning.
+                kernels::random::<f32, 1024>(0, 0.0, &mut state.reshape(&[HEADS * WIDTH * WIDTH])?).run()?;
+                let prepare = || {
+                    let [mut kq_in, mut k_out, mut p, mut keep, mut q_scale, mut k_scale, mut ready, mut started, _] = tensors;
+                    if $beside {
+                        kda::kda_gate(&mut started, HEADS as i32).grid([1]).run()?;
+                    }
+                    kda::kda_chunk::<bf16, f16, WIDTH, 32, 16, $b, false, $beside>(
+                        &i[0], &i[1], &i[2], &i[3], &i[4], 0.0, &i[5], &mut kq_in, &mut k_out, &mut p, &mut keep,
+                        &mut q_scale, &mut k_scale, &mut ready,
+                    )
+                    .grid([HEADS, 1, chunks])
+                    .run()
+                };
+                let mut walk = || {
+                    kda::kda_state::<bf16, WIDTH, 32, 64, $v, $ahead, $beside, false>(
+                        &i[0], &kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &mut ready, &mut started, &i[6], &i[5], &mut state, out,
+                    )
+                    .grid([WIDTH / $v, HEADS, 1])
+                    .run()
+                };
+                if $beside {
+                    return device.beside(prepare, walk);
+                }
+                prepare()?;
+                walk()
             });
         })*}};
     }
     instances! {
-        32 channels, 0 programs, 3 ahead;
-        32 channels, 0 programs, 2 ahead;
-        16 channels, 0 programs, 3 ahead;
-        16 channels, 3 programs, 3 ahead;
+        32 channels, 64 columns, 5 ahead, beside: false;
+        32 channels, 64 columns, 6 ahead, beside: false;
+        32 channels, 128 columns, 5 ahead, beside: true;
+        32 channels, 128 columns, 6 ahead, beside: true;
+        16 channels, 128 columns, 6 ahead, beside: true;
     }
     let check = Box::new(move || {
         // The beginning, which what comes later cannot change.

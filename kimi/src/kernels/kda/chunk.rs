@@ -12,40 +12,43 @@
 //! intermediate that is rounded per token, and an error there is an error of the input v, which later tokens correct.
 //!
 //! The ratio e^{G_i − G_j} is per channel, so it is split into a factor of row i and one of column j around an *anchor*
-//! between the two, and the sums over d are matrix products of the tensor cores. A chunk is four blocks of `S` tokens:
+//! between the two, and the sums over d are matrix products of the tensor cores. A chunk is two blocks of `S` tokens:
 //! ```text
-//! own             own: both in one block, anchor in its middle
-//! pair own        pair: the second block of a half with the first, anchor between them
-//! half half own   half: the second half of the chunk with the first, anchor between them
-//! half half pair own
+//! own         own: both in one block, anchor in its middle
+//! pair own    pair: the second block with the first, anchor between them
 //! ```
-//! For pair and half both factors are at most 1. Within a block half of them are more; a decay below `224 / S` bits a
-//! token is set to that, so that no factor exceeds 2^112. Exponents are of base 2.
+//! For pair both factors are at most 1. Within a block half of them are more; a decay below `208 / S` bits a token is set
+//! to that, so that no factor exceeds 2^104: keys and queries may be as long as 2^23. Exponents are of base 2.
+//!
+//! Lengths are divided out at the end, as nothing but their squares needs all channels: k's from A and p here, those of
+//! k_in and q_in, which are stored channel by channel, by [`super::kda_state`].
 
 use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
-/// Of each chunk of `C` = 2·`M` = 4·`S` tokens and each head.
+/// Of each chunk of `C` = 2·`S` tokens and each head.
 ///
 /// - qkv `[n, (2·key_heads + heads)·D]` after the convolution, heads a multiple of key_heads; decay_input
 ///   `[n, heads·D]`; beta_input `[n, heads]`; a_log `[heads]`; dt_bias `[heads·D]`; lower_bound of a `BOUNDED` gate;
-///   chunks `[count, 4]`: first token, end of its sequence.
-/// - k_in = k ⊙ e^G, q_in = D^-½ q ⊙ e^G, k_out = Tᵀ (k ⊙ e^{G_C − G}) `[heads, count·C, D]`; p = P T
-///   `[heads, count·C, C]`; keep = e^{G_C} `[heads, count, D]`. q and k are of unit length.
+///   chunks `[count, 4]`: first token, end of its sequence, (not read), its semaphore.
+/// - kq_in `[heads, count·2·C, D]`: of each chunk k ⊙ e^G, then q ⊙ e^G, of their own lengths; k_scale and q_scale
+///   `[heads, count, C]`: what makes k of length 1 and q of length D^-½. k_out = Tᵀ (k ⊙ e^{G_C − G})
+///   `[heads, count·C, D]`, where k is of unit length; p = P T `[heads, count·C, C]`, where q has its own;
+///   keep = e^{G_C} `[heads, count, D]`.
+/// - ready `[heads, count]`: semaphores; if kda_state runs `BESIDE`, a chunk's gets a signal when all this is stored.
 ///
-/// `X`, as wide as `T`: element of the inverse and of what it is applied to, all at most 1. `B` channels at a time, which
-/// `L` programs a multiprocessor have registers for. Program: (chunk, key head, value head within those of the key head).
-#[kernel(min_programs_per_sm = L, deny(spill, wgmma_serialized, bank_conflict))]
+/// `X`, as wide as `T`: element of the inverse, whose entries are at most 1. `B` channels at a time. Program: (key head,
+/// value head within those of the key head, chunk), so that the chunks of all heads come in the order of time.
+#[kernel(warps = 2, evict_first(qkv if BESIDE, decay_input if BESIDE), deny(spill, wgmma_serialized, bank_conflict))]
 pub fn kda_chunk<
     T,
     X,
     const D: usize,
     const C: usize,
-    const M: usize,
     const S: usize,
     const B: usize,
-    const L: u8,
     const BOUNDED: bool,
+    const BESIDE: bool,
 >(
     qkv: &View<T, 2>,
     decay_input: &View<T, 2>,
@@ -54,135 +57,130 @@ pub fn kda_chunk<
     dt_bias: &View<f32, 1>,
     lower_bound: f32,
     chunks: &View<i32, 2>,
-    k_in: &mut View<T, 3>,
-    q_in: &mut View<T, 3>,
+    kq_in: &mut View<T, 3>,
     k_out: &mut View<T, 3>,
     p: &mut View<T, 3>,
     keep: &mut View<f32, 3>,
+    q_scale: &mut View<f32, 3>,
+    k_scale: &mut View<f32, 3>,
+    ready: &mut View<i32, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
     X: Float + DotElement<Acc = f32>,
 {
-    let (chunk, key_head, key_heads) = (program_id(0), program_id(1), num_programs(1));
-    let head = key_head * num_programs(2) + program_id(2);
+    let (key_head, key_heads, chunk) = (program_id(0), num_programs(0), program_id(2));
+    let head = key_head * num_programs(1) + program_id(1);
     let (first, length) = (chunks.get((chunk, 0)), chunks.get((chunk, 1)) - chunks.get((chunk, 0)));
     // Beyond the sequence's end everything is zero, which leaves the state as it is.
     let qkv = qkv.narrow(0, first, length);
     let decay_input = decay_input.narrow(0, first, length);
     let token = iota::<C>();
-    let (second, odd) = (token >= M, token / S % 2 == 1);
+    let second = token >= S;
     let rate = a_log.get(head).exp();
     let scale: Tile<f32, C> = full(1.0) * decay_scale::<BOUNDED>(rate, lower_bound);
     let scale = select(token < length, scale, 0.0);
     let (q_at, k_at) = (key_head * D, (key_heads + key_head) * D);
 
     let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
-    // The squares of the lengths are on the diagonals of the products of q and k with themselves.
-    let mut q_squares: Tile<f32, 4, S, S> = zeros();
-    let mut k_squares: Tile<f32, 4, S, S> = zeros();
-    for step in unroll(0..D / B) {
-        let q: Tile<T, C, B> = qkv.load((0, q_at + step * B));
-        let k: Tile<T, C, B> = qkv.load((0, k_at + step * B));
-        let (q, k): (Tile<T, 4, S, B>, Tile<T, 4, S, B>) = (q.reshape(), k.reshape());
-        q_squares = dot_batch(q, q.t(), q_squares);
-        k_squares = dot_batch(k, k.t(), k_squares);
-    }
-    let q_unit = (diagonal::<C, S>(q_squares.reshape()) + 1e-6).rsqrt() * (D as f32).powf(-0.5);
-    let k_unit = (diagonal::<C, S>(k_squares.reshape()) + 1e-6).rsqrt();
-
     // A and P by block, before masks and β.
-    let mut a_own: Tile<f32, 4, S, S> = zeros();
-    let mut p_own: Tile<f32, 4, S, S> = zeros();
-    let mut a_pair: Tile<f32, 2, M, S> = zeros();
-    let mut p_pair: Tile<f32, 2, M, S> = zeros();
-    let mut a_half: Tile<f32, C, M> = zeros();
-    let mut p_half: Tile<f32, C, M> = zeros();
-    let number = iota::<4>().reshape::<D3<4, 1, 1>>().broadcast::<D3<4, 1, B>>();
-    for d in (0..D).step_by(B) {
+    let mut a_own: Tile<f32, 2, S, S> = zeros();
+    let mut p_own: Tile<f32, 2, S, S> = zeros();
+    let mut a_pair: Tile<f32, C, S> = zeros();
+    let mut p_pair: Tile<f32, C, S> = zeros();
+    let mut q_squares: Tile<f32, 2, S, S> = zeros();
+    let number = iota::<2>().reshape::<D3<2, 1, 1>>().broadcast::<D3<2, 1, B>>();
+    for d in (0..D).step_by(B).stages(4) {
         let x: Tile<f32, C, B> = decay_input.load((0, head * D + d)).cast();
         let bias: Tile<f32, B> = dt_bias.load(head * D + d);
         let g = log2_decay::<BOUNDED, C, B>(x, bias, rate, scale).max(-FLOOR_BITS / S as f32);
 
         // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
-        let within = g.reshape::<D3<4, S, B>>().cumsum::<1>();
-        let middle: Tile<f32, 4, 1, B> = within.slice([0, S / 2 - 1, 0]);
-        let sum: Tile<f32, 4, 1, B> = within.slice([0, S - 1, 0]);
+        let within = g.reshape::<D3<2, S, B>>().cumsum::<1>();
+        let middle: Tile<f32, 2, 1, B> = within.slice([0, S / 2 - 1, 0]);
+        let sum: Tile<f32, 2, 1, B> = within.slice([0, S - 1, 0]);
         let before = sum.cumsum::<0>() - sum;
         let total: Tile<f32, 1, B> = sum.sum::<0>();
-        let half: Tile<f32, 2, B> = sum.reshape::<D3<2, 2, B>>().sum::<1>();
-        let half: Tile<f32, 2, 2, B> = half.reshape::<D3<2, 1, B>>().broadcast();
-        let half: Tile<f32, 4, 1, B> = half.reshape();
 
-        let q: Tile<f32, C, B> = qkv.load((0, q_at + d)).cast();
-        let k: Tile<f32, C, B> = qkv.load((0, k_at + d)).cast();
-        let q: Tile<f32, 4, S, B> = (q * q_unit.col()).reshape();
-        let k: Tile<f32, 4, S, B> = (k * k_unit.col()).reshape();
+        let q: Tile<T, C, B> = qkv.load((0, q_at + d));
+        let k: Tile<T, C, B> = qkv.load((0, k_at + d));
+        let (q, k): (Tile<T, 2, S, B>, Tile<T, 2, S, B>) = (q.reshape(), k.reshape());
+        q_squares = dot_batch(q, q.t(), q_squares);
 
         // Relative to the middle of its own block.
-        let from_middle = within - middle.broadcast::<D3<4, S, B>>();
+        let from_middle = within - middle.broadcast::<D3<2, S, B>>();
         let later = from_middle.exp2();
+        let (q, k) = (q.cast::<f32>(), k.cast::<f32>());
         let (q, k, earlier_k) = (q * later, k * later, k * (-from_middle).exp2());
         let (q_own, k_own, earlier_own) = (q.cast::<T>(), k.cast::<T>(), earlier_k.cast::<T>());
         a_own = dot_batch(k_own, earlier_own.t(), a_own);
         p_own = dot_batch(q_own, earlier_own.t(), p_own);
 
-        // Moved to the end of a half's first block, and of the first half.
-        let factor = select(number % 2 == 1, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<4, S, B>>();
-        let columns: Tile<T, 2, S, B> = (earlier_own * factor).reshape::<D3<2, M, B>>().slice([0, 0, 0]);
-        a_pair = dot_batch((k_own * factor).reshape(), columns.t(), a_pair);
-        p_pair = dot_batch((q_own * factor).reshape(), columns.t(), p_pair);
-
-        let before_in_half = select(number % 2 == 1, half - sum, 0.0) + middle;
-        let factor = select(number >= 2, before_in_half, half - before_in_half);
-        let factor = factor.exp2().cast::<T>().broadcast::<D3<4, S, B>>();
-        let columns: Tile<T, M, B> = (earlier_own * factor).reshape::<D2<C, B>>().slice([0, 0]);
-        a_half = dot((k_own * factor).reshape(), columns.t(), a_half);
-        p_half = dot((q_own * factor).reshape(), columns.t(), p_half);
+        // Moved to the end of the first block.
+        let factor = select(number == 1, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<2, S, B>>();
+        let columns: Tile<T, S, B> = (earlier_own * factor).reshape::<D2<C, B>>().slice([0, 0]);
+        a_pair = dot((k_own * factor).reshape(), columns.t(), a_pair);
+        p_pair = dot((q_own * factor).reshape(), columns.t(), p_pair);
 
         let middle = before + middle;
         let total = total.reshape::<D3<1, 1, B>>();
-        let factor = middle.exp2().broadcast::<D3<4, S, B>>();
-        let rest = (total.broadcast::<D3<4, 1, B>>() - middle).exp2().broadcast::<D3<4, S, B>>();
+        let factor = middle.exp2().broadcast::<D3<2, S, B>>();
+        let rest = (total.broadcast::<D3<2, 1, B>>() - middle).exp2().broadcast::<D3<2, S, B>>();
         let place = (head, chunk * C, d);
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
+            k_out.store(place, (earlier_k * rest).cast::<T>().reshape::<D3<1, C, B>>());
             keep.store((head, chunk, d), total.exp2());
-            k_in.store(place, (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
-            q_in.store(place, (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
-            k_out.store(place, (earlier_k * rest).cast::<X>().bitcast::<T>().reshape::<D3<1, C, B>>());
+            kq_in.store((head, 2 * chunk * C, d), (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
+            kq_in.store((head, 2 * chunk * C + C, d), (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
         }
+    }
+
+    // Squares of lengths: k's are on the diagonal of A, where no time passes.
+    let q_squares = (diagonal::<C, S>(q_squares.reshape()) + 1e-6) * D as f32;
+    let q_unit = q_squares.rsqrt();
+    let k_unit = (diagonal::<C, S>(a_own.reshape()) + 1e-6).rsqrt();
+    // SAFETY: as above.
+    unsafe {
+        q_scale.store((head, chunk, 0), q_unit.reshape::<D3<1, 1, C>>());
+        k_scale.store((head, chunk, 0), k_unit.reshape::<D3<1, 1, C>>());
     }
 
     let (row, column) = ((token % S).col().tile(), iota::<S>().row().tile());
     let p_own = select(column <= row, p_own.reshape(), 0.0);
-    let scores = beside::<C, M, C>(beside::<C, S, M>(p_own, p_pair.reshape(), odd), p_half, second);
+    let scores = beside::<C, S, C>(p_own, p_pair, second) * q_unit.col() * k_unit.row();
 
     let beta = beta.sigmoid();
-    let a_own = select(column < row, a_own.reshape() * beta.col(), 0.0);
-    let a_pair = (a_pair.reshape::<D2<C, S>>() * beta.col()).cast::<X>();
-    let a_half = select(second.col(), a_half * beta.col(), 0.0).cast::<X>();
-    let own = invert::<X, 4, S>(a_own.reshape());
+    let by_row = (beta * k_unit).col();
+    let by_column = k_unit.reshape::<D3<2, 1, S>>().broadcast::<D3<2, S, S>>();
+    let a_own = (select(column < row, a_own.reshape(), 0.0) * by_row).reshape::<D3<2, S, S>>() * by_column;
+    let a_pair = (a_pair * by_row * k_unit.slice::<D1<S>, 1>([0]).row()).cast::<X>();
+    let own = invert::<X, 2, S>(a_own);
     // The inverse of [[L₁, 0], [L₂₁, L₂]] has −L₂⁻¹ L₂₁ L₁⁻¹ in its lower left corner.
-    let narrow: Tile<X, 4, S, S> = own.cast();
-    let first: Tile<X, 2, S, S> = narrow.reshape::<D3<2, M, S>>().slice([0, 0, 0]);
-    let corner = dot_batch(narrow, a_pair.reshape::<D3<4, S, S>>(), zeros());
-    let corner = dot_batch(corner.cast::<X>().reshape::<D3<2, M, S>>(), first, zeros());
-    let pair = beside::<C, S, M>(own.reshape(), -corner.reshape::<D2<C, S>>(), odd);
-    let narrow: Tile<X, C, M> = pair.cast();
-    let corner = dot_batch(narrow.reshape::<D3<2, M, M>>(), a_half.reshape::<D3<2, M, M>>(), zeros());
-    let corner = dot(corner.cast::<X>().reshape::<D2<C, M>>(), narrow.slice::<D2<M, M>, 2>([0, 0]), zeros());
-    let inverse = beside::<C, M, C>(pair, -corner, second);
-    let inverse = (inverse * beta.row()).cast::<X>();
-    let scores = dot(scores.cast::<X>(), inverse, zeros()).cast::<T>();
-
+    let narrow: Tile<X, 2, S, S> = own.cast();
+    let corner = dot_batch(narrow, a_pair.reshape::<D3<2, S, S>>(), zeros()).cast::<X>();
+    let first: Tile<X, S, S> = narrow.reshape::<D2<C, S>>().slice([0, 0]);
+    let corner = dot(corner.reshape::<D2<C, S>>(), first, zeros());
+    let inverse = beside::<C, S, C>(own.reshape(), -corner, second);
+    let inverse = inverse * beta.row();
+    let scores = dot(scores.cast::<X>(), inverse.cast::<X>(), zeros());
+    let scores = (scores * (q_squares * q_unit).col()).cast::<T>();
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
-    // Until here k_out holds numbers of type `X`.
+
+    // Until here k_out holds keys of any length. Two numbers of type `T` make up for a `T` of fewer bits than `X` has.
     let rest: Tile<T, 1, C, D> = k_out.load((head, chunk * C, 0));
-    let rest: Tile<X, C, D> = rest.bitcast::<X>().reshape();
-    let sum = dot(inverse.t(), rest, zeros()).cast::<T>();
+    let rest: Tile<T, C, D> = rest.reshape();
+    let inverse = inverse * k_unit.col();
+    let high = inverse.cast::<T>();
+    let low = (inverse - high.cast::<f32>()).cast::<T>();
+    let sum = dot(high.t(), rest, dot(low.t(), rest, zeros())).cast::<T>();
     // SAFETY: as above.
-    unsafe { k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>()) };
+    unsafe {
+        k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>());
+        if BESIDE {
+            ready.signal((head, chunks.get((chunk, 3))), 1);
+        }
+    }
 }
 
 /// Element i of row i, and of row i + `S`, …

@@ -3,18 +3,20 @@
 
 use super::{Activation, Ops, Result};
 use crate::engine::EngineError;
-use kiln::{Element, Float, Tensor};
+use crate::kernels::kda::GROUP;
+use kiln::{DType, Device, Element, Float, Tensor};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 pub(super) const SHORT: usize = 16;
-/// Tokens of a batch whose chunks are prepared at once: 28 KiB each with 32 heads of 128 in bf16, twice.
-const TOKENS_AT_ONCE: usize = 8192;
+/// The most tokens of a batch whose chunks are prepared at once: 28 KiB each with 32 heads of 128 in bf16.
+const TOKENS_AT_ONCE: usize = 16384;
 
 /// Tokens in a chunk of the delta rule.
 pub(super) fn chunk_tokens<T: Element>() -> usize {
-    if T::DTYPE.size() == 2 { 64 } else { 32 }
+    if T::DTYPE.size() == 2 { 32 } else { 16 }
 }
 
 /// A copy of what layers remember of a sequence after some of its tokens: the state, and the last inputs of the short
@@ -78,13 +80,29 @@ pub(super) struct Long {
 
 /// Chunks that are computed together.
 pub(super) struct Piece {
-    /// [count, 4]: first token, end of the sequence, slot that keeps the state after it or -1, 0. (Rows of 16 bytes
-    /// stay aligned.)
+    /// [count, 4]: first token, end of the sequence, slot that keeps the state after it or -1, the first chunk of those
+    /// of its sequence that are waited for together.
     pub chunks: Tensor,
     /// [count, 4]: first of its chunks here, first token here, end here, slot.
     pub sequences: Tensor,
     /// Whether the state after one of its chunks is kept.
     pub keeps: bool,
+    /// [heads + 1, count of chunks] i32, 0 between launches: semaphores that say that chunks are prepared and, below
+    /// them, a counter of programs that have begun.
+    ready: OnceCell<Tensor>,
+}
+
+impl Piece {
+    /// Its semaphores and the counter, made when they are first asked for: a batch is the same for all layers.
+    pub fn semaphores(&self, heads: usize, device: Device) -> Result<(Tensor, Tensor)> {
+        let split = |all: &Tensor| Ok((all.narrow(0, 0, heads)?, all.select(0, heads)?));
+        if let Some(all) = self.ready.get().filter(|r| r.shape()[0] == heads + 1) {
+            return split(all);
+        }
+        let zeros = Tensor::zeros(&[heads + 1, self.chunks.shape()[0]], DType::I32, device)?;
+        let _ = self.ready.set(zeros.clone());
+        split(&zeros)
+    }
 }
 
 impl Batch {
@@ -231,22 +249,25 @@ impl Long {
         let most = (tokens_at_once / chunk).max(1);
         let piece = |chunks: &[[i32; 4]], sequences: &[[i32; 4]]| -> Result<Piece> {
             let keeps = chunks.iter().any(|[_, _, slot, _]| *slot >= 0);
-            Ok(Piece { chunks: table(ops, chunks)?, sequences: table(ops, sequences)?, keeps })
+            Ok(Piece { chunks: table(ops, chunks)?, sequences: table(ops, sequences)?, keeps, ready: OnceCell::new() })
         };
         let (mut pieces, mut chunks, mut rows) = (vec![], vec![], vec![]);
         let mut tokens: Vec<Range<usize>> = vec![];
         for s in sequences {
             let mut first = s.first;
             while first < s.end {
-                if chunks.len() == most {
+                // Half full is enough where a sequence begins: of few sequences the states walk beside the chunks.
+                if chunks.len() == most || 2 * chunks.len() >= most && first == s.first {
                     pieces.push(piece(&chunks, &rows)?);
                     (chunks, rows) = (vec![], vec![]);
                 }
                 let end = (first + ((most - chunks.len()) * chunk) as i32).min(s.end);
-                rows.push([chunks.len() as i32, first, end, s.slot]);
+                let first_chunk = chunks.len();
+                rows.push([first_chunk as i32, first, end, s.slot]);
                 for token in (first..end).step_by(chunk) {
                     let next = (token + chunk as i32).min(end);
-                    chunks.push([token, end, s.kept_before(next), 0]);
+                    let group = first_chunk + (chunks.len() - first_chunk) / GROUP * GROUP;
+                    chunks.push([token, end, s.kept_before(next), group as i32]);
                 }
                 first = end;
             }
@@ -327,7 +348,7 @@ mod tests {
     #[test]
     fn what_cannot_be_kept_is_refused() {
         // Empty sequences use no slot; a prompt's last state may be kept wherever it ends.
-        assert_eq!(message(&[0, 3, 70], &[0, 0, 1], &[(1, 3, 2), (2, 64, 3), (2, 70, 4)]), "accepted");
+        assert_eq!(message(&[0, 3, 70], &[0, 0, 1], &[(1, 3, 2), (2, 32, 3), (2, 70, 4)]), "accepted");
         assert_eq!(message(&[3], &[0, 1], &[]), "1 sequences have 2 slots");
         let twice = "slot 1 is used twice: every sequence and every kept state needs one of its own";
         assert_eq!(message(&[3, 1], &[1, 1], &[]), twice);
@@ -340,7 +361,7 @@ mod tests {
         let text = "the state after 2 tokens of sequence 0 is to be kept twice";
         assert_eq!(message(&[3], &[0], &[(0, 2, 1), (0, 2, 2)]), text);
         let text = "the state after 65 of 70 tokens of sequence 0 is to be kept: a prompt's states are there after \
-                    multiples of 64 and after all";
+                    multiples of 32 and after all";
         assert_eq!(message(&[70], &[0], &[(0, 65, 1)]), text);
         let text = "a batch of 2147483648 tokens: at most 2147483647 can be told apart";
         assert_eq!(message(&[1 << 31], &[0], &[]), text);

@@ -30,12 +30,16 @@ pub(super) struct DeltaInput<'a> {
 }
 
 /// What [`kda::kda_chunk`] leaves for [`kda::kda_state`].
+#[derive(Clone)]
 struct Chunks {
-    k_in: Tensor,
-    q_in: Tensor,
+    kq_in: Tensor,
     k_out: Tensor,
     p: Tensor,
     keep: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    ready: Tensor,
+    started: Tensor,
 }
 
 impl<T: Activation, W: Float> Ops<T, W> {
@@ -142,7 +146,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let Some(Long { pieces, .. }) = &at.long else { return Ok(()) };
         with_const!(D = state.shape()[2], of [64, 128], "linear_attn_config.head_dim", {
             // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
-            if at.chunk == 64 {
+            if T::DTYPE.size() == 2 {
                 self.delta_rule_chunks::<f16, D, 64, 32, 16>(input, pieces, state, o)
             } else {
                 self.delta_rule_chunks::<f32, D, 32, 16, 8>(input, pieces, state, o)
@@ -178,8 +182,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(())
     }
 
-    /// Chunks of `C` = 2·`M` = 4·`S` tokens: while the states walk one piece's, the next one's are prepared.
-    fn delta_rule_chunks<X: Activation, const D: usize, const C: usize, const M: usize, const S: usize>(
+    /// Chunks of `C` = 2·`S` tokens. Where walkers of whole states leave most multiprocessors to others, they walk along
+    /// as chunks are prepared; otherwise afterwards, with half a state each.
+    fn delta_rule_chunks<X: Activation, const D: usize, const C2: usize, const C: usize, const S: usize>(
         self,
         input: &DeltaInput,
         pieces: &[Piece],
@@ -187,76 +192,88 @@ impl<T: Activation, W: Float> Ops<T, W> {
         o: &mut Tensor,
     ) -> Result<()> {
         let heads = state.shape()[1];
-        let mut ready: Option<(&Piece, Chunks)> = None;
         for piece in pieces {
-            let mut next = self.chunks::<D, C>(heads, piece)?;
-            match &ready {
-                None => self.prepare_chunks::<X, D, C, M, S>(input, piece, &mut next)?,
-                // Two chunks ahead leave room for the other kernel on the same multiprocessor.
-                Some((piece_before, before)) => self.device.beside(
-                    || self.walk_chunks::<D, C, 2>(input, piece_before, before, state, o),
-                    || self.prepare_chunks::<X, D, C, M, S>(input, piece, &mut next),
-                )?,
+            let chunks = self.chunks::<D, C>(heads, piece)?;
+            let walkers = heads * piece.sequences.shape()[0];
+            if 4 * walkers <= self.multiprocessors {
+                let prepare = || {
+                    kda::kda_gate(&mut chunks.started.clone(), walkers as i32).grid([1]).run()?;
+                    self.prepare_chunks::<X, D, C, S, true>(input, piece, &chunks)
+                };
+                let walk = || self.walk_chunks::<D, C2, C, D, 6, true>(input, piece, &chunks, state, o);
+                self.device.beside(prepare, walk)?;
+            } else {
+                self.prepare_chunks::<X, D, C, S, false>(input, piece, &chunks)?;
+                self.walk_chunks::<D, C2, C, 64, 5, false>(input, piece, &chunks, state, o)?;
             }
-            ready = Some((piece, next));
-        }
-        if let Some((piece, last)) = &ready {
-            self.walk_chunks::<D, C, 3>(input, piece, last, state, o)?;
         }
         Ok(())
     }
 
     fn chunks<const D: usize, const C: usize>(self, heads: usize, piece: &Piece) -> Result<Chunks> {
         let count = piece.chunks.shape()[0];
-        let by_token = [heads, count * C, D];
+        let (ready, started) = piece.semaphores(heads, self.device)?;
         Ok(Chunks {
-            k_in: self.empty::<T>(&by_token)?,
-            q_in: self.empty::<T>(&by_token)?,
-            k_out: self.empty::<T>(&by_token)?,
+            kq_in: self.empty::<T>(&[heads, 2 * count * C, D])?,
+            k_out: self.empty::<T>(&[heads, count * C, D])?,
             p: self.empty::<T>(&[heads, count * C, C])?,
             keep: self.empty::<f32>(&[heads, count, D])?,
+            q_scale: self.empty::<f32>(&[heads, count, C])?,
+            k_scale: self.empty::<f32>(&[heads, count, C])?,
+            ready,
+            started,
         })
     }
 
-    fn prepare_chunks<X: Activation, const D: usize, const C: usize, const M: usize, const S: usize>(
+    fn prepare_chunks<X: Activation, const D: usize, const C: usize, const S: usize, const BESIDE: bool>(
         self,
         input: &DeltaInput,
         piece: &Piece,
-        Chunks { k_in, q_in, k_out, p, keep }: &mut Chunks,
+        chunks: &Chunks,
     ) -> kiln::Result<()> {
+        let Chunks { kq_in, k_out, p, keep, q_scale, k_scale, ready, .. } = &mut chunks.clone();
         let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
-        let (heads, count, chunks) = (k_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
+        let (heads, count, chunks) = (kq_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
         match gate {
-            Gate::Softplus => kda::kda_chunk::<T, X, D, C, M, S, 32, 0, false>(
-                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, k_in, q_in, k_out, p, keep,
+            Gate::Softplus => kda::kda_chunk::<T, X, D, C, S, 32, false, BESIDE>(
+                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, kq_in, k_out, p, keep, q_scale, k_scale, ready,
             )
-            .grid([count, heads / group, group])
+            .grid([heads / group, group, count])
             .run(),
-            Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, M, S, 32, 0, true>(
-                qkv, decay, beta, a_log, dt_bias, low, chunks, k_in, q_in, k_out, p, keep,
+            Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, S, 32, true, BESIDE>(
+                qkv, decay, beta, a_log, dt_bias, low, chunks, kq_in, k_out, p, keep, q_scale, k_scale, ready,
             )
-            .grid([count, heads / group, group])
+            .grid([heads / group, group, count])
             .run(),
         }
     }
 
-    fn walk_chunks<const D: usize, const C: usize, const AHEAD: usize>(
+    fn walk_chunks<
+        const D: usize,
+        const C2: usize,
+        const C: usize,
+        const V: usize,
+        const AHEAD: usize,
+        const BESIDE: bool,
+    >(
         self,
         input: &DeltaInput,
         piece: &Piece,
-        Chunks { k_in, q_in, k_out, p, keep }: &Chunks,
+        chunks: &Chunks,
         state: &mut Tensor,
         o: &mut Tensor,
     ) -> kiln::Result<()> {
-        const V: usize = 64;
-        let (qkv, heads) = (input.qkv, k_in.shape()[0]);
-        let Piece { chunks, sequences, keeps } = piece;
+        let Chunks { kq_in, k_out, p, keep, q_scale, k_scale, ready, started } = &mut chunks.clone();
+        let (qkv, heads) = (input.qkv, kq_in.shape()[0]);
+        let Piece { chunks, sequences, keeps, .. } = piece;
         let grid = [D / V, heads, sequences.shape()[0]];
         macro_rules! walk {
             ($KEEP:literal) => {
-                kda::kda_state::<T, D, C, V, AHEAD, $KEEP>(qkv, k_in, q_in, k_out, p, keep, sequences, chunks, state, o)
-                    .grid(grid)
-                    .run()
+                kda::kda_state::<T, D, C, C2, V, AHEAD, BESIDE, $KEEP>(
+                    qkv, kq_in, k_out, p, keep, q_scale, k_scale, ready, started, sequences, chunks, state, o,
+                )
+                .grid(grid)
+                .run()
             };
         }
         if *keeps { walk!(true) } else { walk!(false) }
