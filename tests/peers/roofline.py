@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 64
+OURS = 32  # tokens in a chunk of our kernels, which matter for what they hand over
 WIDTH, HEIGHT = 800, 470
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 20, 52
 X, Y = (4, 1000), (8, 1200)  # FLOP/byte, TFLOP/s
@@ -44,7 +45,7 @@ def read(name):
 def kernels(case, flops):
     """(FLOP, bytes) of each kernel; with activations of 2 bytes."""
     t, h, d = map(int, re.search(r"_b1_t(\d+)_h(\d+)_d(\d+)$", case).groups())
-    activation, handed_over = 2 * t * h * d, 2 * t * h * (3 * d + CHUNK) + 4 * t // CHUNK * h * d
+    activation, handed_over = 2 * t * h * d, 2 * t * h * (3 * d + OURS) + 4 * t // OURS * h * (d + 2 * OURS)
     chunk = 2 * t * h * CHUNK * d
     return {
         "kda_chunk": (chunk, 3 * activation + 2 * t * h + handed_over),
