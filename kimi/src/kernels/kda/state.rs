@@ -16,8 +16,8 @@ use kiln::prelude::*;
 /// gets the state after a chunk, or -1. `AHEAD` chunks are in shared memory at a time; `C2` = 2·`C`.
 ///
 /// If `BESIDE`, it may run beside kda_chunk: it waits for the signals of [`GROUP`] chunks at a time, and started `[1]`
-/// counts its programs. There must be one program a head and sequence then (`V` = `D`). Program: (block of `V` value
-/// columns, head, sequence).
+/// counts its programs. There must be one program a head then (`V` = `D`). Program: (block of `V` value columns, head,
+/// first of its sequences).
 #[kernel(evict_first(qkv if BESIDE, kq_in if BESIDE, k_out if BESIDE, p if BESIDE), deny(spill, wgmma_serialized, bank_conflict))]
 pub fn kda_state<
     T,
@@ -45,70 +45,73 @@ pub fn kda_state<
 ) where
     T: Float + DotElement<Acc = f32>,
 {
-    let (column, head, sequence) = (program_id(0) * V, program_id(1), program_id(2));
-    let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
-    let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
+    let (column, head) = (program_id(0) * V, program_id(1));
     if BESIDE {
         // SAFETY: everybody adds.
         unsafe { started.atomic_add(full::<i32, D0>(0.0), full(1.0)) };
     }
-    let length = end - first;
     // The values are the last columns.
     let values = qkv.dim(1) - (o.dim(1) - head) * D + column;
-    let mut o = o.select(1, head).narrow(0, first, length);
+    let o = o.select(1, head);
     let (kq_in, k_out) = (kq_in.select(0, head), k_out.select(0, head));
     let (p, keep) = (p.select(0, head), keep.select(0, head));
     let (q_scale, k_scale) = (q_scale.select(0, head), k_scale.select(0, head));
 
-    let mut own_state = state.select(0, slot).select(0, head);
+    for sequence in (program_id(2)..sequences.dim(0)).step_by(num_programs(2)) {
+        let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
+        let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
+        let length = end - first;
+        let mut o = o.narrow(0, first, length);
+        let mut own_state = state.select(0, slot).select(0, head);
 
-    let stored: Tile<f32, D, V> = own_state.load((0, column));
-    let mut s: Tile<f32, V, D> = stored.t();
-    let mut out: Tile<T, V, C> = zeros();
-    for t in (0..length).step_by(C).stages(AHEAD as u8) {
-        let row = chunk * C + t;
-        if BESIDE {
-            if t % (GROUP * C) as i32 == 0 {
-                let count = ((length - t + (C - 1)) / C).min(GROUP);
-                // SAFETY: `kda_chunk` signals each chunk of a head once, for the first of its group.
-                unsafe { ready.wait((head, chunk + t / C), count) };
+        let stored: Tile<f32, D, V> = own_state.load((0, column));
+        let mut s: Tile<f32, V, D> = stored.t();
+        let mut out: Tile<T, V, C> = zeros();
+        for t in (0..length).step_by(C).stages(AHEAD as u8) {
+            let row = chunk * C + t;
+            if BESIDE {
+                if t % (GROUP * C) as i32 == 0 {
+                    let count = ((length - t + (C - 1)) / C).min(GROUP);
+                    // SAFETY: `kda_chunk` signals each chunk of a head once, for the first of its group.
+                    unsafe { ready.wait((head, chunk + t / C), count) };
+                }
+            }
+            // Beyond the sequence's end k_in, k_out and the rows of p that count are zero, whatever v is there.
+            let v: Tile<T, C, V> = qkv.load((first + t, values));
+            let kq_in: Tile<T, C2, D> = kq_in.load((2 * row, 0));
+            let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
+
+            let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
+            let keep: Tile<f32, D> = keep.reshape();
+            let q_scale: Tile<f32, 1, C> = q_scale.load((chunk + t / C, 0));
+            let k_scale: Tile<f32, 1, C> = k_scale.load((chunk + t / C, 0));
+
+            // What does not need r is under way, or done, when r is there. Meanwhile the outputs of the chunk before leave.
+            let before = s.cast::<T>();
+            let known_and_asked = dot(before, kq_in.t(), zeros());
+            // SAFETY: a program writes the columns of its own sequence, head and block; rows before the sequence's first and
+            // past its end lie outside the narrowed view.
+            unsafe { o.store((t - C, column), out.t()) };
+            let known: Tile<f32, V, C> = known_and_asked.slice([0, 0]);
+            let asked: Tile<f32, V, C> = known_and_asked.slice([0, C]);
+            let r = (v.t().cast::<f32>() - known * k_scale.broadcast::<D2<V, C>>()).cast::<T>();
+            let told = dot(r, p.t(), zeros());
+            s = dot(r, k_out, s * keep.row());
+            out = ((asked + told) * q_scale.broadcast::<D2<V, C>>()).cast();
+            if KEEP {
+                let kept = chunks.get((chunk + t / C, 2));
+                if kept >= 0 {
+                    let mut state = state.select(0, kept).select(0, head);
+                    // SAFETY: as above; a slot belongs to one sequence or one chunk.
+                    unsafe { state.store((0, column), s.t()) };
+                }
             }
         }
-        // Beyond the sequence's end k_in, k_out and the rows of p that count are zero, whatever v is there.
-        let v: Tile<T, C, V> = qkv.load((first + t, values));
-        let kq_in: Tile<T, C2, D> = kq_in.load((2 * row, 0));
-        let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
-
-        let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
-        let keep: Tile<f32, D> = keep.reshape();
-        let q_scale: Tile<f32, 1, C> = q_scale.load((chunk + t / C, 0));
-        let k_scale: Tile<f32, 1, C> = k_scale.load((chunk + t / C, 0));
-
-        // What does not need r is under way, or done, when r is there. Meanwhile the outputs of the chunk before leave.
-        let before = s.cast::<T>();
-        let known_and_asked = dot(before, kq_in.t(), zeros());
-        // SAFETY: a program writes the columns of its own sequence, head and block; rows before the sequence's first and
-        // past its end lie outside the narrowed view.
-        unsafe { o.store((t - C, column), out.t()) };
-        let known: Tile<f32, V, C> = known_and_asked.slice([0, 0]);
-        let asked: Tile<f32, V, C> = known_and_asked.slice([0, C]);
-        let r = (v.t().cast::<f32>() - known * k_scale.broadcast::<D2<V, C>>()).cast::<T>();
-        let told = dot(r, p.t(), zeros());
-        s = dot(r, k_out, s * keep.row());
-        out = ((asked + told) * q_scale.broadcast::<D2<V, C>>()).cast();
-        if KEEP {
-            let kept = chunks.get((chunk + t / C, 2));
-            if kept >= 0 {
-                let mut state = state.select(0, kept).select(0, head);
-                // SAFETY: as above; a slot belongs to one sequence or one chunk.
-                unsafe { state.store((0, column), s.t()) };
-            }
+        let last = (length + (C - 1)) / C * C - C;
+        // SAFETY: as above.
+        unsafe {
+            o.store((last, column), out.t());
+            own_state.store((0, column), s.t());
         }
-    }
-    let last = (length + (C - 1)) / C * C - C;
-    // SAFETY: as above.
-    unsafe {
-        o.store((last, column), out.t());
-        own_state.store((0, column), s.t());
     }
 }

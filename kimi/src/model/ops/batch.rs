@@ -12,7 +12,7 @@ use std::ops::Range;
 /// Sequences with fewer tokens go through the delta rule token by token, whatever else is in the batch.
 pub(super) const SHORT: usize = 16;
 /// The most tokens of a batch whose chunks are prepared at once: 28 KiB each with 32 heads of 128 in bf16.
-const TOKENS_AT_ONCE: usize = 16384;
+const TOKENS_AT_ONCE: usize = 32768;
 
 /// Tokens in a chunk of the delta rule.
 pub(super) fn chunk_tokens<T: Element>() -> usize {
@@ -256,8 +256,7 @@ impl Long {
         for s in sequences {
             let mut first = s.first;
             while first < s.end {
-                // Half full is enough where a sequence begins: of few sequences the states walk beside the chunks.
-                if chunks.len() == most || 2 * chunks.len() >= most && first == s.first {
+                if chunks.len() == most {
                     pieces.push(piece(&chunks, &rows)?);
                     (chunks, rows) = (vec![], vec![]);
                 }

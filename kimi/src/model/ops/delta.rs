@@ -7,6 +7,9 @@ use crate::engine::EngineError;
 use crate::kernels::{kda, short_conv};
 use kiln::{Float, Tensor, f16};
 
+/// Tokens of a sequence in the mean from which on states walk beside the preparation of chunks, few at a time.
+const LONG: usize = 1024;
+
 /// How much of the past a channel forgets with a token, from x = decay input + dt_bias.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Gate {
@@ -183,7 +186,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
     }
 
     /// Chunks of `C` = 2·`S` tokens. Where walkers of whole states leave most multiprocessors to others, they walk along
-    /// as chunks are prepared; otherwise afterwards, with half a state each.
+    /// as chunks are prepared; otherwise afterwards, all sequences at once, with half a state each.
     fn delta_rule_chunks<X: Activation, const D: usize, const C2: usize, const C: usize, const S: usize>(
         self,
         input: &DeltaInput,
@@ -194,10 +197,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let heads = state.shape()[1];
         for piece in pieces {
             let chunks = self.chunks::<D, C>(heads, piece)?;
-            let walkers = heads * piece.sequences.shape()[0];
-            if 4 * walkers <= self.multiprocessors {
+            // A walker takes one sequence after the other: those should be long.
+            let (tokens, sequences) = (piece.chunks.shape()[0] * C, piece.sequences.shape()[0]);
+            if 4 * heads <= self.multiprocessors && (sequences == 1 || tokens / sequences >= LONG) {
                 let prepare = || {
-                    kda::kda_gate(&mut chunks.started.clone(), walkers as i32).grid([1]).run()?;
+                    kda::kda_gate(&mut chunks.started.clone(), heads as i32).grid([1]).run()?;
                     self.prepare_chunks::<X, D, C, S, true>(input, piece, &chunks)
                 };
                 let walk = || self.walk_chunks::<D, C2, C, D, 6, true>(input, piece, &chunks, state, o);
@@ -266,7 +270,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let Chunks { kq_in, k_out, p, keep, q_scale, k_scale, ready, started } = &mut chunks.clone();
         let (qkv, heads) = (input.qkv, kq_in.shape()[0]);
         let Piece { chunks, sequences, keeps, .. } = piece;
-        let grid = [D / V, heads, sequences.shape()[0]];
+        let grid = [D / V, heads, if BESIDE { 1 } else { sequences.shape()[0] }];
         macro_rules! walk {
             ($KEEP:literal) => {
                 kda::kda_state::<T, D, C, C2, V, AHEAD, BESIDE, $KEEP>(
