@@ -197,9 +197,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let heads = state.shape()[1];
         for piece in pieces {
             let chunks = self.chunks::<D, C>(heads, piece)?;
-            // A walker takes one sequence after the other: those should be long.
+            // A walker takes one sequence after the other: those should be long. It has no registers left for copies of
+            // the state on the way.
             let (tokens, sequences) = (piece.chunks.shape()[0] * C, piece.sequences.shape()[0]);
-            if 4 * heads <= self.multiprocessors && (sequences == 1 || tokens / sequences >= LONG) {
+            let long = sequences == 1 || tokens / sequences >= LONG;
+            if 4 * heads <= self.multiprocessors && long && !piece.keeps {
                 let prepare = || {
                     kda::kda_gate(&mut chunks.started.clone(), heads as i32).grid([1]).run()?;
                     self.prepare_chunks::<X, D, C, S, true>(input, piece, &chunks)
