@@ -5,7 +5,7 @@ use super::batch::{Inputs, Long, Piece, Short, chunk_tokens};
 use super::{Activation, Batch, FEW_ROWS, Ops, Result, WARP, unsupported};
 use crate::engine::EngineError;
 use crate::kernels::{kda, short_conv};
-use kiln::{Float, Tensor, f16};
+use kiln::{Device, Float, Tensor, f16};
 
 /// Tokens of a sequence in the mean from which on states walk beside the preparation of chunks, few at a time.
 const LONG: usize = 1024;
@@ -201,7 +201,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
             // the state on the way.
             let (tokens, sequences) = (piece.chunks.shape()[0] * C, piece.sequences.shape()[0]);
             let long = sequences == 1 || tokens / sequences >= LONG;
-            if 4 * heads <= self.multiprocessors && long && !piece.keeps {
+            // Where launches are one after the other, everybody has room.
+            let room = 4 * heads <= self.multiprocessors || !matches!(self.device, Device::Cuda(_));
+            if room && long && !piece.keeps {
                 let prepare = || {
                     kda::kda_gate(&mut chunks.started.clone(), heads as i32).grid([1]).run()?;
                     self.prepare_chunks::<X, D, C, S, true>(input, piece, &chunks)
