@@ -39,7 +39,11 @@ use kiln::prelude::*;
 ///
 /// `X`, as wide as `T`: element of the inverse, whose entries are at most 1. `B` channels at a time. Program: (key head,
 /// value head within those of the key head, chunk), so that the chunks of all heads come in the order of time.
-#[kernel(warps = 2, evict_first(qkv if BESIDE, decay_input if BESIDE), deny(spill, wgmma_serialized, bank_conflict))]
+#[kernel(
+    warps = 2,
+    evict_first(qkv if BESIDE, decay_input if BESIDE),
+    deny(spill, wgmma_serialized, bank_conflict)
+)]
 pub fn kda_chunk<
     T,
     X,

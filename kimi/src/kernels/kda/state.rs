@@ -18,7 +18,10 @@ use kiln::prelude::*;
 /// If `BESIDE`, it may run beside kda_chunk: it waits for the signals of [`GROUP`] chunks at a time, and started `[1]`
 /// counts its programs. There must be one program a head then (`V` = `D`). Program: (block of `V` value columns, head,
 /// first of its sequences).
-#[kernel(evict_first(qkv if BESIDE, kq_in if BESIDE, k_out if BESIDE, p if BESIDE), deny(spill, wgmma_serialized, bank_conflict))]
+#[kernel(
+    evict_first(qkv if BESIDE, kq_in if BESIDE, k_out if BESIDE, p if BESIDE),
+    deny(spill, wgmma_serialized, bank_conflict)
+)]
 pub fn kda_state<
     T,
     const D: usize,
@@ -76,7 +79,8 @@ pub fn kda_state<
                     unsafe { ready.wait((head, chunk + t / C), count) };
                 }
             }
-            // Beyond the sequence's end k_in, k_out and the rows of p that count are zero, whatever v is there.
+            // Beyond the sequence's end k_in, k_out and the rows of p that count are zero, whatever finite v is
+            // there.
             let v: Tile<T, C, V> = qkv.load((first + t, values));
             let kq_in: Tile<T, C2, D> = kq_in.load((2 * row, 0));
             let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
