@@ -16,6 +16,7 @@
 //!   only when it reads the very box that is stored.
 
 use crate::ir::{Access, DType, Def, Kernel, MAX_RANK, OpId, OpKind, RegionId, Shape, Type, UnaryOp, ValueId};
+use crate::passes::edit::writes;
 use std::collections::HashMap;
 
 /// An array in scratch memory.
@@ -189,11 +190,6 @@ fn is_pointwise(kind: &OpKind) -> bool {
     is_simple(kind) || matches!(kind, OpKind::Unary(_))
 }
 
-fn writes_memory(kind: &OpKind) -> bool {
-    let waits = matches!(kind, OpKind::Signal | OpKind::Wait);
-    waits || matches!(kind, OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. })
-}
-
 impl Planner<'_> {
     fn number(&mut self, region: RegionId, parent: Option<OpId>) {
         self.parent[region.index()] = parent;
@@ -306,11 +302,11 @@ impl Planner<'_> {
     /// Whether a load may happen inside the loop of a later root.
     fn may_load_late(&self, load: OpId, root: OpId) -> bool {
         let between = self.position[load.index()] + 1..self.position[root.index()];
-        if self.order[between].iter().any(|&op| writes_memory(&self.k.op(op).kind)) {
+        if self.order[between].iter().any(|&op| writes(&self.k.op(op).kind)) {
             return false;
         }
         let (l, r) = (self.k.op(load), self.k.op(root));
-        if !writes_memory(&r.kind) {
+        if !writes(&r.kind) {
             return true;
         }
         let (from, to) = (l.operands[0], r.operands[0]);

@@ -2,8 +2,8 @@
 //!
 //! A tile lies in *panels* along its last axis: as many columns as a swizzle has bytes, all rows of them, one panel
 //! after the other ([`SharedLayout::panels`]). A bulk copy fills one panel. (A single row needs no swizzle: all of it is
-//! one panel.) A product sees such a tile either as it is
-//! or transposed; its operand is *K-major* if K runs along the panel's rows of bytes.
+//! one panel.) A product sees such a tile either as it is or transposed; its operand is *K-major* if K runs along the
+//! panel's rows of bytes.
 
 use super::layout::{LayoutError, SharedLayout, Swizzle};
 use crate::ir::Shape;

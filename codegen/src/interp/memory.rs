@@ -433,7 +433,7 @@ pub(super) fn semaphore(
     }
     let old = read_element(memory, view.dtype, offset);
     let value = old.to_i64(view.dtype) as i32;
-    if count < 0 && value < -count {
+    if count < 0 && value < count.wrapping_neg() {
         return Err(Fault::from(ErrorKind::NeverSignalled).at(index.to_vec()));
     }
     write_element(memory, view.dtype, offset, Bits(value.wrapping_add(count) as u32 as u64));

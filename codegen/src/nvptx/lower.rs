@@ -87,12 +87,12 @@ pub(super) struct Lower<'k> {
     pub turn: Option<bool>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
+    pub shared_max: usize,
     /// Whether conversions within warps take shared memory of their own.
     pub own_scratch: bool,
     /// Whether `scratch_busy` has all that was done since the last barrier or, in a loop with such conversions, since
     /// the iteration began.
     pub traced: bool,
-    pub shared_max: usize,
 }
 
 pub(super) type Result<T> = std::result::Result<T, Error>;

@@ -344,9 +344,8 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let sequence = Tensor::from_slice(&[0, 0, tokens as i32, 0], &[1, 4], device)?;
     let inputs = [&qkv, &decay, &beta, &a_log, &dt_bias, &of_chunks, &sequence];
     let mut ways = Ways::new::<bf16>(device, &inputs, &[tokens, HEADS, WIDTH])?;
-    let by_token = [HEADS, tokens, WIDTH];
     let kq_in = shared_tensor::<bf16>(device, &[HEADS, 2 * tokens, WIDTH])?;
-    let k_out = shared_tensor::<bf16>(device, &by_token)?;
+    let k_out = shared_tensor::<bf16>(device, &[HEADS, tokens, WIDTH])?;
     let p = shared_tensor::<bf16>(device, &[HEADS, tokens, 32])?;
     let keep = shared_tensor::<f32>(device, &[HEADS, chunks, WIDTH])?;
     let state = shared_tensor::<f32>(device, &[1, HEADS, WIDTH, WIDTH])?;
@@ -364,7 +363,8 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
                 // The state of a sequence's beginning.
                 kernels::random::<f32, 1024>(0, 0.0, &mut state.reshape(&[HEADS * WIDTH * WIDTH])?).run()?;
                 let prepare = || {
-                    let [mut kq_in, mut k_out, mut p, mut keep, mut q_scale, mut k_scale, mut ready, mut started, _] = tensors;
+                    let [mut kq_in, mut k_out, mut p, mut keep, mut q_scale, mut k_scale, mut ready, mut started, _] =
+                        tensors;
                     if $beside {
                         kda::kda_gate(&mut started, HEADS as i32).grid([1]).run()?;
                     }
@@ -377,7 +377,8 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
                 };
                 let mut walk = || {
                     kda::kda_state::<bf16, WIDTH, 32, 64, $v, $ahead, $beside, false>(
-                        &i[0], &kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &mut ready, &mut started, &i[6], &i[5], &mut state, out,
+                        &i[0], &kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &mut ready, &mut started, &i[6], &i[5],
+                        &mut state, out,
                     )
                     .grid([WIDTH / $v, HEADS, 1])
                     .run()

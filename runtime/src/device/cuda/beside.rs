@@ -23,9 +23,9 @@ impl Context {
         if queue.fork.as_ref().filter(mine).is_some() { self.side } else { self.stream }
     }
 
-    /// Runs `first` on the context's own stream and `second` on the other, whose programs are placed first where both
-    /// want a place; both after all before and before all after. One inside another, or beside another thread's: one
-    /// after the other.
+    /// Runs `first` on the context's own stream and `second` on the other, which has priority: of programs that want the
+    /// same place when it becomes free, not over those that have it. Both after all before and before all after. One
+    /// inside another, or beside another thread's: one after the other.
     pub(crate) fn beside(
         &'static self,
         first: impl FnOnce() -> Result<()>,
