@@ -33,7 +33,7 @@ fn allow() -> TokenStream {
     quote!(#[allow(#lints)])
 }
 
-/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), deny(spill), tune(N in [64, 128])`.
+/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), discard(scratch), deny(spill), tune(N in [64, 128])`.
 #[derive(Default)]
 struct Options {
     warps: Option<Expr>,
@@ -41,8 +41,8 @@ struct Options {
     cluster: Option<Expr>,
     /// Variants of `Lint`.
     deny: Option<Vec<Ident>>,
-    /// Names of parameters, each perhaps with a condition.
-    evict_first: Option<Vec<Named>>,
+    /// Names of parameters, each perhaps with a condition, by the name of the hint.
+    reuse: Vec<(Ident, Vec<Named>)>,
     tune: Option<Space>,
 }
 
@@ -76,7 +76,7 @@ impl Parse for OptionList {
         let mut options = vec![];
         while !input.is_empty() {
             let name: Ident = input.parse()?;
-            let setting = if (name == "deny" || name == "evict_first") && input.peek(Paren) {
+            let setting = if (name == "deny" || REUSES.iter().any(|r| name == r.0)) && input.peek(Paren) {
                 let names;
                 parenthesized!(names in input);
                 Setting::Names(Punctuated::parse_terminated(&names)?)
@@ -108,6 +108,9 @@ const LINTS: [(&str, &str); 7] = [
     ("assembler", "Assembler"),
 ];
 
+/// Hints about what parameters show: the name, and the variant of `::kiln::ir::Reuse`.
+const REUSES: [(&str, &str); 2] = [("evict_first", "EvictFirst"), ("discard", "Discard")];
+
 /// The variant that `name` means; an unknown name is reported, and a condition, which lints have not.
 fn lint(Named { name, condition }: &Named, errors: &Errors) -> Option<Ident> {
     if let Some(condition) = condition {
@@ -136,7 +139,9 @@ impl Options {
                     let twice = if name == "deny" {
                         options.deny.replace(names.iter().filter_map(|n| lint(n, errors)).collect()).is_some()
                     } else {
-                        options.evict_first.replace(names.into_iter().collect()).is_some()
+                        let twice = options.reuse.iter().any(|(hint, _)| name == *hint);
+                        options.reuse.push((name.clone(), names.into_iter().collect()));
+                        twice
                     };
                     if twice {
                         errors.over(&name, &messages::OPTION_TWICE);
@@ -164,9 +169,16 @@ impl Options {
                 }
                 "min_programs_per_sm" => &mut options.min_programs_per_sm,
                 "cluster" => &mut options.cluster,
-                "deny" | "evict_first" => {
-                    let deny = name == "deny";
-                    errors.over(&value, if deny { &messages::OPTION_DENY } else { &messages::OPTION_EVICT_FIRST });
+                "deny" => {
+                    errors.over(&value, &messages::OPTION_DENY);
+                    continue;
+                }
+                "evict_first" => {
+                    errors.over(&value, &messages::OPTION_EVICT_FIRST);
+                    continue;
+                }
+                "discard" => {
+                    errors.over(&value, &messages::OPTION_DISCARD);
                     continue;
                 }
                 "tune" => {
@@ -188,9 +200,9 @@ impl Options {
 
     /// Reports names that no parameter has.
     fn check(&self, parameters: &[Parameter], errors: &Errors) {
-        for name in self.evict_first.iter().flatten() {
+        for name in self.reuse.iter().flat_map(|(_, names)| names) {
             if !parameters.iter().any(|p| p.name == name.name) {
-                errors.over(&name.name, &messages::EVICT_FIRST_UNKNOWN);
+                errors.over(&name.name, &messages::REUSE_UNKNOWN);
             }
         }
     }
@@ -203,10 +215,12 @@ impl ToTokens for Options {
         let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
         let cluster = self.cluster.as_ref().unwrap_or(&default);
         let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
-        let evict_first = self.evict_first.iter().flatten().map(|Named { name, condition }| {
-            let (name, always) = (signature::name_text(name), syn::parse_quote!(true));
-            let condition = condition.as_ref().unwrap_or(&always);
-            quote!((#name, #condition))
+        let reuse = self.reuse.iter().flat_map(|(hint, names)| names.iter().map(move |name| (hint, name)));
+        let reuse = reuse.map(|(hint, Named { name, condition })| {
+            let variant = REUSES.iter().find(|r| hint == r.0).expect("only known hints are kept").1;
+            let (variant, name) = (Ident::new(variant, hint.span()), signature::name_text(name));
+            let condition = condition.clone().unwrap_or(syn::parse_quote!(true));
+            quote!((#name, ::kiln::ir::Reuse::#variant, #condition))
         });
         let tuned = self.tune.is_some();
         tokens.extend(quote!(::kiln::stage::Options {
@@ -214,7 +228,7 @@ impl ToTokens for Options {
             min_programs_per_sm: #programs,
             cluster: #cluster,
             deny: &[#(#deny),*],
-            evict_first: &[#(#evict_first),*],
+            reuse: &[#(#reuse),*],
             tuned: #tuned,
         }));
     }

@@ -175,7 +175,7 @@ pub(crate) const DEVICE_OPTIONS: Message =
     message("`#[device]` has no options", "write `#[device]`; options belong to the kernel: `#[kernel(warps = 4)]`");
 pub(crate) const OPTION_UNKNOWN: Message = message(
     "unknown kernel option",
-    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first`, `deny` and `tune`: \
+    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first`, `discard`, `deny` and `tune`: \
      `#[kernel(warps = 4, deny(spill))]`",
 );
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");
@@ -185,7 +185,9 @@ pub(crate) const OPTION_EVICT_FIRST: Message = message(
     "`evict_first` takes a list of parameters",
     "write `evict_first(weight)`, or `evict_first(weight if ONCE)`",
 );
-pub(crate) const EVICT_FIRST_UNKNOWN: Message =
+pub(crate) const OPTION_DISCARD: Message =
+    message("`discard` takes a list of parameters", "write `discard(scratch)`, or `discard(scratch if LAST)`");
+pub(crate) const REUSE_UNKNOWN: Message =
     message("no parameter of this name", "name views or blocks of this kernel, of which each byte is used once");
 pub(crate) const LINT_UNKNOWN: Message = message(
     "unknown lint of kernels",

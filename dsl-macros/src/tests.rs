@@ -40,7 +40,7 @@ fn refused(item: TokenStream) -> Vec<String> {
 #[test]
 fn kernel_becomes_host_function_and_staging_function() {
     let expanded = flat(function::kernel(
-        quote!(warps = 8, cluster = C, evict_first(x if N > 4), deny(spill)),
+        quote!(warps = 8, cluster = C, evict_first(x if N > 4), discard(out), deny(spill)),
         quote! {
             /// Adds.
             pub fn add<T: Float, const N: usize>(x: &View<T, 1>, out: &mut Block<T, N>, mut alpha: f32) { out.store(x.load(0)); }
@@ -52,7 +52,7 @@ fn kernel_becomes_host_function_and_staging_function() {
         "out:<::kiln::stage::Mut<Block<T,::kiln::D1<N>>>as::kiln::KernelArg>::Host<'kiln>,",
         "alpha:<f32as::kiln::KernelArg>::Host<'kiln>)->::kiln::Launch<'kiln>",
         "fn__stage<T:Float+'static,constN:usize>()->::core::result::Result<::kiln::ir::Kernel,::kiln::Error>",
-        "::kiln::stage::build(\"add\",::kiln::stage::Options{warps:8,min_programs_per_sm:0,cluster:C,deny:&[::kiln::ir::Lint::Spill],evict_first:&[(\"x\",N>4)],tuned:false,},|params|{",
+        "::kiln::stage::build(\"add\",::kiln::stage::Options{warps:8,min_programs_per_sm:0,cluster:C,deny:&[::kiln::ir::Lint::Spill],reuse:&[(\"x\",::kiln::ir::Reuse::EvictFirst,N>4),(\"out\",::kiln::ir::Reuse::Discard,true)],tuned:false,},|params|{",
         "letstorage=<View<T,1>as::kiln::KernelArg>::declare(params,\"x\");letx:&View<T,1>=&storage;",
         "letout:&mutBlock<T,::kiln::D1<N>>=&mutstorage;",
         "letmutalpha=<f32as::kiln::KernelArg>::declare(params,\"alpha\");",
@@ -92,7 +92,7 @@ fn tuned_kernels_get_a_second_host_function() {
         "->::kiln::Launch<'kiln>whereIs<{M>1}>:True,{letmutlaunch",
         "#[cfg(all())]#[allow(",
         "fn__stage_f<T:Float+'static,constM:usize,constB:usize,constN:usize,constP:u8>()",
-        "deny:&[],evict_first:&[],tuned:true,}",
+        "deny:&[],reuse:&[],tuned:true,}",
         "#[cfg(all())]#[doc=\"[`f`]with",
         "pubfnf_tuned<'kiln,T:Float+'static,constB:usize>(",
         "x:<::kiln::stage::Mut<Block<T,::kiln::D2<8,{4+4}>>>as::kiln::KernelArg>::Host<'kiln>)",
@@ -398,6 +398,8 @@ fn options_that_are_refused() {
     assert_eq!(message(quote!(evict_first(a, b))), ["no parameter of this name"; 2]);
     assert_eq!(message(quote!(deny(spill if true))), ["`deny` takes a list of lints"]);
     assert_eq!(message(quote!(evict_first = 1)), ["`evict_first` takes a list of parameters"]);
+    assert_eq!(message(quote!(discard = 1)), ["`discard` takes a list of parameters"]);
+    assert_eq!(message(quote!(discard(), discard())), ["this option is given twice"]);
     assert_eq!(message(quote!(deny())), Vec::<String>::new());
     assert_eq!(message(quote!(warps = W, min_programs_per_sm = 2)), Vec::<String>::new());
     assert_eq!(

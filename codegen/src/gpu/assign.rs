@@ -10,12 +10,13 @@
 //! Invariants: scalars have exactly one version, replicated in every thread; `versions[v]` starts with the home, if
 //! there is one and anybody demands `v`; a value nobody demands has no version and is not computed.
 
+use super::bulk::selections;
 use super::layout::{Conversion, LayoutBuilder, Level, LinearLayout};
 use super::mma::{self, DotPlan};
 use super::panels::Panels;
 use super::pipeline::{self, Ahead};
 use super::{Chip, facts, origins};
-use crate::ir::{Combine, Def, Finding, Kernel, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
+use crate::ir::{Combine, Def, Finding, Kernel, Op, OpId, OpKind, RegionId, Reuse, Shape, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
@@ -757,6 +758,14 @@ impl Assigner<'_> {
                     self.demand_view(op.operands[0]);
                     for &r in &op.results {
                         self.demand_home(r);
+                    }
+                }
+                // Who discards what was copied must know where it came from.
+                OpKind::Load { .. } if self.out.ahead.bulk_load(id).is_some() => {
+                    let (param, _) = selections(k, op.operands[0]).expect("bulk copies come by selections");
+                    if k.params[param].reuse == Reuse::Discard {
+                        self.demand_view(op.operands[0]);
+                        op.operands[1..].iter().for_each(|&v| self.demand_home(v));
                     }
                 }
                 OpKind::Signal | OpKind::Wait => {

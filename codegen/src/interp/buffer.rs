@@ -211,6 +211,15 @@ impl Memory {
         }
     }
 
+    pub(super) fn mark_unwritten(&mut self, offset: usize, count: usize) {
+        let len = self.bytes.len();
+        let written = self.written.get_or_insert_with(|| vec![true; len]);
+        for w in &mut written[offset..offset + count] {
+            self.missing += *w as usize;
+            *w = false;
+        }
+    }
+
     fn set_written(&mut self, offset: usize, from: &[bool]) {
         let len = self.bytes.len();
         let written = self.written.get_or_insert_with(|| vec![true; len]);

@@ -5,7 +5,7 @@ use super::error::{ErrorKind, Fault};
 use super::memory::{self, Accessor, Indices, View};
 use super::tile::{Data, Tile, map_elements, unflatten};
 use super::{Held, Options, TraceEvent, dot, elementwise, shape};
-use crate::ir::{Bits, Combine, DType, Kernel, Op, OpId, OpKind, RegionId, Shape, Type, ValueId};
+use crate::ir::{Bits, Combine, DType, Kernel, Op, OpId, OpKind, RegionId, Reuse, Shape, Type, ValueId};
 use smallvec::SmallVec;
 use std::rc::Rc;
 
@@ -355,7 +355,12 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
                 let (coords, other) = op.operands[1..].split_at(shape.rank());
                 let start = self.i32s(coords)?;
                 let other = if *has_other { self.tile(other[0])?.get(0) } else { Bits(0) };
-                memory::load(&mut self.held.memories[view.buffer], who, &view, &start, shape, other)
+                let memory = &mut self.held.memories[view.buffer];
+                let loaded = memory::load(memory, who, &view, &start, shape, other);
+                if self.kernel.params[view.param].reuse == Reuse::Discard {
+                    memory::discard(memory, &view, &start, shape);
+                }
+                loaded
             }
             OpKind::Gather { masked } => {
                 let rank = op.operands.len() - 1 - if *masked { 2 } else { 0 };

@@ -303,6 +303,18 @@ pub(super) fn load(
     Ok(canonical(view.dtype, data))
 }
 
+/// What a box shows is as if it had never been written.
+pub(super) fn discard(memory: &mut Memory, view: &View, start: &[i64], shape: Shape) {
+    let size = view.dtype.size();
+    let rows = for_rows(view, start, shape, |row| {
+        for i in 0..row.count {
+            memory.mark_unwritten((row.offset as i64 + i as i64 * row.stride) as usize * size, size);
+        }
+        Ok(())
+    });
+    rows.expect("nothing fails");
+}
+
 pub(super) fn store(
     memory: &mut Memory,
     who: Accessor,

@@ -107,8 +107,19 @@ pub struct Param {
     pub access: Access,
     /// For an output partitioned by program id: the block's shape, of the view's rank.
     pub block: Option<Shape>,
-    /// A hint: what is read or written through this view is the first that caches may give up.
-    pub evict_first: bool,
+    pub reuse: Reuse,
+}
+
+/// How often what a view shows is of use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reuse {
+    /// Nobody said.
+    #[default]
+    Unknown,
+    /// Once: a hint that caches may give it up first, whether read or written.
+    EvictFirst,
+    /// Every byte is loaded once at most, and what was loaded is not defined afterwards: caches need not write it back.
+    Discard,
 }
 
 /// What the author asked for.
@@ -263,7 +274,7 @@ impl Kernel {
 
     pub fn add_param(&mut self, name: impl Into<String>, ty: Type, access: Access, block: Option<Shape>) -> ValueId {
         let value = self.new_value(ty, Def::Param(self.params.len() as u32));
-        self.params.push(Param { name: name.into(), value, access, block, evict_first: false });
+        self.params.push(Param { name: name.into(), value, access, block, reuse: Reuse::Unknown });
         value
     }
 }

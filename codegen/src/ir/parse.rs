@@ -358,7 +358,11 @@ impl<'a> Parser<'a> {
         let name = if self.rest().starts_with('"') { self.string()? } else { id.to_string() };
         self.expect(":")?;
         let access = if self.accept("write") { Access::Write } else { Access::Read };
-        let evict_first = self.accept("evict_first");
+        let reuse = match () {
+            () if self.accept("evict_first") => Reuse::EvictFirst,
+            () if self.accept("discard") => Reuse::Discard,
+            () => Reuse::Unknown,
+        };
         let ty = self.ty()?;
         let block = match self.accept("block") {
             true if self.accept("scalar") => Some(Shape::SCALAR),
@@ -369,7 +373,7 @@ impl<'a> Parser<'a> {
             false => None,
         };
         let value = self.kernel.add_param(name, ty, access, block);
-        self.kernel.params.last_mut().expect("just added").evict_first = evict_first;
+        self.kernel.params.last_mut().expect("just added").reuse = reuse;
         self.define(id, value)?;
         if !self.rest().starts_with('[') {
             return Ok(vec![]);

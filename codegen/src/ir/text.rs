@@ -90,8 +90,12 @@ impl Printer<'_> {
                 let _ = write!(text, " {:?}", p.name);
             }
             let write = if p.access == Access::Write { "write " } else { "" };
-            let evict = if p.evict_first { "evict_first " } else { "" };
-            let _ = write!(text, ": {write}{evict}{}", k.ty(p.value));
+            let reuse = match p.reuse {
+                Reuse::Unknown => "",
+                Reuse::EvictFirst => "evict_first ",
+                Reuse::Discard => "discard ",
+            };
+            let _ = write!(text, ": {write}{reuse}{}", k.ty(p.value));
             if let Some(block) = p.block {
                 let _ = write!(text, " block {}", if block.rank() == 0 { "scalar".into() } else { block.to_string() });
             }

@@ -97,7 +97,7 @@ impl Verifier<'_> {
                     self.require(shape.rank() == 0, &what, "a scalar or a view", ty)?;
                     self.require(p.access == Access::Read, &what, "a scalar to be read only", "a writable one")?;
                     self.require(p.block.is_none(), &what, "a scalar without block", "one with a block")?;
-                    self.require(!p.evict_first, &what, "a view to be evicted first", "a scalar")?;
+                    self.require(p.reuse == Reuse::Unknown, &what, "no hint of its reuse", format!("{:?}", p.reuse))?;
                 }
                 Type::View(dtype, rank) => {
                     if let Some(block) = p.block {

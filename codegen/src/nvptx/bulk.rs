@@ -26,7 +26,7 @@ use crate::gpu::bulk::{BulkLoad, Share, computable, selections};
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
 use crate::gpu::mma::DotPlan;
 use crate::gpu::pipeline::{BulkRegion, StagedLoad};
-use crate::ir::{Def, Kernel, OpId, OpKind, RegionId, ValueId};
+use crate::ir::{Def, Kernel, OpId, OpKind, RegionId, Reuse, Type, ValueId};
 use std::collections::HashMap;
 
 /// Registers of a thread of the producer's warpgroup and of a computing one, where they differ; together with two
@@ -231,8 +231,60 @@ impl<'k> Lower<'k> {
             let barrier = self.shared_at(places.full, &place, 8);
             self.wait(&barrier, &phase);
         }
+        self.discard(load);
         let address = self.shared_at(places.buffers, &place, load.bytes);
         self.staged.insert(load.load, Staged { panels: load.panels.clone(), address });
+    }
+
+    /// Where its parameter is to be discarded: the cache lines of a tile that has arrived, spread over the threads. Lines
+    /// that are not wholly the tile's stay.
+    fn discard(&mut self, load: &StagedLoad<BulkLoad>) {
+        const LINE: usize = 128;
+        let op = self.k.op(load.load);
+        let (param, _) = selections(self.k, op.operands[0]).expect("the plan asks for selections only");
+        let Type::Tile(dtype, shape) = self.k.ty(op.results[0]) else { unreachable!("loads give tiles") };
+        let (&columns, rows) = shape.dims().split_last().expect("bulk copies have a dimension");
+        let bytes = columns as usize * dtype.size();
+        if self.k.params[param].reuse != Reuse::Discard || !bytes.is_multiple_of(LINE) {
+            return;
+        }
+        let view = self.view(op.operands[0]);
+        let start: Vec<V> = op.operands[1..].iter().map(|&v| self.scalar(v)).collect();
+        let (lines, threads) = (shape.numel() * dtype.size() / LINE, self.threads());
+        let tid = self.tid();
+        for first in (0..lines).step_by(threads) {
+            let line = self.w.bin("add", "i32", &tid, &int(first));
+            let mut discards = view.valid.clone();
+            if lines - first < threads {
+                let some = self.w.icmp("ult", "i32", &line, &int(lines));
+                discards = self.w.and(discards, Some(some));
+            }
+            let column = self.w.bin("urem", "i32", &line, &int(bytes / LINE));
+            let column = self.w.bin("mul", "i32", &column, &int(LINE / dtype.size()));
+            let mut at = vec![(column, LINE / dtype.size())];
+            let mut row = self.w.bin("udiv", "i32", &line, &int(bytes / LINE));
+            for &extent in rows.iter().rev() {
+                at.push((self.w.bin("urem", "i32", &row, &int(extent)), 1));
+                row = self.w.bin("udiv", "i32", &row, &int(extent));
+            }
+            // The thread's part first, which is the same whatever the loop around.
+            let mut address = view.address.clone();
+            for (dim, (own, _)) in at.iter().rev().enumerate() {
+                address = self.moved(&address, own, &view.strides[dim], dtype.size());
+            }
+            for (dim, (own, length)) in at.iter().rev().enumerate() {
+                address = self.moved(&address, &start[dim], &view.strides[dim], dtype.size());
+                let last = self.w.bin("add", "i32", own, &int(length - 1));
+                let last = self.w.bin("add", "i32", &last, &start[dim]);
+                let inside = self.w.icmp("ult", "i32", &last, &view.extents[dim]);
+                discards = self.w.and(discards, Some(inside));
+            }
+            let within = self.w.bin("and", "i64", &address, &int(LINE - 1));
+            let whole = self.w.icmp("eq", "i64", &within, &int(0));
+            let discards = self.w.and(discards, Some(whole)).expect("two conditions");
+            let ptx = format!("@$1 discard.global.L2 [$0], {LINE};");
+            self.w.asm_effect("void", &ptx, "l,b", &[("i64", &address), ("i1", &discards)]);
+        }
     }
 
     /// At the end of a region: this warp has read its buffers. Products that are still in flight (`late`) read
@@ -338,13 +390,12 @@ impl<'k> Lower<'k> {
             let words = self.fetch_all(plan, dtype, layout, &staged.address);
             return words.iter().flat_map(|word| unpack(&mut self.w, dtype, std::slice::from_ref(word), 2)).collect();
         }
-        let thread = self.thread_image(layout, |b| size as u32 * shared.offset(b));
+        let thread = self.thread_bytes(layout.thread_bases().map(|b| size as u32 * shared.offset(b)).collect());
         let mut regs = vec![int(0); layout.registers()];
         self.shared_tile("loads from a ring", dtype, layout, shared, &access);
         for group in access.groups {
             let offset = size as u32 * shared.offset(layout.flat(group[0], 0, 0));
-            let place = self.w.bin("xor", "i32", &thread, &int(offset));
-            let place = self.w.bin("add", "i32", &staged.address, &place);
+            let place = self.shared_place(&staged.address, &thread, offset);
             let words = self.load_shared(&place, Words::of(dtype, group.len()));
             for (&r, x) in group.iter().zip(unpack(&mut self.w, dtype, &words, group.len())) {
                 regs[r as usize] = x;

@@ -79,7 +79,8 @@ pub(super) fn compare_runs(runs: &[(&Kernel, u32, &[Order])], grid: [u32; 3], sh
         buffers.push(buffer);
     }
     run(&k, grid, &args).unwrap_or_else(|e| panic!("{}: {e}", k.name));
-    let want: Vec<Vec<u8>> = buffers.iter().map(|b| b.to_bytes().expect("all written")).collect();
+    // Of what is discarded nothing is left.
+    let want: Vec<Option<Vec<u8>>> = buffers.iter().map(|b| b.to_bytes().ok()).collect();
     for &(k, sm, orders) in runs {
         let lowered = llvm_text(k, Target { sm }).unwrap_or_else(|e| panic!("{e}"));
         for &order in orders {
@@ -98,8 +99,9 @@ pub(super) fn compare_runs(runs: &[(&Kernel, u32, &[Order])], grid: [u32; 3], sh
                     word[..dtype.size()].copy_from_slice(&bytes[j * dtype.size()..(j + 1) * dtype.size()]);
                     crate::ir::Bits(u64::from_le_bytes(word)).to_f64(dtype)
                 };
-                for j in 0..want[i].len() / dtype.size() {
-                    let (w, g) = (value(&want[i], j), value(&s.global[i], j));
+                let want = want[i].as_ref().expect("all written");
+                for j in 0..want.len() / dtype.size() {
+                    let (w, g) = (value(want, j), value(&s.global[i], j));
                     let same = w == g || w.is_nan() && g.is_nan() || (w - g).abs() <= tolerance * w.abs().max(1e-2);
                     assert!(same, "{} sm_{sm} {order:?}: `{}`[{j}] is {g}, not {w}", k.name, p.name);
                 }

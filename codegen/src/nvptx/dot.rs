@@ -196,15 +196,14 @@ impl Lower<'_> {
         let base = self.scratch(4 * (a.numel() + b.numel()));
         for (v, start) in [(op.operands[0], 0), (op.operands[1], 4 * a.numel())] {
             let (regs, from) = self.get_home(v);
-            let thread = self.thread_image(&from, |x| 4 * x);
+            let thread = self.thread_bytes(from.thread_bases().map(|b| 4 * b).collect());
             let skip = from.redundant().register;
             let rows = SharedLayout::row_major(*from.shape()).expect("extents of a layout are powers of two");
             self.shared_tile("stores for multiply-adds", acc_type, &from, &rows, &VectorAccess::single(&from));
             for r in (0..from.registers() as u32).filter(|r| r & skip == 0) {
                 let x = math::cast(&mut self.w, dtype, acc_type, &regs[r as usize]);
                 let word = pack(&mut self.w, acc_type, &[x]);
-                let place = self.w.bin("xor", "i32", &thread, &int(4 * from.flat(r, 0, 0)));
-                let place = self.w.bin("add", "i32", &base, &place);
+                let place = self.shared_place(&base, &thread, 4 * from.flat(r, 0, 0));
                 let place = self.w.bin("add", "i32", &place, &int(start));
                 self.store_shared(&place, Words::of(acc_type, 1), &word, None);
             }

@@ -260,13 +260,6 @@ impl<'k> Lower<'k> {
         v
     }
 
-    /// What the thread contributes to a function of the hardware index that is linear over F2, given its values on the
-    /// basis vectors of lanes and warps.
-    pub fn thread_image(&mut self, layout: &LinearLayout, f: impl Fn(u32) -> u32) -> V {
-        let bases = [Level::Lane, Level::Warp].iter().flat_map(|&l| layout.bases(l)).map(|&b| f(b)).collect();
-        self.thread_part(bases)
-    }
-
     /// The thread's contribution to the coordinate along `axis`.
     pub fn thread_coordinate(&mut self, layout: &LinearLayout, axis: usize) -> V {
         let mut bases = layout.axis_bases(Level::Lane, axis);

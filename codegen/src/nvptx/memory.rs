@@ -9,7 +9,7 @@ use super::math;
 use super::text::{V, Writer, int, llvm_type, memory_type, struct_type};
 use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout};
-use crate::ir::{AtomicOp, BinaryOp, DType, OpId, OpKind};
+use crate::ir::{AtomicOp, BinaryOp, DType, OpId, OpKind, Reuse};
 use std::collections::HashMap;
 
 /// How `count` neighbouring elements travel: machine words of this many bits.
@@ -248,13 +248,13 @@ impl Lower<'_> {
 
     /// The cache operator of accesses through a parameter: `cs`, "likely accessed once", has its lines evicted first.
     fn eviction(&self, param: usize) -> &'static str {
-        if self.k.params[param].evict_first { ".cs" } else { "" }
+        if self.k.params[param].reuse == Reuse::EvictFirst { ".cs" } else { "" }
     }
 
     /// What asynchronous copies from a parameter end with where its lines are to be evicted first: the modifier, and
     /// the policy, i64.
     pub(super) fn eviction_policy(&mut self, param: usize) -> Option<(&'static str, V)> {
-        if !self.k.params[param].evict_first {
+        if self.k.params[param].reuse != Reuse::EvictFirst {
             return None;
         }
         let w = &mut self.w;

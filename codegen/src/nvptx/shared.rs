@@ -8,9 +8,7 @@ use super::Target;
 use super::lower::{Lower, Result};
 use super::memory::{Words, pack, unpack};
 use super::text::{V, int, llvm_type, struct_type};
-use crate::gpu::layout::{
-    Affine, Conversion, LinearLayout, ScratchPlan, ScratchSide, SharedLayout, ShufflePlan, VectorAccess,
-};
+use crate::gpu::layout::{Affine, Conversion, LinearLayout, ScratchPlan, SharedLayout, ShufflePlan, VectorAccess};
 use crate::ir::{Bits, DType, Shape};
 use std::ops::Range;
 
@@ -143,9 +141,9 @@ impl Lower<'_> {
             } else {
                 base = self.scratch(plan.bytes);
             }
-            let (thread, taken) = self.side_address(&plan.store, size);
+            let thread = self.thread_bytes(plan.store.thread.iter().map(|&b| b * size).collect());
             for access in &pass.stores {
-                let address = self.scratch_address(&base, &thread, taken, access.offset * size);
+                let address = self.shared_place(&base, &thread, access.offset * size);
                 let elements: Vec<V> = access.registers.iter().map(|&r| regs[r as usize].clone()).collect();
                 let words = pack(&mut self.w, dtype, &elements);
                 self.store_shared(&address, Words::of(dtype, elements.len()), &words, None);
@@ -155,9 +153,9 @@ impl Lower<'_> {
             } else {
                 self.scratch_written();
             }
-            let (thread, taken) = self.side_address(&plan.load, size);
+            let thread = self.thread_bytes(plan.load.thread.iter().map(|&b| b * size).collect());
             for access in &pass.loads {
-                let address = self.scratch_address(&base, &thread, taken, access.offset * size);
+                let address = self.shared_place(&base, &thread, access.offset * size);
                 let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
                 let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
                 for (&r, x) in access.registers.iter().zip(elements) {
@@ -190,16 +188,16 @@ impl Lower<'_> {
         Some(self.w.op(format_args!("add i32 {base}, {start}")))
     }
 
-    /// The thread's part of an address, and the bits that it may have.
-    fn side_address(&mut self, side: &ScratchSide, size: u32) -> (V, u32) {
-        let bases: Vec<u32> = side.thread.iter().map(|&b| b * size).collect();
+    /// What the thread contributes to an address in bytes, given its values on the basis vectors of lanes and warps, and
+    /// the bits that this may have.
+    pub(super) fn thread_bytes(&mut self, bases: Vec<u32>) -> (V, u32) {
         let taken = bases.iter().fold(0, |m, b| m | b);
         (self.thread_part(bases), taken)
     }
 
-    /// Of the bits of `offset` those that the thread's part may have are joined to it; the rest is added last, as the
-    /// constant that an access takes.
-    fn scratch_address(&mut self, base: &V, thread: &V, taken: u32, offset: u32) -> V {
+    /// An address in shared memory. Of the bits of `offset` those that the thread's part may have are joined to it; the
+    /// rest is added last, as the constant that an access takes.
+    pub(super) fn shared_place(&mut self, base: &V, (thread, taken): &(V, u32), offset: u32) -> V {
         let place = self.w.bin("xor", "i32", thread, &int(offset & taken));
         let place = self.w.bin("add", "i32", base, &place);
         self.w.bin("add", "i32", &place, &int(offset & !taken))
@@ -299,19 +297,19 @@ impl Lower<'_> {
         let words = Words::of(dtype, 1);
         let base = self.scratch(layout.shape().numel() * dtype.size());
         let owner = self.owner(layout);
-        let thread = self.thread_image(layout, |b| b * size);
+        let thread = self.thread_bytes(layout.thread_bases().map(|b| b * size).collect());
         let copies = layout.redundant().register;
         let rows = SharedLayout::row_major(*layout.shape()).expect("extents of a layout are powers of two");
         self.shared_tile("results for those that hold copies", dtype, layout, &rows, &VectorAccess::single(layout));
         for r in (0..layout.registers() as u32).filter(|r| r & copies == 0) {
-            let address = self.scratch_address(&base, &thread, !0, layout.flat(r, 0, 0) * size);
+            let address = self.shared_place(&base, &thread, layout.flat(r, 0, 0) * size);
             let word = pack(&mut self.w, dtype, &regs[r as usize..=r as usize]);
             self.store_shared(&address, words, &word, owner.as_ref());
         }
         self.scratch_written();
         let mut out = vec![];
         for r in 0..layout.registers() as u32 {
-            let address = self.scratch_address(&base, &thread, !0, layout.flat(r, 0, 0) * size);
+            let address = self.shared_place(&base, &thread, layout.flat(r, 0, 0) * size);
             let word = self.load_shared(&address, words);
             out.push(unpack(&mut self.w, dtype, &word, 1)[0].clone());
         }

@@ -2,7 +2,7 @@
 
 use super::tests_kernels::{argmax_and_scan, attention, bitcasts, casts, functions, gemm, memory, rmsnorm};
 use super::{Ptx, Target, compile, ptxas};
-use crate::ir::{DType, Kernel, Lint, Precision};
+use crate::ir::{DType, Kernel, Lint, Precision, Reuse};
 
 fn ptxas_path() -> std::path::PathBuf {
     ptxas::find().expect("set KILN_PTXAS to NVIDIA's ptxas (a PyPI package has it: nvidia-cuda-nvcc)")
@@ -61,7 +61,7 @@ fn rmsnorm_is_vectorised() {
 
 /// With every view to be evicted first.
 fn used_once(mut k: Kernel) -> Kernel {
-    k.params.iter_mut().for_each(|p| p.evict_first = true);
+    k.params.iter_mut().for_each(|p| p.reuse = Reuse::EvictFirst);
     k
 }
 

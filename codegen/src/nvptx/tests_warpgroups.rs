@@ -5,7 +5,7 @@ use super::simulate::Order;
 use super::tests_kernels::{attention, built, for_loop, view};
 use super::{Target, llvm_text};
 use crate::ir::{
-    Access, BinaryOp, Builder, CmpOp, Combine, DType, Kernel, OpKind, Precision, Shape, Type, UnaryOp, ValueId,
+    Access, BinaryOp, Builder, CmpOp, Combine, DType, Kernel, OpKind, Precision, Reuse, Shape, Type, UnaryOp, ValueId,
 };
 
 const ORDERS: [Order; 4] = [
@@ -26,7 +26,7 @@ fn check(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) {
 
 /// With every view to be evicted first: nothing else than the order in which caches forget.
 fn used_once(mut k: Kernel) -> Kernel {
-    k.params.iter_mut().for_each(|p| p.evict_first = true);
+    k.params.iter_mut().for_each(|p| p.reuse = Reuse::EvictFirst);
     k
 }
 
@@ -232,6 +232,19 @@ fn gemm_of_what_is_used_once() {
         [1, 2, 1],
         &[&[64, 192], &[128, 192], &[64, 128]],
     );
+}
+
+/// What has been copied is gone; the rows of a tile are whole lines of caches, or are not, or end outside.
+#[test]
+fn gemm_of_what_is_discarded() {
+    for (tile, inner) in [([64, 64, 64], 192), ([64, 64, 32], 192), ([64, 128, 64], 160)] {
+        let mut k = gemm(tile, DType::BF16, [false, true]);
+        k.params.iter_mut().filter(|p| p.access == Access::Read).for_each(|p| p.reuse = Reuse::Discard);
+        let shapes: [&[i64]; 3] = [&[48, inner], &[tile[1] as i64, inner], &[48, tile[1] as i64]];
+        check(&k, [1; 3], &shapes);
+        let text = llvm_text(&specialised(&k, &shapes), Target { sm: 90 }).unwrap().text;
+        assert_eq!(text.contains("discard.global.L2"), tile[2] == 64, "{text}");
+    }
 }
 
 #[test]

@@ -372,7 +372,7 @@ impl Lower<'_> {
         let (dtype, size, shared) = (self.k.ty(v).dtype(), panels.size, &panels.layout);
         let base = self.shared_base();
         let base = self.w.bin("add", "i32", &base, &int(self.places[&v]));
-        let thread = self.thread_image(&layout, |b| size as u32 * shared.offset(b));
+        let thread = self.thread_bytes(layout.thread_bases().map(|b| size as u32 * shared.offset(b)).collect());
         let skip = layout.redundant().register;
         let access = shared.vectorise(&layout, size);
         self.shared_tile("stores for products", dtype, &layout, shared, &access);
@@ -381,8 +381,7 @@ impl Lower<'_> {
                 continue;
             }
             let offset = size as u32 * shared.offset(layout.flat(group[0], 0, 0));
-            let place = self.w.bin("xor", "i32", &thread, &int(offset));
-            let place = self.w.bin("add", "i32", &base, &place);
+            let place = self.shared_place(&base, &thread, offset);
             let elements: Vec<V> = group.iter().map(|&r| regs[r as usize].clone()).collect();
             let words = pack(&mut self.w, dtype, &elements);
             self.store_shared(&place, Words::of(dtype, elements.len()), &words, None);

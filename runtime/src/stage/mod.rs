@@ -14,7 +14,7 @@ pub use compare::{Compare, and, eq, ge, gt, le, lt, ne, or};
 pub use control::{Condition, LoopCondition, LoopRange, for_, if_, range, while_};
 
 use crate::lang::{D0, Element, Operand, Shape, Tile};
-use kiln_codegen::ir::{Access, Bits, Builder, Kernel, Lint, Lints, Loc, Op, Options as IrOptions, Param};
+use kiln_codegen::ir::{Access, Bits, Builder, Kernel, Lint, Lints, Loc, Op, Options as IrOptions, Param, Reuse};
 use std::cell::RefCell;
 
 /// A kernel's options, from `#[kernel(...)]`.
@@ -24,8 +24,8 @@ pub struct Options<'a> {
     pub min_programs_per_sm: u8,
     pub cluster: u8,
     pub deny: &'static [Lint],
-    /// Parameters whose memory caches may give up first, if so; of a struct, all its views.
-    pub evict_first: &'a [(&'static str, bool)],
+    /// How often what parameters show is of use, if so; of a struct, all its views.
+    pub reuse: &'a [(&'static str, Reuse, bool)],
     /// Whether instances are chosen among by measuring them.
     pub tuned: bool,
 }
@@ -82,7 +82,7 @@ pub fn build(name: &'static str, options: Options<'_>, body: impl FnOnce(&mut Pa
         }
     }
     let restore = Restore(outer);
-    let Options { warps, min_programs_per_sm, cluster, deny, evict_first, tuned } = options;
+    let Options { warps, min_programs_per_sm, cluster, deny, reuse, tuned } = options;
     emit(|b| b.kernel_mut().options = IrOptions { warps, min_programs_per_sm, cluster, deny: Lints::of(deny) });
     body(&mut Params::default());
     let Staging { builder, mut errors } = STAGING.take().expect("set above");
@@ -90,7 +90,8 @@ pub fn build(name: &'static str, options: Options<'_>, body: impl FnOnce(&mut Pa
     let mut kernel = builder.finish();
     for i in 0..kernel.params.len() {
         let (is_view, p) = (!kernel.ty(kernel.params[i].value).is_scalar(), &mut kernel.params[i]);
-        p.evict_first = is_view && evict_first.iter().any(|&(name, so)| so && p.name.split('.').next() == Some(name));
+        let named = |&&(name, _, so): &&(&str, Reuse, bool)| is_view && so && p.name.split('.').next() == Some(name);
+        p.reuse = reuse.iter().find(named).map_or(Reuse::Unknown, |r| r.1);
     }
     if tuned {
         errors.extend(reads_of_outputs(&kernel));

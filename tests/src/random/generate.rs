@@ -7,7 +7,7 @@
 use super::rng::{Rng, SMALL};
 use super::{Argument, Case};
 use kiln_codegen::ir::{
-    BinaryOp, Bits, Builder, CmpOp, Combine, DType, Kernel, Loc, Precision, Shape, Type, UnaryOp, ValueId,
+    BinaryOp, Bits, Builder, CmpOp, Combine, DType, Kernel, Loc, Precision, Reuse, Shape, Type, UnaryOp, ValueId,
 };
 
 /// How large a case may become.
@@ -97,7 +97,9 @@ impl Generator {
         let with_facts = self.rng.chance(50);
         let mut kernel = self.b.finish();
         for p in 0..kernel.params.len() {
-            kernel.params[p].evict_first = !kernel.ty(kernel.params[p].value).is_scalar() && self.rng.chance(25);
+            if !kernel.ty(kernel.params[p].value).is_scalar() && self.rng.chance(25) {
+                kernel.params[p].reuse = Reuse::EvictFirst;
+            }
         }
         let mut case = Case { seed, kernel, grid: self.grid, arguments: self.arguments };
         if with_facts {

@@ -110,6 +110,11 @@ impl LinearLayout {
         &self.shape
     }
 
+    /// The basis vectors of lanes, then those of warps.
+    pub fn thread_bases(&self) -> impl Iterator<Item = u32> {
+        [Level::Lane, Level::Warp].into_iter().flat_map(|level| self.bases(level)).copied()
+    }
+
     pub fn bases(&self, level: Level) -> &[u32] {
         &self.bases[level as usize]
     }

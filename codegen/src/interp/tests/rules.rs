@@ -1,7 +1,7 @@
 //! Every rule, broken once; and what the error says.
 
 use super::*;
-use crate::ir::{AtomicOp, BinaryOp, Fact};
+use crate::ir::{AtomicOp, BinaryOp, Fact, Reuse};
 
 fn bad_argument(result: Result<(), Error>) -> String {
     let error = result.unwrap_err();
@@ -81,6 +81,28 @@ fn selecting_outside_is_an_error() {
         let error = c.run().unwrap_err();
         assert_eq!(*error.kind(), ErrorKind::OutOfBounds { dim: 0, index: index as i64, extent });
         assert_eq!(error.parameter(), Some("x"));
+    }
+}
+
+#[test]
+fn what_is_discarded_is_gone() {
+    let memory = Arc::new(Buffer::zeroed(16));
+    let load = |starts: &[i32]| {
+        let mut c = Case::new();
+        let view = c.view("x", F32, &[4], Access::Read, &memory);
+        c.b.kernel_mut().params[0].reuse = Reuse::Discard;
+        for &start in starts {
+            let start = c.b.i32(start);
+            c.b.load(view, &[start], dims(&[2]), None);
+        }
+        c.run()
+    };
+    load(&[0]).unwrap();
+    assert!(!memory.is_initialised(0, 4) && !memory.is_initialised(4, 4) && memory.is_initialised(8, 8));
+    // By another launch, and by the same.
+    for starts in [&[1][..], &[2, 3]] {
+        let error = load(starts).unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::Uninitialised);
     }
 }
 

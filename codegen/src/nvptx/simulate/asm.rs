@@ -106,6 +106,8 @@ pub enum Op {
     Window,
     /// There are no caches.
     Policy,
+    /// Bytes whose contents are lost.
+    Discard,
     Mma,
     Ldmatrix,
     Movmatrix,
@@ -125,6 +127,7 @@ impl Op {
         match (parts[0], parts.get(1).copied().unwrap_or_default()) {
             ("mov", _) => Op::Move,
             ("trap", _) => Op::Trap,
+            ("discard", _) => Op::Discard,
             ("cvt", _) if name.contains("tf32") => Op::Tf32,
             ("cvt", _) if name.contains("x2") => Op::Pair(name.contains("f16x2") && !name.contains("bf16x2")),
             ("add" | "sub" | "mul", "rn") if name.ends_with("f16x2") => Op::Paired,
@@ -297,6 +300,12 @@ impl Simulator {
         match p.op {
             Op::Move => env[p.args[0].register()] = value(1, env),
             Op::Trap => panic!("trap"),
+            Op::Discard => {
+                let (address, bytes) = (value(0, env), value(1, env) as usize);
+                assert_eq!(address as usize % bytes, 0, "a part of a line");
+                self.touch(t, false, address, bytes);
+                self.memory(address, bytes).fill(0xff);
+            }
             Op::Tf32 => env[0] = (env[1] as u32).wrapping_add(0x1000) as u64 & 0xffff_e000,
             Op::Setp(equal) => env[p.args[0].register()] = u64::from((value(1, env) == value(2, env)) == equal),
             Op::Load(shared, size, count) => {
