@@ -421,3 +421,31 @@ fn products_of_tiles_of_rank_three() {
         assert_eq!(out.to_vec::<i32>().unwrap(), want);
     }
 }
+
+/// Pieces of `x`, put together in the order of their numbers; the whole of it by one.
+#[kernel]
+fn pieces(x: &View<i32, 2>, out: &mut Block<i32, 8, 16>, all: &mut Block<i32, 8, 16>) {
+    let mut put: Tile<i32, 8, 16> = full(-1.0);
+    for i in 0..7 {
+        let at = (i % 4 * 2, i / 4 * 8);
+        let piece: Tile<i32, 2, 8> = x.load(at);
+        put = put.insert(at, piece);
+    }
+    out.store(put);
+    let whole: Tile<i32, 8, 16> = x.load((0, 0));
+    all.store(put.insert((0, 0), whole));
+}
+
+#[test]
+fn tiles_of_pieces() {
+    let x: Vec<i32> = (0..128).collect();
+    // The last piece is not put in.
+    let want: Vec<i32> = (0..128).map(|e| if e / 16 >= 6 && e % 16 >= 8 { -1 } else { e }).collect();
+    for device in DEVICES {
+        let from = Tensor::from_slice(&x, &[8, 16], device).unwrap();
+        let [mut out, mut all] = [(); 2].map(|_| Tensor::uninit(&[8, 16], DType::I32, device).unwrap());
+        pieces(&from, &mut out, &mut all).run().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(out.to_vec::<i32>().unwrap(), want);
+        assert_eq!(all.to_vec::<i32>().unwrap(), x);
+    }
+}

@@ -1,12 +1,14 @@
 //! Loops and branches.
 //!
 //! Values that run around a loop are phis of registers, named in advance; a `for` tests at its end. Rings and slots turn
-//! at the start of an iteration; what a loop leaves in flight is waited for at its end.
+//! at the start of an iteration; what a loop leaves in flight is waited for at its end. A loop of which all iterations
+//! have slots is unrolled: their number is known, and small.
 
 use super::lower::{Lower, Result};
+use super::pipeline::Slots;
 use super::text::{V, int, llvm_type};
 use crate::gpu::layout::LinearLayout;
-use crate::ir::{Op, OpId, OpKind, ValueId};
+use crate::ir::{DType, Op, OpId, OpKind, ValueId};
 
 impl<'k> Lower<'k> {
     /// The registers of a value that runs around a loop, as phis named in advance.
@@ -58,6 +60,9 @@ impl<'k> Lower<'k> {
         }
         let ring = self.start_ring(id, &lo, &hi, &step);
         let slots = self.start_slots(id, &lo, &hi, &step);
+        if let Some(all) = slots.as_ref().filter(|s| s.all) {
+            return self.unrolled(id, all, inits, &layouts, &known);
+        }
         let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
         // With the condition at the end: what is after the last iteration is no matter of a loop that never ran.
         let [pre, body, latch, done, exit] = ["pre", "loop", "latch", "done", "exit"].map(|s| self.w.label(s));
@@ -142,6 +147,63 @@ impl<'k> Lower<'k> {
         self.end_rings(region);
         for &r in &op.results {
             let regs = self.first_registers(r);
+            self.define(r, regs)?;
+        }
+        Ok(())
+    }
+
+    /// Has these f32 made here: interleaved with the next, an iteration would need more registers, and the assembler sinks
+    /// products to where their sums are used. So they are "used" where no program comes; it does not know that grids have
+    /// programs.
+    fn fence(&mut self, values: &[V]) {
+        let [never, on] = ["never", "on"].map(|s| self.w.label(s));
+        let programs = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.nctaid.x", &[]);
+        let programs = self.w.asm_effect("i32", "mov.b32 $0, $1;", "=r,r", &[("i32", &programs)]);
+        let none = self.w.icmp("eq", "i32", &programs, &int(0));
+        self.w.branch(&none, &never, &on);
+        self.w.start(&never);
+        let base = self.shared_base();
+        for value in values {
+            self.w.asm_effect("void", "st.shared.f32 [$0], $1;", "r,f", &[("i32", &base), ("float", value)]);
+        }
+        self.w.asm_effect("void", "trap;", "", &[]);
+        self.w.line("ret void");
+        self.w.start(&on);
+    }
+
+    /// A loop of which all iterations have slots, one after the other: its counter is a constant in each.
+    fn unrolled(
+        &mut self,
+        id: OpId,
+        slots: &Slots,
+        mut carried: Vec<Vec<V>>,
+        layouts: &[LinearLayout],
+        known: &[usize],
+    ) -> Result<()> {
+        let k = self.k;
+        let op = k.op(id);
+        let region = op.regions[0];
+        let args = &k.region(region).args;
+        let (lo, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[2]));
+        for stage in 0..slots.stages {
+            let ahead = self.w.bin("mul", "i32", &step, &int(stage));
+            let i = self.w.bin("add", "i32", &lo, &ahead);
+            self.forget_order_but(known);
+            self.turn_slots(slots, &i, &int(stage));
+            self.define(args[0], vec![i])?;
+            for (&a, regs) in args[1..].iter().zip(carried) {
+                self.define(a, regs)?;
+            }
+            let yields = self.region(region)?;
+            self.settle_all();
+            carried = yields.iter().zip(layouts).map(|(&v, l)| self.get(v, l)).collect();
+            let sums = carried.iter().zip(yields).filter(|(_, v)| k.ty(**v).dtype() == DType::F32);
+            let sums: Vec<V> = sums.flat_map(|(regs, _)| regs.iter().cloned()).collect();
+            self.fence(&sums);
+        }
+        self.end_slots(slots);
+        self.forget_order();
+        for (&r, regs) in op.results.iter().zip(carried) {
             self.define(r, regs)?;
         }
         Ok(())

@@ -47,7 +47,7 @@ pub(super) struct Ring<'k> {
 pub(super) struct Slots {
     pub stages: usize,
     /// Whether all iterations have their own.
-    all: bool,
+    pub all: bool,
     body: RegionId,
     step: V,
     hi: V,
@@ -170,7 +170,7 @@ impl<'k> Lower<'k> {
             let mut place = Box::new(self, view, layout, &coords, 2);
             let buffer = self.buffer(start, load.bytes, slot);
             let shared = &load.panels.layout;
-            let thread = self.thread_image(layout, |b| 2 * shared.offset(b));
+            let thread = self.thread_bytes(layout.thread_bases().map(|b| 2 * shared.offset(b)).collect());
             for group in place.groups(*access) {
                 if group[0] & skip != 0 {
                     continue;
@@ -178,8 +178,7 @@ impl<'k> Lower<'k> {
                 let mask = place.mask(self, group[0]);
                 let from = place.address(self, group[0]);
                 let offset = 2 * shared.offset(layout.flat(group[0], 0, 0));
-                let to = self.w.bin("xor", "i32", &thread, &int(offset));
-                let to = self.w.bin("add", "i32", &buffer, &to);
+                let to = self.shared_place(&buffer, &thread, offset);
                 let size = match &mask {
                     Some(m) => self.w.select(m, "i32", &int(16), &int(0)),
                     None => int(16),

@@ -1,7 +1,8 @@
 //! Changing a tile's shape: the target is inferred or annotated (`let y: Tile<f32, 4, 16> = x.reshape();`).
 
-use super::{D2, D3, Element, Shape, Tile};
+use super::{Coords, D2, D3, Element, Shape, Tile};
 use crate::stage;
+use kiln_codegen::ir::{BinaryOp, CmpOp};
 
 impl<T: Element, S: Shape> Tile<T, S> {
     /// The same elements in row-major order with other extents; the counts must agree.
@@ -50,6 +51,39 @@ impl<T: Element, S: Shape> Tile<T, S> {
         }
         let offsets = offsets.map(|o| o as u32);
         Tile::from_id(stage::emit(|b| b.slice(self.id(), &offsets, to)))
+    }
+
+    /// This tile, but with `piece` in place of the box of its shape that starts at `at`. Its extents divide the tile's,
+    /// and each coordinate is a multiple of its extent.
+    #[track_caller]
+    pub fn insert<U: Shape, const R: usize>(self, at: impl Coords<R>, piece: Tile<T, U>) -> Self {
+        let (whole, part) = (S::shape(), U::shape());
+        let fits = whole.rank() == R && part.rank() == R && (0..R).all(|i| part.dim(i) <= whole.dim(i));
+        if !fits {
+            return stage::error(format!("insert {part:?} into {whole:?}: it is larger"));
+        }
+        let at = at.coords();
+        let mut all = piece.id();
+        let mut inside = None;
+        stage::emit(|b| {
+            for axis in (0..R).filter(|&i| part.dim(i) < whole.dim(i)) {
+                // Copies of the piece side by side, of which one counts.
+                let extent = b.i32(part.dim(axis) as i32);
+                while b.ty(all).shape().dim(axis) < whole.dim(axis) {
+                    all = b.join(all, all, axis);
+                }
+                let wanted = b.binary(BinaryOp::Div, at[axis], extent);
+                let [extent, wanted] = [extent, wanted].map(|x| b.broadcast(x, whole));
+                let place = b.iota(whole, axis);
+                let number = b.binary(BinaryOp::Div, place, extent);
+                let here = b.compare(CmpOp::Eq, number, wanted);
+                inside = Some(inside.map_or(here, |before| b.binary(BinaryOp::And, before, here)));
+            }
+            if let Some(inside) = inside {
+                all = b.select(inside, all, self.id());
+            }
+        });
+        Tile::from_id(all)
     }
 
     /// This tile and then `other` along `axis`; the annotated result is twice as long there.

@@ -33,7 +33,7 @@ use kiln::prelude::*;
 ///   chunks `[count, 4]`: first token, end of its sequence, (not read), its semaphore.
 /// - kq_in `[heads, count·2·C, D]`: of each chunk k ⊙ e^G, then q ⊙ e^G, of their own lengths; k_scale and q_scale
 ///   `[heads, count, C]`: what makes k of length 1 and q of length D^-½. k_out = Tᵀ (k ⊙ e^{G_C − G})
-///   `[heads, count·C, D]`, where k is of unit length; p = P T `[heads, count·C, C]`, where q has its own;
+///   `[heads, count·C, D]` and p = P T `[heads, count·C, C]`, where they have these lengths;
 ///   keep = e^{G_C} `[heads, count, D]`.
 /// - ready `[heads, count]`: semaphores; if kda_state runs `BESIDE`, a chunk's gets a signal when all this is stored.
 ///
@@ -74,7 +74,8 @@ pub fn kda_chunk<
 {
     let (key_head, key_heads, chunk) = (program_id(0), num_programs(0), program_id(2));
     let head = key_head * num_programs(1) + program_id(1);
-    let (first, length) = (chunks.get((chunk, 0)), chunks.get((chunk, 1)) - chunks.get((chunk, 0)));
+    let (first, end, semaphore) = (chunks.get((chunk, 0)), chunks.get((chunk, 1)), chunks.get((chunk, 3)));
+    let length = end - first;
     // Beyond the sequence's end everything is zero, which leaves the state as it is.
     let qkv = qkv.narrow(0, first, length);
     let decay_input = decay_input.narrow(0, first, length);
@@ -92,6 +93,8 @@ pub fn kda_chunk<
     let mut a_pair: Tile<f32, C, S> = zeros();
     let mut p_pair: Tile<f32, C, S> = zeros();
     let mut q_squares: Tile<f32, 2, S, S> = zeros();
+    // k_out before T, with keys of any length.
+    let mut rest: Tile<T, C, D> = zeros();
     let number = iota::<2>().reshape::<D3<2, 1, 1>>().broadcast::<D3<2, 1, B>>();
     for d in (0..D).step_by(B).stages(4) {
         let x: Tile<f32, C, B> = decay_input.load((0, head * D + d)).cast();
@@ -128,11 +131,11 @@ pub fn kda_chunk<
         let middle = before + middle;
         let total = total.reshape::<D3<1, 1, B>>();
         let factor = middle.exp2().broadcast::<D3<2, S, B>>();
-        let rest = (total.broadcast::<D3<2, 1, B>>() - middle).exp2().broadcast::<D3<2, S, B>>();
+        let until_end = (total.broadcast::<D3<2, 1, B>>() - middle).exp2().broadcast::<D3<2, S, B>>();
+        rest = rest.insert((0, d), (earlier_k * until_end).cast::<T>().reshape::<D2<C, B>>());
         let place = (head, chunk * C, d);
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
-            k_out.store(place, (earlier_k * rest).cast::<T>().reshape::<D3<1, C, B>>());
             keep.store((head, chunk, d), total.exp2());
             kq_in.store((head, 2 * chunk * C, d), (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
             kq_in.store((head, 2 * chunk * C + C, d), (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
@@ -166,14 +169,11 @@ pub fn kda_chunk<
     let corner = dot(corner.reshape::<D2<C, S>>(), first, zeros());
     let inverse = beside::<C, S, C>(own.reshape(), -corner, second);
     let inverse = inverse * beta.row();
-    let scores = dot(scores.cast::<X>(), inverse.cast::<X>(), zeros());
-    let scores = (scores * (q_squares * q_unit).col()).cast::<T>();
+    let scores = dot(scores.cast::<X>(), inverse.cast::<X>(), zeros()).cast::<T>();
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
 
-    // Until here k_out holds keys of any length. Two numbers of type `T` make up for a `T` of fewer bits than `X` has.
-    let rest: Tile<T, 1, C, D> = k_out.load((head, chunk * C, 0));
-    let rest: Tile<T, C, D> = rest.reshape();
+    // Two numbers of type `T` make up for a `T` of fewer bits than `X` has.
     let inverse = inverse * k_unit.col();
     let high = inverse.cast::<T>();
     let low = (inverse - high.cast::<f32>()).cast::<T>();
@@ -182,7 +182,7 @@ pub fn kda_chunk<
     unsafe {
         k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>());
         if BESIDE {
-            ready.signal((head, chunks.get((chunk, 3))), 1);
+            ready.signal((head, semaphore), 1);
         }
     }
 }

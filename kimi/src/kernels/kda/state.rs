@@ -19,7 +19,8 @@ use kiln::prelude::*;
 /// counts its programs. There must be one program a head then (`V` = `D`). Program: (block of `V` value columns, head,
 /// first of its sequences).
 #[kernel(
-    evict_first(qkv if BESIDE, kq_in if BESIDE, k_out if BESIDE, p if BESIDE),
+    evict_first(qkv if BESIDE, p if BESIDE),
+    discard(kq_in if BESIDE, k_out if BESIDE),
     deny(spill, wgmma_serialized, bank_conflict)
 )]
 pub fn kda_state<
@@ -98,10 +99,10 @@ pub fn kda_state<
             unsafe { o.store((t - C, column), out.t()) };
             let known: Tile<f32, V, C> = known_and_asked.slice([0, 0]);
             let asked: Tile<f32, V, C> = known_and_asked.slice([0, C]);
-            let r = (v.t().cast::<f32>() - known * k_scale.broadcast::<D2<V, C>>()).cast::<T>();
+            let r = known.mul_add(-k_scale.broadcast::<D2<V, C>>(), v.t().cast::<f32>()).cast::<T>();
             let told = dot(r, p.t(), zeros());
             s = dot(r, k_out, s * keep.row());
-            out = ((asked + told) * q_scale.broadcast::<D2<V, C>>()).cast();
+            out = asked.mul_add(q_scale.broadcast::<D2<V, C>>(), told).cast();
             if KEEP {
                 let kept = chunks.get((chunk + t / C, 2));
                 if kept >= 0 {
