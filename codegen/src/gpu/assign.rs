@@ -737,7 +737,7 @@ impl Assigner<'_> {
             for &o in &self.k.op(op).operands {
                 match self.k.ty(o) {
                     Type::View(..) => self.demand_view(o),
-                    Type::Tile(..) => self.demand_home(o),
+                    _ => self.demand_home(o),
                 }
             }
         }

@@ -34,6 +34,12 @@ pub enum ErrorKind {
     /// it would never come.
     #[error("waits for a signal that no earlier launch has given")]
     NeverSignalled,
+    /// No role can go on; where each waits.
+    #[error("a deadlock: {0}")]
+    Deadlock(String),
+    /// Messages that nobody has received when all roles have ended.
+    #[error("{0} messages of the channel were never received")]
+    NotReceived(usize),
     /// A failed `assert`, with its message.
     #[error("assertion failed: {0}")]
     Assert(String),

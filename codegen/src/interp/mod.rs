@@ -7,10 +7,11 @@
 //!
 //! ```text
 //! mod.rs          arguments, options, the grid          tile.rs         elements of tiles
-//! exec.rs         operations and regions                elementwise.rs  unary … cast
+//! exec.rs         operations                            elementwise.rs  unary … cast
 //! memory.rs       views, load … atomic                  shape.rs        broadcast … join
 //! buffer.rs       memory that knows its history         axis.rs         reduce, scan
 //! error.rs        what can go wrong                     dot.rs          the matrix product
+//! control.rs      regions, loops, roles
 //! ```
 //!
 //! Invariants: nothing panics (a kernel that does not verify is refused); nothing outside of the arguments' buffers is touched; a launch
@@ -18,6 +19,7 @@
 
 mod axis;
 mod buffer;
+mod control;
 mod dot;
 mod elementwise;
 mod error;

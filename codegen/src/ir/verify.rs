@@ -6,12 +6,16 @@
 //! - Regions end with the only `yield` in them; it yields what the operation around them says.
 //! - Memory is written only through parameters with [`Access::Write`]; views are not carried, yielded or selected, so
 //!   the parameter behind a view is always known.
+//! - `roles` ends the kernel; before it there are only channels and operations without effect, which every role may do for
+//!   itself. One role sends on a channel and one other receives. A slot is released once, in the region that received it.
+//!   What the roles say to each other fits, where that is decidable (`protocol`).
 //! - The region of a combination works on scalars, elementwise, without effects: a back end may evaluate it anywhere.
 //!
 //! Everything after the verifier relies on these rules and may panic where they do not hold.
 
 use super::names::computes;
 use super::*;
+use std::collections::HashMap;
 
 /// The most elements of one tile.
 pub const MAX_ELEMENTS: usize = 1 << 20;
@@ -42,9 +46,17 @@ impl VerifyError {
 
 /// Checks all rules; the first that is broken is the error.
 pub fn verify(kernel: &Kernel) -> Result<(), VerifyError> {
-    let mut v = Verifier { k: kernel, op: None, visible: vec![false; kernel.values.len()] };
-    v.signature()?;
-    v.region(kernel.body, &[], &[], false)
+    let mut v = Verifier::new(kernel);
+    v.form()?;
+    protocol::check(kernel).or_else(|(op, what, expected, found)| {
+        v.op = Some(op);
+        v.fail(what, expected, found)
+    })
+}
+
+/// Checks all rules but those of the protocol: a pass keeps these, and may make a mistake in those decidable.
+pub(crate) fn verify_form(kernel: &Kernel) -> Result<(), VerifyError> {
+    Verifier::new(kernel).form()
 }
 
 struct Verifier<'a> {
@@ -52,6 +64,13 @@ struct Verifier<'a> {
     /// The operation being checked; `None` in the signature.
     op: Option<OpId>,
     visible: Vec<bool>,
+    /// The region being checked, and the role that it is part of.
+    region: RegionId,
+    role: Option<usize>,
+    /// Slots that this region has received and not released.
+    held: Vec<ValueId>,
+    /// The roles that send on a channel and receive from it.
+    ends: HashMap<ValueId, [Option<usize>; 2]>,
 }
 
 type Check<T = ()> = Result<T, VerifyError>;
@@ -59,6 +78,23 @@ type Check<T = ()> = Result<T, VerifyError>;
 const I32: Type = Type::scalar(DType::I32);
 
 impl Verifier<'_> {
+    fn new(kernel: &Kernel) -> Verifier<'_> {
+        Verifier {
+            k: kernel,
+            op: None,
+            visible: vec![false; kernel.values.len()],
+            region: kernel.body,
+            role: None,
+            held: vec![],
+            ends: HashMap::new(),
+        }
+    }
+
+    fn form(&mut self) -> Check {
+        self.signature()?;
+        self.region(self.k.body, &[], &[], false)
+    }
+
     fn fail<T>(&self, what: impl ToString, expected: impl ToString, found: impl ToString) -> Check<T> {
         let (op, loc) = match self.op {
             Some(op) => (self.k.op(op).kind.mnemonic(), self.k.op(op).loc),
@@ -107,6 +143,7 @@ impl Verifier<'_> {
                         self.require(p.access == Access::Write, &what, "a block of an output", "one of an input")?;
                     }
                 }
+                Type::Channel | Type::Slot => return self.fail(what, "a scalar or a view", ty),
             }
             self.require(
                 self.k.def(p.value) == Def::Param(i as u32),
@@ -133,6 +170,7 @@ impl Verifier<'_> {
                 let fits = elements.is_some_and(|n| n <= MAX_ELEMENTS);
                 self.require(fits, what, format!("a tile of at most {MAX_ELEMENTS} elements"), ty)
             }
+            Type::Channel | Type::Slot => Ok(()),
         }
     }
 
@@ -141,6 +179,8 @@ impl Verifier<'_> {
     /// Checks a region that has arguments of types `args` and yields `yields`. `scalar`: it is a combination's.
     fn region(&mut self, region: RegionId, args: &[Type], yields: &[Type], scalar: bool) -> Check {
         let owner = self.op;
+        let around = std::mem::replace(&mut self.region, region);
+        let held_around = std::mem::take(&mut self.held);
         let r = self.k.region(region);
         let found: Vec<Type> = r.args.iter().map(|&a| self.k.ty(a)).collect();
         self.require(found == args, "arguments of a region", types_text(args), types_text(&found))?;
@@ -150,6 +190,10 @@ impl Verifier<'_> {
             self.op = Some(op);
             let o = self.k.op(op);
             let last = i + 1 == r.ops.len();
+            let ends = matches!(o.kind, OpKind::Roles(_)) && region == self.k.body;
+            if ends && i + 2 != r.ops.len() {
+                return self.fail("place", "the end of the kernel's body", "operations after it");
+            }
             if matches!(o.kind, OpKind::Yield) != last {
                 let found = if last { o.kind.mnemonic() } else { "yield before it" };
                 return self.fail("the end of a region", "the region's only `yield`", found);
@@ -182,7 +226,11 @@ impl Verifier<'_> {
                 defined.push(v);
             }
         }
-        self.op = owner;
+        if let Some(&slot) = self.held.first() {
+            self.op = self.k.defining_op(slot);
+            return self.fail("slot", "its `release` in the region that received it", "none");
+        }
+        (self.op, self.region, self.held) = (owner, around, held_around);
         self.require(!r.ops.is_empty(), "the end of a region", "a `yield`", "no operation")?;
         defined.iter().for_each(|v| self.visible[v.index()] = false);
         Ok(())
@@ -219,14 +267,14 @@ impl Verifier<'_> {
     fn tile(&self, what: &str, ty: Type) -> Check<(DType, Shape)> {
         match ty {
             Type::Tile(d, s) => Ok((d, s)),
-            Type::View(..) => self.fail(what, "a tile", ty),
+            _ => self.fail(what, "a tile", ty),
         }
     }
 
     fn view(&self, ty: Type) -> Check<(DType, u8)> {
         match ty {
             Type::View(d, r) => Ok((d, r)),
-            Type::Tile(..) => self.fail("operand 0", "a view", ty),
+            _ => self.fail("operand 0", "a view", ty),
         }
     }
 
@@ -243,6 +291,7 @@ impl Verifier<'_> {
             OpKind::For { .. } => 1,
             OpKind::While | OpKind::If => 2,
             OpKind::Reduce { combine: Combine::Region, .. } | OpKind::Scan { combine: Combine::Region, .. } => 1,
+            OpKind::Roles(ref roles) => roles.len(),
             _ => 0,
         };
         self.require(o.regions.len() == regions, "regions", regions, o.regions.len())?;
@@ -281,6 +330,10 @@ impl Verifier<'_> {
             OpKind::Gather { .. } | OpKind::Scatter { .. } | OpKind::Atomic { .. } => self.element_access(o),
             OpKind::Signal | OpKind::Wait => self.semaphore(o),
             OpKind::For { .. } | OpKind::While | OpKind::If => self.control(o),
+            OpKind::Channel { slots, message } => self.channel(o, *slots, message),
+            OpKind::Roles(roles) => self.roles(o, roles),
+            OpKind::Send | OpKind::Receive => self.exchange(o),
+            OpKind::Release => self.release(o),
             OpKind::Yield => self.fail("place", "the end of a region", "the middle"),
             OpKind::Assert { .. } => {
                 self.no_results(o)?;
@@ -600,6 +653,101 @@ impl Verifier<'_> {
                 self.require(given == [bool_], "condition", "one bool", types_text(&given))?;
                 self.region(o.regions[0], &[], &results, false)?;
                 self.region(o.regions[1], &[], &results, false)
+            }
+        }
+    }
+}
+
+impl Verifier<'_> {
+    // -- roles ---------------------------------------------------------------------------------------------------------
+
+    fn channel(&self, o: &Op, slots: u8, message: &[Type]) -> Check {
+        let [] = self.operands(o)?;
+        self.same("result", Type::Channel, self.result(o)?)?;
+        self.require(self.region == self.k.body, "place", "the kernel's body", "a region within")?;
+        self.require(slots > 0, "slots", "at least 1", slots)?;
+        self.require(message.len() <= 8, "message", "at most 8 tiles", message.len())?;
+        message.iter().try_for_each(|&ty| {
+            self.tile("message", ty)?;
+            self.well_formed("message", ty)
+        })
+    }
+
+    fn roles(&mut self, o: &Op, roles: &[Role]) -> Check {
+        let [] = self.operands(o)?;
+        self.no_results(o)?;
+        self.require(!roles.is_empty(), "roles", "at least 1", 0)?;
+        self.require(self.region == self.k.body, "place", "the end of the kernel's body", "a region within")?;
+        for (i, role) in roles.iter().enumerate() {
+            let registers = role.registers;
+            let fits = registers == 0 || registers.is_multiple_of(8) && (24..=256).contains(&registers);
+            self.require(fits, &format!("registers of role {i}"), "a multiple of 8 from 24 to 256", registers)?;
+        }
+        for &before in &self.k.region(self.k.body).ops {
+            if std::ptr::eq(self.k.op(before), o) {
+                break;
+            }
+            if let Some(effect) = self.effect(before) {
+                let found = format!("`{}` at {}", effect.kind.mnemonic(), effect.loc);
+                return self.fail("what stands before", "channels and operations without effect", found);
+            }
+        }
+        for (i, &region) in o.regions.iter().enumerate() {
+            self.role = Some(i);
+            self.region(region, &[], &[], false)?;
+        }
+        self.role = None;
+        Ok(())
+    }
+
+    /// The operation, or one in its regions, that has an effect beyond the value it computes.
+    fn effect(&self, id: OpId) -> Option<&Op> {
+        let op = self.k.op(id);
+        let harmless = matches!(op.kind, OpKind::Channel { .. } | OpKind::Yield) || !op.kind.has_effect();
+        if !harmless {
+            return Some(op);
+        }
+        op.regions.iter().flat_map(|&r| &self.k.region(r).ops).find_map(|&op| self.effect(op))
+    }
+
+    /// `send` and `receive`.
+    fn exchange(&mut self, o: &Op) -> Check {
+        let sends = o.kind == OpKind::Send;
+        let Some(&channel) = o.operands.first() else { return self.fail("operands", "a channel first", "none") };
+        self.same("operand 0", Type::Channel, self.k.ty(channel))?;
+        let message = self.k.channel(channel).1;
+        if sends {
+            self.no_results(o)?;
+            let found: Vec<Type> = o.operands[1..].iter().map(|&v| self.k.ty(v)).collect();
+            self.require(found == message, "message", types_text(message), types_text(&found))?;
+        } else {
+            self.operands::<1>(o)?;
+            let found: Vec<Type> = o.results.iter().map(|&v| self.k.ty(v)).collect();
+            let expected: Vec<Type> = [Type::Slot].iter().chain(message).copied().collect();
+            self.require(found == expected, "results", types_text(&expected), types_text(&found))?;
+            self.held.push(o.results[0]);
+        }
+        let Some(role) = self.role else { return self.fail("place", "a role", "none around it") };
+        let [sender, receiver] = self.ends.entry(channel).or_default();
+        let (own, other) = if sends { (sender, receiver) } else { (receiver, sender) };
+        let (own, other) = (*own.get_or_insert(role), *other);
+        let what = if sends { "sender" } else { "receiver" };
+        self.require(own == role, what, format!("role {own} alone"), format!("role {role} too"))?;
+        self.require(other != Some(role), what, "another role than that of the other end", format!("role {role}"))
+    }
+
+    fn release(&mut self, o: &Op) -> Check {
+        self.no_results(o)?;
+        let [slot] = self.operands(o)?;
+        self.same("operand 0", Type::Slot, slot)?;
+        match self.held.iter().position(|&held| held == o.operands[0]) {
+            Some(at) => {
+                self.held.remove(at);
+                Ok(())
+            }
+            None => {
+                let found = "one of a region around it, or released before";
+                self.fail("slot", "one that this region received and has not released", found)
             }
         }
     }

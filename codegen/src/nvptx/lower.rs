@@ -189,6 +189,7 @@ impl<'k> Lower<'k> {
                     self.views.insert(p.value, view);
                     slot += 1 + 2 * rank;
                 }
+                Type::Channel | Type::Slot => unreachable!("no parameter is one"),
             }
         }
     }
