@@ -30,8 +30,8 @@ enum Then {
     /// They are carried to the iteration with this index, or are the results at the end. In i64, so that the last step
     /// cannot wrap.
     Next { index: i64, high: i64, step: i64 },
-    /// Whether the body of the `while` runs, with the same values as the condition.
-    Decide(Values),
+    /// Whether the body of the `while` runs, with the values that the condition had.
+    Decide,
     /// They are carried to the condition of the `while`.
     Condition,
 }
@@ -115,18 +115,19 @@ impl<'k> Machine<'k, '_, '_, '_> {
     /// Ends the innermost region with what its `yield` yields.
     fn leave(&mut self, course: &mut Course, end: &Op) -> Result<(), Fault> {
         let values = self.get(&end.operands);
-        let Some(Frame { owner, then, .. }) = course.pop() else { return Err(invalid("no region to leave")) };
+        let Some(Frame { region, owner, then, .. }) = course.pop() else { return Err(invalid("no region to leave")) };
         let Some(id) = owner else { return Ok(()) };
         match then {
             Then::Results => self.results(id, values),
             Then::Next { index, high, step } => self.iterate(course, id, [index, high, step], values)?,
             Then::Condition => self.ask(course, id, values)?,
-            Then::Decide(carried) => match values.first() {
+            Then::Decide => match values.first() {
                 Some(Value::Tile(holds)) if holds.bool_at(0) => {
+                    let carried = self.get(&self.kernel.region(region).args);
                     let body = self.kernel.op(id).regions[1];
                     self.enter(course, body, Some(id), Then::Condition, &carried);
                 }
-                Some(Value::Tile(_)) => self.results(id, carried),
+                Some(Value::Tile(_)) => self.results(id, self.get(&self.kernel.region(region).args)),
                 _ => return Err(invalid("the condition of a while yields one bool")),
             },
         }
@@ -161,7 +162,7 @@ impl<'k> Machine<'k, '_, '_, '_> {
     /// The condition of a `while`.
     fn ask(&mut self, course: &mut Course, id: OpId, carried: Values) -> Result<(), Fault> {
         self.step()?;
-        self.enter(course, self.kernel.op(id).regions[0], Some(id), Then::Decide(carried.clone()), &carried);
+        self.enter(course, self.kernel.op(id).regions[0], Some(id), Then::Decide, &carried);
         Ok(())
     }
 

@@ -38,6 +38,11 @@ pub struct VerifyError {
 const VISIBLE: &str = "a value that is defined before and visible";
 
 impl VerifyError {
+    /// Whether roles or what they exchange do not fit, which the types of the language cannot tell.
+    pub fn is_about_roles(&self) -> bool {
+        ["roles", "channel", "send", "receive", "release"].contains(&self.op)
+    }
+
     /// Whether a value is used outside the region that makes it.
     pub fn is_escape(&self) -> bool {
         &*self.expected == VISIBLE
