@@ -26,6 +26,7 @@ pub use builder::Builder;
 pub use finding::{Denied, Finding, Lint, Lints};
 pub use op::{AtomicOp, BinaryOp, Bits, CmpOp, Combine, Op, OpKind, Precision, Role, UnaryOp};
 pub use parse::{ParseError, parse};
+pub(crate) use protocol::{Expressions, exchanges};
 pub use scalar::{decode_f8, encode_f8};
 pub use text::constant_text;
 pub use types::{DType, MAX_RANK, Shape, Type};

@@ -39,7 +39,8 @@ fn is_exchange(kind: &OpKind) -> bool {
     matches!(kind, OpKind::Send | OpKind::Receive | OpKind::Release)
 }
 
-fn exchanges(k: &Kernel, op: OpId) -> bool {
+/// Whether the operation, or one in its regions, uses a channel.
+pub(crate) fn exchanges(k: &Kernel, op: OpId) -> bool {
     let op = k.op(op);
     is_exchange(&op.kind) || op.regions.iter().any(|&r| k.region(r).ops.iter().any(|&o| exchanges(k, o)))
 }
@@ -49,7 +50,7 @@ fn exchanges(k: &Kernel, op: OpId) -> bool {
 /// A sum of products of unknowns: each product (sorted) with its factor.
 type Sum = BTreeMap<Vec<u32>, i128>;
 
-/// What a bound of a loop is, such that equal numbers are equal values.
+/// What a value is.
 #[derive(PartialEq, Eq, Hash)]
 enum Expression {
     Value(ValueId),
@@ -58,12 +59,42 @@ enum Expression {
     Computed(OpKind, Type, Vec<u32>),
 }
 
+/// Values by what they are: equal numbers are equal values.
+#[derive(Default)]
+pub(crate) struct Expressions {
+    numbers: HashMap<Expression, u32>,
+    known: HashMap<ValueId, u32>,
+    /// The loop whose index a value is: its depth and its bounds.
+    indices: HashMap<ValueId, (usize, [u32; 3])>,
+}
+
+impl Expressions {
+    /// The number of a value.
+    pub(crate) fn of(&mut self, k: &Kernel, v: ValueId) -> u32 {
+        if let Some(&known) = self.known.get(&v) {
+            return known;
+        }
+        let computed = k.defining_op(v).map(|id| k.op(id)).filter(|op| {
+            op.regions.is_empty() && op.results.len() == 1 && !op.kind.has_effect() && !op.kind.reads_memory()
+        });
+        let expression = match (computed, self.indices.get(&v)) {
+            (Some(op), _) => {
+                let operands = op.operands.iter().map(|&v| self.of(k, v)).collect();
+                Expression::Computed(op.kind.clone(), k.ty(v), operands)
+            }
+            (None, Some(&(depth, bounds))) => Expression::Index(depth, bounds),
+            (None, None) => Expression::Value(v),
+        };
+        let next = self.numbers.len() as u32;
+        let number = *self.numbers.entry(expression).or_insert(next);
+        self.known.insert(v, number);
+        number
+    }
+}
+
 #[derive(Default)]
 struct Counter {
-    expressions: HashMap<Expression, u32>,
-    known: HashMap<ValueId, u32>,
-    /// The number of every loop's index, and its depth.
-    indices: HashMap<ValueId, (usize, [u32; 3])>,
+    expressions: Expressions,
     /// The trip counts that are unknown, by the numbers of their bounds.
     unknowns: HashMap<[u32; 3], u32>,
     /// Sent minus received, and an operation on the channel to blame.
@@ -105,8 +136,8 @@ impl Counter {
                     *sum.entry(unknowns.to_vec()).or_default() += sign * factor;
                 }
                 OpKind::For { .. } if exchanges(k, id) => {
-                    let bounds = [0, 1, 2].map(|i| self.expression(k, op.operands[i]));
-                    self.indices.insert(k.region(op.regions[0]).args[0], (depth, bounds));
+                    let bounds = [0, 1, 2].map(|i| self.expressions.of(k, op.operands[i]));
+                    self.expressions.indices.insert(k.region(op.regions[0]).args[0], (depth, bounds));
                     match trips(k, op) {
                         Some(n) => self.region(k, op.regions[0], factor.saturating_mul(n), unknowns, depth + 1),
                         None => {
@@ -134,27 +165,6 @@ impl Counter {
             }
             op.regions.iter().for_each(|&r| self.give_up(k, r));
         }
-    }
-
-    fn expression(&mut self, k: &Kernel, v: ValueId) -> u32 {
-        if let Some(&known) = self.known.get(&v) {
-            return known;
-        }
-        let computed = k.defining_op(v).map(|id| k.op(id)).filter(|op| {
-            op.regions.is_empty() && op.results.len() == 1 && !op.kind.has_effect() && !op.kind.reads_memory()
-        });
-        let expression = match (computed, self.indices.get(&v)) {
-            (Some(op), _) => {
-                let operands = op.operands.iter().map(|&v| self.expression(k, v)).collect();
-                Expression::Computed(op.kind.clone(), k.ty(v), operands)
-            }
-            (None, Some(&(depth, bounds))) => Expression::Index(depth, bounds),
-            (None, None) => Expression::Value(v),
-        };
-        let next = self.expressions.len() as u32;
-        let number = *self.expressions.entry(expression).or_insert(next);
-        self.known.insert(v, number);
-        number
     }
 }
 

@@ -24,15 +24,10 @@ use super::text::{V, constant, int};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::bulk::{BulkLoad, Share, computable, selections};
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
-use crate::gpu::mma::DotPlan;
 use crate::gpu::pipeline::{BulkRegion, StagedLoad};
+use crate::gpu::roles::Budget;
 use crate::ir::{Def, Kernel, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
-
-/// Registers of a thread of the producer's warpgroup and of a computing one, where they differ; together with two
-/// computing warpgroups at most what a multiprocessor has.
-const FEW: usize = 24;
-const MANY: usize = 240;
 
 /// Where a ring's barriers and buffers are, in bytes from the start of shared memory.
 #[derive(Clone, Copy)]
@@ -157,8 +152,9 @@ impl<'k> Lower<'k> {
         self.w.branch(&computes, &compute, &others);
         self.w.start(&others);
         let registers = self.shifts_registers();
+        let Budget { copying, computing } = self.registers();
         if registers {
-            self.w.asm_effect("void", &format!("setmaxnreg.dec.sync.aligned.u32 {FEW};"), "", &[]);
+            self.w.asm_effect("void", &format!("setmaxnreg.dec.sync.aligned.u32 {copying};"), "", &[]);
         }
         let producer = self.w.icmp("eq", "i32", &tid, &int(threads));
         self.w.branch(&producer, &produce, &leave);
@@ -171,7 +167,7 @@ impl<'k> Lower<'k> {
         self.w.line("ret void");
         self.w.start(&compute);
         if registers {
-            self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {MANY};"), "", &[]);
+            self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {computing};"), "", &[]);
         }
         self.walks = self.start_walks(0);
         let loops = || {
@@ -203,17 +199,6 @@ impl<'k> Lower<'k> {
             () if self.shifts_registers() => 4,
             () => 1,
         }
-    }
-
-    /// Whether the producer's warpgroup gives registers away.
-    pub(super) fn shifts_registers(&self) -> bool {
-        // Results, and first operands that do not lie in shared memory.
-        let registers = self.plan.dots.iter().filter_map(|(&id, d)| match d {
-            DotPlan::Wgmma(m) if self.plan.shared_operands.contains_key(&(id, 0)) => Some(m.acc.registers()),
-            DotPlan::Wgmma(m) => Some(m.acc.registers() + m.a.registers() * m.dtype.size() / 4),
-            _ => None,
-        });
-        !self.rings.is_empty() && self.warps() == 8 && registers.sum::<usize>() >= 128
     }
 
     /// A walk for each region with rings, at the start of its side.

@@ -18,6 +18,7 @@ use super::{Error, TensorMap, math};
 use crate::gpu::assign::{Assignment, operand_layout};
 use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
+use crate::gpu::roles::Budget;
 use crate::ir::{Access, BinaryOp, DType, Finding, Kernel, Loc, Op, OpId, OpKind, RegionId, Type, ValueId};
 use crate::passes::edit::writes;
 use std::collections::HashMap;
@@ -75,6 +76,8 @@ pub(super) struct Lower<'k> {
     /// Bulk copies: where their rings are, and how far the computing warps are in those of each region.
     pub rings: HashMap<OpId, Places>,
     pub walks: HashMap<RegionId, Walk>,
+    /// The registers of roles, if their author divides them.
+    pub budget: Option<Budget>,
     /// The tensor maps of those copies.
     pub maps: Vec<TensorMap>,
     /// Where values that products read lie in shared memory.
@@ -122,6 +125,7 @@ impl<'k> Lower<'k> {
             staged: HashMap::new(),
             rings: HashMap::new(),
             walks: HashMap::new(),
+            budget: None,
             maps: vec![],
             places: HashMap::new(),
             flying: vec![],

@@ -21,6 +21,7 @@ mod memory;
 mod pipeline;
 pub mod ptxas;
 mod reduce;
+mod registers;
 mod scan;
 mod semaphore;
 mod shared;
@@ -32,6 +33,8 @@ mod tests;
 mod tests_findings;
 #[cfg(test)]
 mod tests_kernels;
+#[cfg(test)]
+mod tests_roles;
 #[cfg(test)]
 mod tests_tiles;
 #[cfg(test)]
@@ -136,13 +139,21 @@ fn entry_name(kernel: &Kernel) -> String {
 /// Lowers a verified kernel to LLVM text.
 ///
 /// # Errors
-/// If the kernel needs more shared memory than the target has.
+/// If the kernel needs more shared memory than the target has, or divides its work into roles in a way that has no
+/// counterpart on a GPU ([`gpu::roles`]).
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
+    let united = gpu::roles::unite(kernel).map_err(|gpu::roles::Refusal { loc, rule }| Error::Unsupported {
+        kernel: kernel.name.clone(),
+        loc,
+        message: rule,
+    })?;
+    let kernel = united.as_ref().map_or(kernel, |u| &u.kernel);
     let limit = target.shared_limit();
     let mut needed = 0;
     for chip in target.chips() {
         let plan = gpu::assign::assign(kernel, chip);
         let mut lower = lower::Lower::new(kernel, &plan, target.sm);
+        lower.budget_registers(united.as_ref())?;
         lower.run()?;
         needed = lower.shared_max;
         if needed > limit {
@@ -151,7 +162,8 @@ pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
         let (entry, threads) = (entry_name(kernel), lower.launched_threads());
         // The assembler shifts registers only where it knows how many a program may take.
         let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));
-        let mut findings = plan.findings.clone();
+        let mut findings = united.as_ref().map_or(vec![], |u| u.findings.clone());
+        findings.extend(plan.findings.iter().cloned());
         findings.append(&mut lower.findings);
         let cluster = if lower.shares() { u32::from(kernel.options.cluster) } else { 1 };
         let text = lower.w.finish(&entry, kernel.slots().len(), lower.maps.len(), threads, least, needed > 0);
