@@ -1,6 +1,6 @@
 //! From tile IR to what a GPU thread does: where each element of a tile lives ([`layout`]), which facts make accesses
 //! wide ([`facts`]) and what they cost ([`sectors`]), how products are computed ([`mma`]) and from which loads
-//! ([`origins`]), what becomes of roles ([`roles`]), what runs ahead ([`pipeline`]) and is shared by neighbours ([`cluster`]), and which layouts every value
+//! ([`origins`]), what runs ahead ([`pipeline`]) and is shared by neighbours ([`cluster`]), and which layouts every value
 //! exists in ([`assign`]).
 
 pub mod assign;
@@ -14,7 +14,6 @@ pub mod mma;
 pub mod origins;
 pub mod panels;
 pub mod pipeline;
-pub mod roles;
 pub mod sectors;
 
 /// What the choice of layouts and instructions knows of a chip.

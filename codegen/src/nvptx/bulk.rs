@@ -25,8 +25,8 @@ use crate::gpu::assign::SharedOperand;
 use crate::gpu::bulk::{BulkLoad, Share, computable, selections};
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
 use crate::gpu::pipeline::{BulkRegion, StagedLoad};
-use crate::gpu::roles::Budget;
 use crate::ir::{Def, Kernel, OpId, OpKind, RegionId, ValueId};
+use crate::passes::roles::Budget;
 use std::collections::HashMap;
 
 /// Where a ring's barriers and buffers are, in bytes from the start of shared memory.

@@ -46,6 +46,7 @@ pub use crate::gpu::bulk::TensorMap;
 
 use crate::gpu::{self, Chip};
 use crate::ir::{Denied, Finding, Kernel, Loc};
+use crate::passes::roles;
 
 /// The chip to compile for: 80 (Ampere and later) or 90 (Hopper, emitted as sm_90a).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,9 +141,9 @@ fn entry_name(kernel: &Kernel) -> String {
 ///
 /// # Errors
 /// If the kernel needs more shared memory than the target has, or divides its work into roles in a way that has no
-/// counterpart on a GPU ([`gpu::roles`]).
+/// counterpart on a GPU ([`passes::roles`](crate::passes::roles)).
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
-    let united = gpu::roles::unite(kernel).map_err(|gpu::roles::Refusal { loc, rule }| Error::Unsupported {
+    let united = roles::unite(kernel).map_err(|roles::Refusal { loc, rule }| Error::Unsupported {
         kernel: kernel.name.clone(),
         loc,
         message: rule,

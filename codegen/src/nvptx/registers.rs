@@ -8,8 +8,8 @@
 use super::Error;
 use super::lower::{Lower, Result};
 use crate::gpu::mma::DotPlan;
-use crate::gpu::roles::{Budget, United};
 use crate::ir::{Finding, Lint};
+use crate::passes::roles::{Budget, United};
 
 /// Where nobody says how many; with two computing warpgroups, at most what a multiprocessor has.
 const BUDGET: Budget = Budget { copying: 24, computing: 240 };

@@ -15,6 +15,7 @@ mod dce;
 pub(crate) mod edit;
 mod fold;
 mod licm;
+pub mod roles;
 mod shapes;
 
 pub use canonicalize::canonicalize;

@@ -21,7 +21,7 @@
 //!         .registers(40),
 //!         role(8, || {
 //!             let mut sum: Tile<f32, M, N> = zeros();
-//!             for k in (0..depth).step_by(K) {
+//!             for _ in (0..depth).step_by(K) {
 //!                 let slot = from.receive();
 //!                 sum = dot(slot.0, slot.1.t(), sum);
 //!                 slot.release();

@@ -1,11 +1,11 @@
-//! Roles on a GPU: the copying warp that the compiler makes of loads ([`bulk`](super::bulk)), said by the author.
+//! Roles that copy for one that computes: the copying warp that the GPU back end makes of loads, said by the author.
 //!
 //! A role that only loads and sends, and one that receives and computes, are together what a loop with loads is that run
 //! ahead. So the sender is put where its messages are received: a `receive` becomes what was sent, and a loop's `stages` are
-//! the slots of the channels that it receives from. What copies, waits and counts then is what serves all kernels; the warps
-//! and registers of the roles say how many of each.
+//! the slots of the channels that it receives from. What copies, waits and counts on a GPU then is what serves all kernels;
+//! the warps and registers of the roles say how many of each. On the CPU it saves the threads and the messages.
 //!
-//! Rules, each an error where it is broken:
+//! Rules, each an error on a GPU where it is broken (the CPU keeps the roles):
 //! - One role computes: it receives and sends nothing. All others load and send, and do nothing else that has an effect
 //!   (but wait for signals).
 //! - Sender and receiver go through the same loops and branches: bounds and conditions are the same expressions, and between
@@ -14,9 +14,9 @@
 //! Why it is right: what a sender does depends on nothing that the receiver does, as nothing goes back; roles do not touch
 //! what others write; a message is the same wherever it is computed.
 
+use super::edit::{Replacements, any, walk};
+use super::optimize;
 use crate::ir::{Def, Expressions, Finding, Kernel, Lint, Loc, OpId, OpKind, RegionId, Role, Type, ValueId, exchanges};
-use crate::passes::edit::{Replacements, any, walk};
-use crate::passes::optimize;
 use std::collections::{HashSet, VecDeque};
 
 /// A kernel whose roles have become one, and what they asked for.
