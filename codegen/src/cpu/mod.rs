@@ -24,7 +24,7 @@ mod roles;
 mod tests;
 
 use crate::ir::{Kernel, Loc, OpKind};
-use crate::passes::roles::unite;
+use crate::passes::roles::divide;
 use cranelift_codegen::Context as ClifContext;
 use cranelift_codegen::ir::{AbiParam, Signature, UserFuncName, types};
 use cranelift_codegen::settings::{self, Configurable};
@@ -100,9 +100,12 @@ impl std::fmt::Debug for CpuKernel {
 /// # Errors
 /// If Cranelift does not support the machine or refuses the code.
 pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
-    // A role that only copies needs no thread of its own.
-    let united = unite(kernel).ok().flatten();
-    compile_for(united.as_ref().map_or(kernel, |u| &u.kernel), has_fma())
+    // A role that copies needs no thread of its own.
+    let division = divide(kernel, true);
+    match division.as_ref().map(|d| &d.parts[..]) {
+        Some([one]) => compile_for(&one.kernel, has_fma()),
+        _ => compile_for(kernel, has_fma()),
+    }
 }
 
 /// `fma`: whether the machine multiplies and adds in one instruction.

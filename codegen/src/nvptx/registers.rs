@@ -9,7 +9,7 @@ use super::Error;
 use super::lower::{Lower, Result};
 use crate::gpu::mma::DotPlan;
 use crate::ir::{Finding, Lint};
-use crate::passes::roles::{Budget, United};
+use crate::passes::roles::{Budget, Division};
 
 /// Where nobody says how many; with two computing warpgroups, at most what a multiprocessor has.
 const BUDGET: Budget = Budget { copying: 24, computing: 240 };
@@ -23,8 +23,8 @@ impl Lower<'_> {
     ///
     /// # Errors
     /// If there are not so many.
-    pub(super) fn budget_registers(&mut self, roles: Option<&United>) -> Result<()> {
-        let Some((roles, budget)) = roles.and_then(|r| Some((r, r.registers?))) else { return Ok(()) };
+    pub(super) fn budget_registers(&mut self, roles: Option<&Division>) -> Result<()> {
+        let Some((roles, budget)) = roles.and_then(|r| Some((r, r.parts[0].registers?))) else { return Ok(()) };
         let threads = self.threads() + 128;
         let programs = self.k.options.min_programs_per_sm.max(1) as usize;
         let each = REGISTERS / (programs * threads) / 8 * 8;
@@ -70,6 +70,6 @@ impl Lower<'_> {
             _ => None,
         });
         let needed = self.warps() == 8 && registers.sum::<usize>() >= 128;
-        !self.rings.is_empty() && (self.budget.is_some() || needed)
+        !self.rings.is_empty() && !self.one_of_several && (self.budget.is_some() || needed)
     }
 }

@@ -1,32 +1,42 @@
-//! Roles that copy for one that computes: the copying warp that the GPU back end makes of loads, said by the author.
+//! Roles into parts, one for each that computes.
 //!
 //! A role that only loads and sends, and one that receives and computes, are together what a loop with loads is that run
 //! ahead. So the sender is put where its messages are received: a `receive` becomes what was sent, and a loop's `stages` are
 //! the slots of the channels that it receives from. What copies, waits and counts on a GPU then is what serves all kernels;
-//! the warps and registers of the roles say how many of each. On the CPU it saves the threads and the messages.
+//! the warps and registers of the roles say how many of each. On the CPU it saves threads and messages.
 //!
-//! Rules, each an error on a GPU where it is broken (the CPU keeps the roles):
-//! - One role computes: it receives and sends nothing. All others load and send, and do nothing else that has an effect
-//!   (but wait for signals).
-//! - Sender and receiver go through the same loops and branches: bounds and conditions are the same expressions, and between
-//!   them messages are sent in the order in which they are received.
+//! A role *copies* if all it does is to load and to send (and to wait for signals), and it goes through the same loops and branches as
+//! those that receive from it: bounds and conditions are the same expressions, and between them messages are sent in the
+//! order in which they are received. All others *compute*; what is between two of them stays a channel.
 //!
-//! Why it is right: what a sender does depends on nothing that the receiver does, as nothing goes back; roles do not touch
+//! Why it is right: what a copying role does depends on nothing that others do, as it receives nothing; roles do not touch
 //! what others write; a message is the same wherever it is computed.
 
 use super::edit::{Replacements, any, walk};
 use super::optimize;
-use crate::ir::{Def, Expressions, Finding, Kernel, Lint, Loc, OpId, OpKind, RegionId, Role, Type, ValueId, exchanges};
+use crate::ir::{
+    Def, Expressions, Finding, Kernel, Lint, Loc, Op, OpId, OpKind, RegionId, Role, Type, ValueId, exchanges,
+};
+use smallvec::smallvec;
 use std::collections::{HashSet, VecDeque};
 
-/// A kernel whose roles have become one, and what they asked for.
+/// A kernel by its roles.
 #[derive(Clone, Debug)]
-pub struct United {
-    pub kernel: Kernel,
+pub struct Division {
+    /// One for each role that computes. Channels between them are values without an operation that makes them.
+    pub parts: Vec<Part>,
     /// Where the roles stood.
     pub loc: Loc,
-    pub registers: Option<Budget>,
+    /// Why roles that only load and send do not copy.
+    pub refusals: Vec<Refusal>,
     pub findings: Vec<Finding>,
+}
+
+/// A role that computes, with what copies for it: a kernel without roles.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub kernel: Kernel,
+    pub registers: Option<Budget>,
 }
 
 /// Registers of a thread.
@@ -38,7 +48,7 @@ pub struct Budget {
     pub computing: usize,
 }
 
-/// A rule that the roles break, and where.
+/// A rule that a role breaks, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub loc: Loc,
@@ -51,54 +61,69 @@ fn refuse<T>(loc: Loc, rule: impl Into<String>) -> Result<T> {
     Err(Refusal { loc, rule: rule.into() })
 }
 
-/// The kernel without roles; `None` if it has none.
-///
-/// # Errors
-/// If the roles are not such that a copying warp and computing warps can be made of them.
-pub fn unite(k: &Kernel) -> Result<Option<United>> {
-    let found = |&&op: &&OpId| matches!(k.op(op).kind, OpKind::Roles(_));
-    let Some(&id) = k.region(k.body).ops.iter().find(found) else { return Ok(None) };
+/// The parts of a kernel; `None` if it has no roles. `moves`: a role that computes what it sends copies, too, and the work
+/// moves to where it is received.
+pub fn divide(k: &Kernel, moves: bool) -> Option<Division> {
+    let is_roles = |op: &&OpId| matches!(k.op(**op).kind, OpKind::Roles(_));
+    let id = *k.region(k.body).ops.iter().find(is_roles)?;
     let op = k.op(id);
     let OpKind::Roles(roles) = &op.kind else { unreachable!("just found") };
+    let ends = |role: RegionId, kind: OpKind| {
+        let mut channels = HashSet::new();
+        walk(k, role, &mut |_, o| channels.extend((o.kind == kind).then(|| o.operands[0])));
+        channels
+    };
+    let sends: Vec<HashSet<ValueId>> = op.regions.iter().map(|&r| ends(r, OpKind::Send)).collect();
+    let receives: Vec<HashSet<ValueId>> = op.regions.iter().map(|&r| ends(r, OpKind::Receive)).collect();
+    let feeds = |from: usize, to: usize| !sends[from].is_disjoint(&receives[to]);
     let more = |kind: &OpKind| kind.has_effect() && !matches!(kind, OpKind::Send | OpKind::Wait | OpKind::Yield);
-    let computes = |i: &usize| op.regions.len() == 1 || any(k, &op.regions[*i..=*i], more);
-    let (computing, copying): (Vec<usize>, Vec<usize>) = (0..op.regions.len()).partition(computes);
-    let &[main] = &computing[..] else {
-        let rule = "on a GPU one role computes; the others only load and send";
-        return refuse(op.loc, format!("{rule}: here {} roles do more", computing.len()));
-    };
-    let mut sends = None;
-    walk(k, op.regions[main], &mut |_, o| sends = sends.or((o.kind == OpKind::Send).then_some(o.loc)));
-    if let Some(loc) = sends {
-        return refuse(loc, "on a GPU the role that computes sends nothing: the others only load and send");
+    let mut computes: Vec<bool> = op.regions.iter().map(|&r| any(k, &[r], more) || op.regions.len() == 1).collect();
+    if !moves {
+        for (computes, &role) in computes.iter_mut().zip(&op.regions) {
+            let works = |o: &Op| o.kind == OpKind::Send && o.operands[1..].iter().any(|&v| !is_load(k, v));
+            walk(k, role, &mut |_, o| *computes |= works(o));
+        }
     }
-    let mut m = Merge {
-        k: k.clone(),
-        replaced: Replacements::default(),
-        channels: HashSet::new(),
-        slots: HashSet::new(),
-        stages: None,
-        findings: vec![],
-    };
-    for &i in &copying {
-        m.channels.clear();
-        walk(k, op.regions[i], &mut |_, o| m.channels.extend((o.kind == OpKind::Send).then(|| o.operands[0])));
-        m.region(op.regions[i], op.regions[main])?;
+    let mut refusals = vec![];
+    for role in (0..roles.len()).filter(|&r| !computes[r]).collect::<Vec<_>>() {
+        let several = (0..roles.len()).filter(|&to| feeds(role, to)).count() > 1;
+        let mut wait = None;
+        walk(k, op.regions[role], &mut |_, o| wait = wait.or((o.kind == OpKind::Wait).then_some(o.loc)));
+        if let Some(loc) = wait.filter(|_| several) {
+            computes[role] = true;
+            refusals
+                .push(Refusal { loc, rule: "a copying role that waits for signals sends to one other role".into() });
+        }
     }
-    let Merge { k: mut kernel, mut findings, .. } = m;
-    let mut own = std::mem::take(&mut kernel.regions[op.regions[main].index()].ops);
-    own.pop();
-    let body = std::mem::take(&mut kernel.regions[k.body.index()].ops);
-    let kept = body.into_iter().filter(|&o| !matches!(k.op(o).kind, OpKind::Channel { .. }));
-    kernel.regions[k.body.index()].ops =
-        kept.flat_map(|o| if o == id { std::mem::take(&mut own) } else { vec![o] }).collect();
-    if roles[main].warps > 0 {
-        kernel.options.warps = roles[main].warps;
+    'again: loop {
+        let mut findings = vec![];
+        let mut parts = vec![];
+        for main in (0..roles.len()).filter(|&r| computes[r]).collect::<Vec<_>>() {
+            let mut m = Merge {
+                k: k.clone(),
+                replaced: Replacements::default(),
+                channels: HashSet::new(),
+                slots: HashSet::new(),
+                stages: None,
+                findings: vec![],
+            };
+            let copying: Vec<usize> = (0..roles.len()).filter(|&r| !computes[r] && feeds(r, main)).collect();
+            for &role in &copying {
+                m.channels = sends[role].intersection(&receives[main]).copied().collect();
+                m.forget_others(op.regions[role]);
+                if let Err(refusal) = m.region(op.regions[role], op.regions[main]) {
+                    refusals.push(refusal);
+                    computes[role] = true;
+                    continue 'again;
+                }
+            }
+            findings.append(&mut m.findings);
+            let copying: Vec<Role> = copying.into_iter().map(|r| roles[r]).collect();
+            let registers = budget(&copying, roles[main], op.loc, &mut findings);
+            parts.push(Part { kernel: m.part(id, main), registers });
+        }
+        return Some(Division { parts, loc: op.loc, refusals, findings });
     }
-    optimize(&mut kernel);
-    let copying: Vec<Role> = copying.into_iter().map(|i| roles[i]).collect();
-    let registers = budget(&copying, roles[main], op.loc, &mut findings);
-    Ok(Some(United { kernel, loc: op.loc, registers, findings }))
 }
 
 /// What the roles say of registers and warps, as far as it can be had.
@@ -140,6 +165,54 @@ struct Merge {
 }
 
 impl Merge {
+    /// The kernel with one of the roles, no longer as a role.
+    fn part(self, roles: OpId, main: usize) -> Kernel {
+        let mut k = self.k;
+        let body = k.body.index();
+        let OpKind::Roles(all) = &k.op(roles).kind else { unreachable!("the caller found them") };
+        let (role, region) = (all[main], k.op(roles).regions[main]);
+        (k.ops[roles.index()].kind, k.ops[roles.index()].regions) = (OpKind::Roles(smallvec![role]), smallvec![region]);
+        optimize(&mut k);
+        let mut own = std::mem::take(&mut k.regions[region.index()].ops);
+        own.pop();
+        for id in std::mem::take(&mut k.regions[body].ops) {
+            match k.op(id).kind {
+                ref kind if is_channel(kind) => {}
+                OpKind::Roles(_) => k.regions[body].ops.append(&mut own),
+                _ => k.regions[body].ops.push(id),
+            }
+        }
+        if role.warps > 0 {
+            k.options.warps = role.warps;
+        }
+        // Who looks through the arena must not find what the other roles do.
+        let mut here = vec![false; k.ops.len()];
+        walk(&k, k.body, &mut |id, _| here[id.index()] = true);
+        for (op, _) in k.ops.iter_mut().zip(here).filter(|(op, here)| !here && !is_channel(&op.kind)) {
+            *op = Op {
+                kind: OpKind::Yield,
+                operands: smallvec![],
+                results: smallvec![],
+                regions: smallvec![],
+                loc: op.loc,
+            };
+        }
+        k
+    }
+
+    /// Removes what a role sends through other channels.
+    fn forget_others(&mut self, region: RegionId) {
+        let mut ops = std::mem::take(&mut self.k.regions[region.index()].ops);
+        ops.retain(|&id| {
+            let op = self.k.op(id);
+            op.kind != OpKind::Send || self.channels.contains(&op.operands[0])
+        });
+        for &id in &ops {
+            self.k.op(id).regions.clone().into_iter().for_each(|r| self.forget_others(r));
+        }
+        self.k.regions[region.index()].ops = ops;
+    }
+
     /// Whether the operation, or one in its regions, receives from the role.
     fn receives(&self, id: OpId) -> bool {
         let op = self.k.op(id);
@@ -217,7 +290,7 @@ impl Merge {
                 self.stages = Some(self.stages.map_or(slots, |n| n.min(slots)));
                 self.slots.insert(r.results[0]);
                 for (&tile, &v) in r.results[1..].iter().zip(&s.operands[1..]) {
-                    if !self.k.ty(v).is_scalar() && !is_load(&self.k, v) {
+                    if !is_load(&self.k, v) {
                         let why = "this is computed by the role that receives it: the copying one only loads";
                         self.findings.push(Finding::new(Lint::Fallback, s.loc, why));
                     }
@@ -236,7 +309,9 @@ impl Merge {
                 self.replaced.insert(self.k.region(from).args[0], self.k.region(into).args[0]);
                 self.carry(send, receive);
                 self.region(from, into)?;
-                let stages = std::mem::replace(&mut self.stages, around).unwrap_or(stages);
+                // The fewest slots of all, and no more than the author asks for.
+                let slots = std::mem::replace(&mut self.stages, around);
+                let stages = [slots, Some(stages)].into_iter().flatten().filter(|&n| n > 0).min().unwrap_or(0);
                 self.k.ops[receive.index()].kind = OpKind::For { stages };
                 out.push(receive);
                 Ok(())
@@ -247,7 +322,7 @@ impl Merge {
                     return refuse(r.loc, format!("{SAME}: the condition at {} is another", s.loc));
                 }
                 if !s.results.is_empty() {
-                    return refuse(s.loc, "on a GPU a branch that sends changes no variables");
+                    return refuse(s.loc, "a branch of a copying role changes no variables");
                 }
                 for (&from, &into) in s.regions.iter().zip(&r.regions) {
                     self.region(from, into)?;
@@ -278,14 +353,18 @@ impl Merge {
 }
 
 /// The rule that most mistakes break.
-const SAME: &str = "on a GPU the role that sends goes through the same loops and branches as the one that receives";
+const SAME: &str = "a copying role goes through the same loops and branches as the role that receives";
 
-/// Whether a tile is loaded, or such a one transposed.
+fn is_channel(kind: &OpKind) -> bool {
+    matches!(kind, OpKind::Channel { .. })
+}
+
+/// Whether a tile is loaded, or such a one transposed; or a number.
 fn is_load(k: &Kernel, v: ValueId) -> bool {
-    let Type::Tile(..) = k.ty(v) else { return false };
-    k.defining_op(v).is_some_and(|op| match k.op(op).kind {
-        OpKind::Load { .. } => true,
-        OpKind::Transpose { .. } => is_load(k, k.op(op).operands[0]),
-        _ => false,
-    })
+    k.ty(v).is_scalar()
+        || k.defining_op(v).is_some_and(|op| match k.op(op).kind {
+            OpKind::Load { .. } => true,
+            OpKind::Transpose { .. } => is_load(k, k.op(op).operands[0]),
+            _ => false,
+        })
 }
