@@ -26,7 +26,6 @@ use crate::gpu::bulk::{BulkLoad, Share, computable, selections};
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
 use crate::gpu::pipeline::{BulkRegion, StagedLoad};
 use crate::ir::{Def, Kernel, OpId, OpKind, RegionId, ValueId};
-use crate::passes::roles::Budget;
 use std::collections::HashMap;
 
 /// Where a ring's barriers and buffers are, in bytes from the start of shared memory.
@@ -168,7 +167,7 @@ impl<'k> Lower<'k> {
     /// Sends the producer its way, if there is one; what follows is for the computing warps.
     pub(super) fn send_producer_off(&mut self) {
         if self.rings.is_empty() {
-            return;
+            return self.move_registers(|b| b.computing);
         }
         let tid = self.tid();
         let [others, produce, leave, compute] = ["others", "produce", "leave", "compute"].map(|s| self.w.label(s));
@@ -176,11 +175,7 @@ impl<'k> Lower<'k> {
         let computes = self.w.icmp("ult", "i32", &tid, &int(threads));
         self.w.branch(&computes, &compute, &others);
         self.w.start(&others);
-        let registers = self.shifts_registers();
-        let Budget { copying, computing } = self.registers();
-        if registers {
-            self.w.asm_effect("void", &format!("setmaxnreg.dec.sync.aligned.u32 {copying};"), "", &[]);
-        }
+        self.move_registers(|b| b.copying);
         let producer = self.w.icmp("eq", "i32", &tid, &int(threads));
         self.w.branch(&producer, &produce, &leave);
         self.w.start(&produce);
@@ -191,9 +186,7 @@ impl<'k> Lower<'k> {
         self.w.start(&leave);
         self.w.line("ret void");
         self.w.start(&compute);
-        if registers {
-            self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {computing};"), "", &[]);
-        }
+        self.move_registers(|b| b.computing);
         self.walks = self.start_walks(0);
         let loops = || {
             (0..self.k.ops.len()).map(|i| OpId(i as u32)).filter(|&o| matches!(self.k.op(o).kind, OpKind::For { .. }))
@@ -219,7 +212,7 @@ impl<'k> Lower<'k> {
     /// its registers to the others.
     pub(super) fn producer_warps(&self) -> usize {
         match () {
-            () if self.rings.is_empty() => 0,
+            () if !self.copies() => 0,
             () if self.shifts_registers() => 4,
             () => 1,
         }

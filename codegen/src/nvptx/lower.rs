@@ -12,6 +12,7 @@ use super::bulk::{Places, Walk, only_waits};
 use super::channel::{Channels, Ways};
 use super::pipeline::{Slot, Staged};
 use super::reduce::Exchange;
+use super::registers::Budget;
 use super::shared::EVERYWHERE;
 use super::text::{V, Writer, constant, int, llvm_type};
 use super::wgmma::Flying;
@@ -21,7 +22,6 @@ use crate::gpu::facts;
 use crate::gpu::layout::{Level, LinearLayout, ShiftTerm};
 use crate::ir::{Access, BinaryOp, DType, Finding, Kernel, Loc, Op, OpId, OpKind, RegionId, Type, ValueId};
 use crate::passes::edit::writes;
-use crate::passes::roles::Budget;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
@@ -77,7 +77,7 @@ pub(super) struct Lower<'k> {
     /// Bulk copies: where their rings are, and how far the computing warps are in those of each region.
     pub rings: HashMap<OpId, Places>,
     pub walks: HashMap<RegionId, Walk>,
-    /// The registers of roles, if their author divides them.
+    /// The registers of this role's threads, if its author says how many.
     pub budget: Option<Budget>,
     /// In a program of several computing roles: this is one of them, its threads begin here.
     pub one_of_several: bool,

@@ -176,7 +176,9 @@ fn lower_one(kernel: &Kernel, division: Option<&Division>, target: Target, chip:
     let kernel = division.map_or(kernel, |d| &d.parts[0].kernel);
     let plan = gpu::assign::assign(kernel, chip);
     let mut lower = lower::Lower::new(kernel, &plan, target.sm);
-    lower.budget_registers(division)?;
+    if let Some(division) = division {
+        registers::budget(std::slice::from_mut(&mut lower), division)?;
+    }
     lower.run()?;
     // The assembler shifts registers only where it knows how many a program may take.
     let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));

@@ -7,10 +7,11 @@
 
 use super::channel::channels;
 use super::lower::{Lower, Result};
+use super::registers::budget;
 use super::text::{V, Writer, int};
 use super::{Chip, Error, Lowered, Target, lowered};
 use crate::gpu::assign::{Assignment, assign};
-use crate::ir::{Finding, Kernel, Lint};
+use crate::ir::Kernel;
 use crate::passes::roles::{Division, Part};
 
 /// Named barriers of a role: one for all its threads, two for the turns of its warpgroups.
@@ -41,15 +42,17 @@ pub(super) fn lower(kernel: &Kernel, division: &Division, target: Target, chip: 
     let sizes: Vec<(&Kernel, usize)> = kernels.iter().zip(&plans).map(|(k, p)| (k, p.warps)).collect();
     let (channels, mut top) = channels(&sizes);
 
+    let mut roles: Vec<Lower> = kernels.iter().zip(&plans).map(|(k, plan)| Lower::new(k, plan, target.sm)).collect();
+    roles.iter_mut().for_each(|r| r.one_of_several = true);
+    budget(&mut roles, division)?;
+
     let mut writer = Writer::default();
     writer.block = "body".into();
     let mut maps = vec![];
     let mut threads = 0;
-    let mut roles: Vec<Lower> = vec![];
-    for (i, (k, plan)) in kernels.iter().zip(&plans).enumerate() {
-        let mut role = Lower::new(k, plan, target.sm);
+    for (i, role) in roles.iter_mut().enumerate() {
         std::mem::swap(&mut role.w, &mut writer);
-        (role.first_thread, role.named_barrier, role.one_of_several) = (threads, 1 + BARRIERS * i, true);
+        (role.first_thread, role.named_barrier) = (threads, 1 + BARRIERS * i);
         role.channels = channels.clone();
         role.shared_top = top;
         role.parameters();
@@ -58,7 +61,6 @@ pub(super) fn lower(kernel: &Kernel, division: &Division, target: Target, chip: 
         top = role.shared_top;
         threads = (role.first_thread + role.launched_threads()).next_multiple_of(128);
         std::mem::swap(&mut role.w, &mut writer);
-        roles.push(role);
     }
     // The last one needs no warps to fill its warpgroup.
     threads = roles.last().map_or(0, |r| r.first_thread + r.launched_threads());
@@ -68,10 +70,6 @@ pub(super) fn lower(kernel: &Kernel, division: &Division, target: Target, chip: 
 
     begin(&mut roles, &mut writer);
     let mut findings = division.findings.clone();
-    if parts.iter().any(|p| p.registers.is_some()) {
-        let why = "no registers move: several roles compute";
-        findings.push(Finding::new(Lint::SetmaxnregIgnored, division.loc, why));
-    }
     for role in &mut roles {
         std::mem::swap(&mut role.w, &mut writer);
         std::mem::swap(&mut role.maps, &mut maps);
@@ -93,7 +91,8 @@ pub(super) fn lower(kernel: &Kernel, division: &Division, target: Target, chip: 
         std::mem::swap(&mut role.maps, &mut maps);
         std::mem::swap(&mut role.w, &mut writer);
     }
-    let least = kernel.options.min_programs_per_sm;
+    let shifts = roles.iter().any(Lower::shifts_registers);
+    let least = kernel.options.min_programs_per_sm.max(u8::from(shifts));
     Ok(lowered(kernel, writer, [threads, top], least, 1, maps, findings))
 }
 

@@ -14,9 +14,7 @@
 
 use super::edit::{Replacements, any, walk};
 use super::optimize;
-use crate::ir::{
-    Def, Expressions, Finding, Kernel, Lint, Loc, Op, OpId, OpKind, RegionId, Role, Type, ValueId, exchanges,
-};
+use crate::ir::{Def, Expressions, Finding, Kernel, Lint, Loc, Op, OpId, OpKind, RegionId, Role, ValueId, exchanges};
 use smallvec::smallvec;
 use std::collections::{HashSet, VecDeque};
 
@@ -36,16 +34,9 @@ pub struct Division {
 #[derive(Clone, Debug)]
 pub struct Part {
     pub kernel: Kernel,
-    pub registers: Option<Budget>,
-}
-
-/// Registers of a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
-    /// Of the warpgroup that copies.
-    pub copying: usize,
-    /// Of those that compute.
-    pub computing: usize,
+    /// What its author asks for those that copy, if any do.
+    pub copying: Option<Role>,
+    pub computing: Role,
 }
 
 /// A rule that a role breaks, and where.
@@ -118,37 +109,16 @@ pub fn divide(k: &Kernel, moves: bool) -> Option<Division> {
                 }
             }
             findings.append(&mut m.findings);
-            let copying: Vec<Role> = copying.into_iter().map(|r| roles[r]).collect();
-            let registers = budget(&copying, roles[main], op.loc, &mut findings);
-            parts.push(Part { kernel: m.part(id, main), registers });
+            let copying = together(copying.into_iter().map(|r| roles[r]));
+            parts.push(Part { kernel: m.part(id, main), copying, computing: roles[main] });
         }
         return Some(Division { parts, loc: op.loc, refusals, findings });
     }
 }
 
-/// What the roles say of registers and warps, as far as it can be had.
-fn budget(copying: &[Role], computing: Role, loc: Loc, findings: &mut Vec<Finding>) -> Option<Budget> {
-    let mut say = |lint, why: String| findings.push(Finding::new(lint, loc, why));
-    let fewest = copying.iter().map(|r| r.registers).max().unwrap_or(0);
-    let warps: usize = copying.iter().map(|r| r.warps as usize).sum();
-    let budget = match (fewest as usize, computing.registers as usize) {
-        (0, 0) => None,
-        (0, _) | (_, 0) => {
-            let why = "no registers move: the copying roles and the computing one must both say how many they take";
-            say(Lint::SetmaxnregIgnored, why.into());
-            None
-        }
-        (copying, computing) => Some(Budget { copying, computing }),
-    };
-    match budget {
-        Some(_) if !matches!(warps, 0 | 4) => {
-            let why = "registers move between whole warpgroups: 4 warps are launched for the copying roles";
-            say(Lint::Fallback, format!("{why}, not {warps}"));
-        }
-        None if warps > 1 => say(Lint::Fallback, format!("one warp is launched for the copying roles, not {warps}")),
-        _ => {}
-    }
-    budget
+/// What roles that copy for the same one ask for together; none if there are none.
+fn together(roles: impl Iterator<Item = Role>) -> Option<Role> {
+    roles.reduce(|a, b| Role { warps: a.warps.saturating_add(b.warps), registers: a.registers.max(b.registers) })
 }
 
 /// Moves the operations of a role to where its messages are received.
