@@ -176,7 +176,8 @@ impl<'k> Machine<'k, '_, '_, '_> {
         }
         while courses.iter().any(|c| !c.is_empty()) {
             let before = self.steps;
-            for course in &mut courses {
+            for (role, course) in courses.iter_mut().enumerate() {
+                self.role = Some(role as u32);
                 self.advance(course)?;
             }
             if self.steps == before && courses.iter().any(|c| !c.is_empty()) {

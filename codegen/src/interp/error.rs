@@ -27,6 +27,9 @@ pub enum ErrorKind {
     /// `other` is one program of those it races with, `None` if several did the same; `how` is what they did.
     #[error("races with {}, which {how} the same memory", racers(other))]
     Race { other: Option<[u32; 3]>, how: &'static str },
+    /// The same of two roles of one program, or of a role and what stands before the roles, or of several programs.
+    #[error("races with another role or program, which {how} the same memory: nothing orders what roles do there")]
+    RoleRace { how: &'static str },
     /// Two elements of one `store` or `scatter` fall on the same place.
     #[error("two elements of one tile are written to the same place")]
     DuplicateIndex,

@@ -34,6 +34,12 @@ pub(super) fn invalid(what: impl Into<String>) -> Fault {
     ErrorKind::InvalidIr(what.into()).into()
 }
 
+/// How many roles a program has; 1 without any.
+pub(super) fn role_count(kernel: &Kernel) -> u32 {
+    let roles = |&op: &OpId| matches!(kernel.op(op).kind, OpKind::Roles(_)).then(|| kernel.op(op).regions.len());
+    kernel.region(kernel.body).ops.iter().find_map(roles).unwrap_or(1) as u32
+}
+
 /// The state of a launch.
 pub(super) struct Machine<'k, 'b, 'o, 'c> {
     pub(super) kernel: &'k Kernel,
@@ -45,6 +51,9 @@ pub(super) struct Machine<'k, 'b, 'o, 'c> {
     pub(super) channels: HashMap<ValueId, Ring<Values>>,
     program: [u32; 3],
     linear: u32,
+    /// The role that runs, and how many a program has.
+    pub(super) role: Option<u32>,
+    roles: u32,
     pub(super) steps: u64,
 }
 
@@ -60,13 +69,25 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         for (param, value) in kernel.params.iter().zip(params) {
             values[param.value.index()] = value;
         }
-        let channels = HashMap::new();
-        Machine { kernel, grid, held, options, values, channels, program: [0; 3], linear: 0, steps: 0 }
+        let (channels, roles) = (HashMap::new(), role_count(kernel));
+        Machine {
+            kernel,
+            grid,
+            held,
+            options,
+            values,
+            channels,
+            program: [0; 3],
+            linear: 0,
+            role: None,
+            roles,
+            steps: 0,
+        }
     }
 
     /// Runs one program.
     pub(super) fn program(&mut self, linear: u32, program: [u32; 3]) -> Result<(), Fault> {
-        (self.linear, self.program, self.steps) = (linear, program, 0);
+        (self.linear, self.program, self.role, self.steps) = (linear, program, None, 0);
         self.channels.clear();
         self.body()
     }
@@ -332,11 +353,15 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         }
     }
 
+    fn accessor(&self) -> Accessor {
+        Accessor { program: self.linear, grid: self.grid, role: self.role, roles: self.roles }
+    }
+
     /// Load, gather, atomic.
     fn read(&mut self, op: &Op, dtype: DType, shape: Shape) -> Result<Data, Fault> {
         let view = self.view(op.operands[0])?;
         let name = &self.kernel.params[view.param].name;
-        let who = Accessor { program: self.linear, grid: self.grid };
+        let who = self.accessor();
         let result = match &op.kind {
             OpKind::Load { has_other } => {
                 let (coords, other) = op.operands[1..].split_at(shape.rank());
@@ -367,7 +392,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     fn write(&mut self, op: &Op) -> Result<(), Fault> {
         let view = self.view(op.operands[0])?;
         let name = &self.kernel.params[view.param].name;
-        let who = Accessor { program: self.linear, grid: self.grid };
+        let who = self.accessor();
         let result = match op.kind {
             OpKind::Scatter { masked } => {
                 let (value, index, mask) = self.value_index_mask(op, masked)?;
@@ -388,7 +413,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     fn semaphore(&mut self, op: &Op) -> Result<(), Fault> {
         let view = self.view(op.operands[0])?;
         let name = &self.kernel.params[view.param].name;
-        let who = Accessor { program: self.linear, grid: self.grid };
+        let who = self.accessor();
         let count = self.i32(op.operands[1])?;
         let count = if op.kind == OpKind::Signal { count } else { count.wrapping_neg() };
         let at = self.i32s(&op.operands[2..])?;

@@ -130,3 +130,33 @@ fn programs_and_values() {
     run(&parse(text).unwrap(), [5, 1, 1], &[Arg::contiguous(&out, &[5])]).unwrap();
     assert_eq!(i32_values(&out), (0..5).map(|p| 2 * p * p + p).collect::<Vec<_>>());
 }
+
+/// Nothing orders what two roles do to memory, nor a role and what every role does before.
+#[test]
+fn roles_race() {
+    let store = "%t: i32<4> = load %x[%zero] store %out[%zero], %t at \"k.rs\":5:1";
+    let load = "%u: i32<4> = load %out[%one] at \"k.rs\":6:1 print \"got\", %u";
+    let racy = |first: &str, second: &str, line: u32, how: &'static str| {
+        let error = run_kernel(&kernel(&[first, second]), 1, 1).unwrap_err();
+        assert_eq!((error.kind(), error.loc().line), (&ErrorKind::RoleRace { how }, line), "{error}");
+    };
+    racy(store, load, 6, "writes");
+    racy(load, store, 5, "reads");
+    racy(store, store, 5, "writes");
+    run_kernel(&kernel(&[store, "%t: i32<4> = load %x[%zero] store %out[%n], %t"]), 4, 0).expect("apart");
+    // One role may do both.
+    run_kernel(&kernel(&[&format!("{store} {load}"), ""]), 1, 1).expect("in order");
+    let before = |roles: &str| {
+        let text = format!(
+            "kernel k(%x: view<i32,1>, %out: write view<i32,1>, %n: i32, %m: i32) {{
+              %zero: i32 = const 0
+              %t: i32<4> = load %out[%zero]
+              roles {roles} yield }}"
+        );
+        run_kernel(&parse(&text).unwrap(), 0, 0)
+    };
+    let writes = "role { store %out[%zero], %t yield }";
+    before(writes).expect("alone");
+    let error = before(&format!("{writes} role {{ yield }}")).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::RoleRace { how: "reads" }, "{error}");
+}
