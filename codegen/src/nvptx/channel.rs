@@ -95,7 +95,8 @@ impl Lower<'_> {
     pub(super) fn make_channels(&mut self) {
         for channel in self.channels.clone().values() {
             for (start, warps) in [(channel.full, channel.warps[0]), (channel.free, channel.warps[1])] {
-                self.make_barrier(start, channel.slots, warps);
+                // Nobody at one end, and the other waits for ever; but a barrier is for somebody.
+                self.make_barrier(start, channel.slots, warps.max(1));
             }
         }
     }

@@ -11,8 +11,8 @@ use super::registers::budget;
 use super::text::{V, Writer, int};
 use super::{Chip, Error, Lowered, Target, lowered};
 use crate::gpu::assign::{Assignment, assign};
-use crate::ir::Kernel;
-use crate::passes::roles::{Division, Part};
+use crate::ir::{Finding, Kernel, Lint};
+use crate::passes::roles::{Division, Part, Refusal};
 
 /// Named barriers of a role: one for all its threads, two for the turns of its warpgroups.
 const BARRIERS: usize = 3;
@@ -70,6 +70,10 @@ pub(super) fn lower(kernel: &Kernel, division: &Division, target: Target, chip: 
 
     begin(&mut roles, &mut writer);
     let mut findings = division.findings.clone();
+    for Refusal { loc, rule } in &division.refusals {
+        let why = format!("no bulk copies for what is sent here: {rule}");
+        findings.push(Finding::new(Lint::Fallback, *loc, why));
+    }
     for role in &mut roles {
         std::mem::swap(&mut role.w, &mut writer);
         std::mem::swap(&mut role.maps, &mut maps);

@@ -291,6 +291,9 @@ fn roles_that_do_not_copy() {
         let error = llvm_text(&k, Target { sm: 80 }).unwrap_err().to_string();
         assert!(error.contains("before Hopper one role computes, and the others only load and send"), "{error}");
         assert!(error.contains(rule) && error.contains(&format!("`k` at k.rs:{line}:1")), "{error}");
+        let found = llvm_text(&k, Target { sm: 90 }).unwrap().findings;
+        let said = found.iter().any(|f| f.message.contains(rule) && f.place == format!("k.rs:{line}:1"));
+        assert!(said || line == 1, "{found:?}");
         on_hopper(&k, [1; 3], &[&[40], &[40]]);
     };
     let receive = |c: &str, at: u32| {
