@@ -572,10 +572,19 @@ fn more_roles_than_there_can_be() {
     assert_eq!(made(6), Err("kernel `k` at k.rs:1:1: 6 computing roles: a program can have 5".into()));
 }
 
-/// Where the tests have an assembler.
+/// Where the tests have an assembler; the second is the one of the example.
 #[test]
 #[cfg(feature = "llvm")]
-fn a_product_in_roles_assembles() {
+fn products_in_roles_assemble() {
     let k = specialised(&product("warps 4 registers 40", "warps 8 registers 232"), &SHAPES);
     super::tests::check_both(&k, 255);
+    let text = product("warps 4 registers 40", "warps 8 registers 232").to_string();
+    let wide = text.replace("f16<64x64>", "f16<256x64>").replace("channel 3", "channel 4");
+    let wide = wide.replace("f32<128x64>", "f32<128x256>");
+    let k = kernel(&wide.replacen(": f16<256x64> = transpose", ": f16<64x256> = transpose", 1));
+    let k = specialised(&k, &[&[256, 512], &[512, 512], &[256, 512]]);
+    super::tests::assembles(&k, 90);
+    let made = llvm_text(&k, Target { sm: 90 }).unwrap();
+    assert_eq!((made.threads, made.findings), (384, vec![]));
+    assert!(made.shared_bytes >= 4 * (128 + 256) * 64 * 2, "{}", made.shared_bytes);
 }
