@@ -11,7 +11,7 @@ use super::memory::{Words, pack, unpack};
 use super::text::{V, int};
 use crate::gpu::layout::{LinearLayout, SharedLayout};
 use crate::gpu::panels::Panels;
-use crate::ir::{DType, Kernel, Op, OpKind, Type, ValueId};
+use crate::ir::{DType, Kernel, Lint, Op, OpKind, Type, ValueId};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -173,6 +173,11 @@ impl Lower<'_> {
             for (version, layout) in self.plan.versions[v.index()].iter().enumerate() {
                 let registers = self.read_slot(self.k.ty(v).dtype(), layout, shared, &base);
                 self.set_version(v, version, registers);
+            }
+            if self.plan.placed.contains_key(&v) {
+                let why =
+                    "a product reads a copy of this tile: only what a copying role sends lies as products read it";
+                self.find(Lint::Fallback, why.into());
             }
             self.put(v);
         }

@@ -501,6 +501,8 @@ fn operands_on_request() {
         }}
         yield }}"
     ));
+    let found = lowered(&k, &SHAPES).findings;
+    assert!(found.iter().any(|f| f.message.starts_with("a product reads a copy of this tile")), "{found:?}");
     on_hopper(&k, [2, 2, 1], &SHAPES);
 }
 
