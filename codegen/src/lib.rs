@@ -4,6 +4,7 @@
 //! interpreter ([`interp`]), which *defines* every operation; Cranelift ([`cpu`]); or LLVM and PTX (`nvptx`,
 //! feature `llvm`). Nothing here talks to a device, and nothing here is global: an IR goes in, code comes out.
 
+mod channel;
 pub mod cpu;
 pub mod gpu;
 pub mod interp;

@@ -30,7 +30,7 @@ fn matmul<T: DotElement<Acc = f32>, const M: usize, const N: usize, const K: usi
 }
 
 /// With the tile that suits the device.
-fn launch<T: DotElement<Acc = f32>>(a: &Tensor, b: &Tensor, c: &mut Tensor) -> kiln::Result<()> {
+pub fn launch<T: DotElement<Acc = f32>>(a: &Tensor, b: &Tensor, c: &mut Tensor) -> kiln::Result<()> {
     match a.device() {
         Device::Cuda(_) => matmul::<T, 128, 128, 64>(a, b, c).run(),
         _ => matmul::<T, 32, 32, 32>(a, b, c).run(),

@@ -5,7 +5,7 @@
 // Rung 11 takes its first kernel from rung 10.
 #![allow(clippy::duplicate_mod)]
 
-use kiln::{Device, lang::bf16};
+use kiln::{DType, Device, Tensor, lang::bf16};
 use kiln_examples::{Rung, Setup};
 
 macro_rules! rungs {
@@ -34,6 +34,7 @@ rungs! {
     kda_chunked "../examples/09_kda_chunked.rs" [1 16 37];
     kda_two_kernels "../examples/10_kda_two_kernels.rs" [1 16 37];
     kda_segments "../examples/11_kda_segments.rs" [1 16 150];
+    matmul_roles "../examples/12_matmul_roles.rs" [1 31 37];
 }
 
 fn on_both(size: usize, run: fn(Setup) -> anyhow::Result<Rung>) {
@@ -48,6 +49,22 @@ fn on_both(size: usize, run: fn(Setup) -> anyhow::Result<Rung>) {
 #[test]
 fn matmul_tensor_core_in_bf16() {
     on_both(37, matmul_tensor_core::run_in::<bf16>);
+}
+
+/// To the bit: roles are another way to say the same.
+#[test]
+fn matmul_in_roles_is_matmul() {
+    for device in [Device::Interpret, Device::Cpu] {
+        let numbers = |n: usize, seed: usize| (0..n).map(|i| (i * seed % 61) as f32 / 30.0 - 1.0).collect::<Vec<f32>>();
+        let a = Tensor::from_f32(&numbers(70 * 90, 7), DType::BF16, &[70, 90], device).unwrap();
+        let b = Tensor::from_f32(&numbers(90 * 33, 11), DType::BF16, &[90, 33], device).unwrap();
+        let product = |launch: fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>| {
+            let mut c = Tensor::uninit(&[70, 33], DType::F32, device).unwrap();
+            launch(&a, &b, &mut c).unwrap_or_else(|e| panic!("{e}"));
+            c.to_vec_f32().unwrap()
+        };
+        assert_eq!(product(matmul_roles::launch::<bf16>), product(matmul_tensor_core::launch::<bf16>), "{device}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::knobs::{self, Stage};
 use crate::launch::{Slots, Source};
 use crate::{Device, Error, Result};
 use kiln_codegen::cpu::{self, CpuKernel};
-use kiln_codegen::ir::{Fact, Kernel, Slot, verify};
+use kiln_codegen::ir::{Fact, Kernel, Slot, VerifyError, verify};
 use kiln_codegen::passes;
 use smallvec::SmallVec;
 use std::any::TypeId;
@@ -96,10 +96,15 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
     knobs::knobs().dump(Stage::Tile, &kernel.name, "", || kernel.to_string());
     verify(&kernel).map_err(|e| {
         // The one mistake that types do not catch: a native variable that holds tiles and changes unseen.
-        let escape = "a tile that is made inside a staged loop or branch is used outside of it. A variable changes there \
+        let escape = "a tile that is made inside a staged loop, branch or role is used outside of it. A variable changes there \
                       by `x = ..` or through `&mut x`; write `(&mut x).method(..)` where a method changes it";
         if e.is_escape() {
             return Error::staging(&kernel.name, [(e.loc, escape.to_string())]);
+        }
+        if e.is_about_roles() {
+            let VerifyError { op, what, expected, found, .. } = &e;
+            let message = format!("`{op}`, {what}: expected {expected}, found {found}");
+            return Error::staging(&kernel.name, [(e.loc, message)]);
         }
         Error::Launch { kernel: kernel.name.clone(), message: format!("staged to invalid IR: {e}") }
     })?;

@@ -132,8 +132,8 @@ impl RawKernel {
                     }
                     check_window(memory.numel(), offset, shape, strides).or_else(refused)?;
                 }
-                (Type::Tile(..), RawArg::View { .. }) => return refused(format!("a view for a parameter of {ty}")),
-                (Type::View(..), RawArg::Scalar(_)) => return refused(format!("a scalar for a parameter of {ty}")),
+                (_, RawArg::View { .. }) => return refused(format!("a view for a parameter of {ty}")),
+                (_, RawArg::Scalar(_)) => return refused(format!("a scalar for a parameter of {ty}")),
             }
         }
         Ok(())

@@ -22,6 +22,7 @@ impl<'a> Emitter<'a, '_> {
                 out.extend(&view.strides);
                 out.push(view.valid.unwrap_or_else(|| self.b.ins().iconst(types::I8, 1)));
             }
+            Type::Channel | Type::Slot => unreachable!("neither is carried"),
         }
     }
 
@@ -42,6 +43,7 @@ impl<'a> Emitter<'a, '_> {
                     out.extend(vec![types::I64; 1 + 2 * rank as usize]);
                     out.push(types::I8);
                 }
+                Type::Channel | Type::Slot => unreachable!("neither is carried"),
             }
         }
         out
@@ -63,6 +65,7 @@ impl<'a> Emitter<'a, '_> {
                     let valid = (rank == 0).then_some(valid);
                     self.views.insert(v, ViewValue { address, extents, strides, valid });
                 }
+                Type::Channel | Type::Slot => unreachable!("neither is carried"),
             }
         }
     }

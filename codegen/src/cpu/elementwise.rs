@@ -275,7 +275,7 @@ impl<'a> Emitter<'a, '_> {
     pub(super) fn pointwise(&mut self, op: &Op, args: &[Value], width: usize) -> Value {
         let dtype_of = |s: &Self, v: ValueId| match s.k.ty(v) {
             Type::Tile(d, _) => d,
-            Type::View(..) => unreachable!("elementwise operands are tiles"),
+            _ => unreachable!("elementwise operands are tiles"),
         };
         let from = dtype_of(self, op.operands[0]);
         match op.kind {

@@ -115,6 +115,7 @@ impl<'a> Emitter<'a, '_> {
                     let strides = (0..rank).map(|_| next(self)).collect();
                     self.views.insert(param.value, ViewValue { address, extents, strides, valid: None });
                 }
+                Type::Channel | Type::Slot => unreachable!("no parameter is one"),
             }
         }
         self.emit_ops(self.k.body);
@@ -370,7 +371,9 @@ impl<'a> Emitter<'a, '_> {
             OpKind::Assert { .. } => return self.emit_assert(id),
             OpKind::Print { .. } => return self.emit_print(id),
             OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } => return self.emit_view(op),
-            OpKind::Yield => return,
+            OpKind::Roles(_) => return self.emit_roles(id),
+            OpKind::Send | OpKind::Receive | OpKind::Release => return self.emit_exchange(id),
+            OpKind::Channel { .. } | OpKind::Yield => return,
             _ => {}
         }
         let result = op.results[0];

@@ -1,5 +1,6 @@
 //! Host functions that compiled kernels call, and what they share with the host.
 
+use super::roles::{Crew, Site};
 use crate::interp::Tile;
 use crate::ir::{AtomicOp, Bits, DType, Kernel, OpKind, Shape, Type, UnaryOp};
 use crate::semantics;
@@ -14,6 +15,9 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 pub(super) struct LaunchIds {
     pub(super) program: [u32; 3],
     pub(super) grid: [u32; 3],
+    /// The role that the thread has, and those it works with; null without roles.
+    pub(super) role: u32,
+    pub(super) crew: *const Crew,
 }
 
 /// The functions as a kernel under construction names them.
@@ -26,6 +30,7 @@ pub(super) struct HelperRefs {
     pub(super) fma: FuncRef,
     pub(super) atomic: FuncRef,
     pub(super) print: FuncRef,
+    pub(super) exchange: FuncRef,
 }
 
 fn unary(op: UnaryOp, x: f32) -> f32 {
@@ -83,9 +88,10 @@ pub(super) unsafe extern "C" fn atomic(code: u64, address: *mut u8, value: u64) 
     }
 }
 
-/// What the host must know to print: shared by all launches of a kernel.
+/// What the host must know to print, and to hand messages from role to role: shared by all launches of a kernel.
 pub(super) struct Context {
     pub(super) prints: HashMap<u32, PrintSite>,
+    pub(super) sites: HashMap<u32, Site>,
 }
 
 pub(super) struct PrintSite {
@@ -109,7 +115,7 @@ impl Context {
             }
             prints.insert(i as u32, PrintSite { message: message.clone(), values });
         }
-        Context { prints }
+        Context { prints, sites: super::roles::sites(kernel, plan) }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `plan` decides where values live, `emit` and its siblings emit loops over 128-bit vectors, and this file turns the
 //! result into a [`CpuKernel`] and launches it. Scratch memory belongs to a thread and is reused by every program that
-//! the thread runs.
+//! the thread runs. A program with roles takes a thread for each (`roles`).
 //!
 //! Invariants:
 //! - Compiled code does not trap: divisions and accesses are guarded. What fails comes back as [`CpuError`].
@@ -19,10 +19,12 @@ mod helpers;
 mod math;
 mod memory;
 mod plan;
+mod roles;
 #[cfg(test)]
 mod tests;
 
 use crate::ir::{Kernel, Loc, OpKind};
+use crate::passes::roles::divide;
 use cranelift_codegen::Context as ClifContext;
 use cranelift_codegen::ir::{AbiParam, Signature, UserFuncName, types};
 use cranelift_codegen::settings::{self, Configurable};
@@ -32,6 +34,7 @@ use cranelift_module::{FuncId, Linkage, Module};
 use helpers::{Context, HelperRefs, LaunchIds};
 use plan::Plan;
 use rayon::prelude::*;
+use roles::{Crew, Failure};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
@@ -59,6 +62,8 @@ pub struct CpuKernel {
     entry: Entry,
     slots: usize,
     scratch_bytes: usize,
+    /// How many roles a program has; 0: it is not divided.
+    roles: usize,
     context: Context,
     /// What can fail, by operation: where it stands and what to say.
     failures: HashMap<u32, (Loc, String)>,
@@ -95,7 +100,12 @@ impl std::fmt::Debug for CpuKernel {
 /// # Errors
 /// If Cranelift does not support the machine or refuses the code.
 pub fn compile(kernel: &Kernel) -> Result<CpuKernel, CpuError> {
-    compile_for(kernel, has_fma())
+    // A role that copies needs no thread of its own.
+    let division = divide(kernel, true);
+    match division.as_ref().map(|d| &d.parts[..]) {
+        Some([one]) => compile_for(&one.kernel, has_fma()),
+        _ => compile_for(kernel, has_fma()),
+    }
 }
 
 /// `fma`: whether the machine multiplies and adds in one instruction.
@@ -123,6 +133,7 @@ fn compile_for(kernel: &Kernel, fma: bool) -> Result<CpuKernel, CpuError> {
     builder.symbol("kiln_fma", helpers::fma as *const u8);
     builder.symbol("kiln_atomic", helpers::atomic as *const u8);
     builder.symbol("kiln_print", helpers::print as *const u8);
+    builder.symbol("kiln_exchange", roles::exchange as *const u8);
     let mut module = JITModule::new(builder);
     let plan = Plan::new(kernel);
     let (id, code_bytes) = define(&mut module, kernel, &plan, fma).map_err(defect)?;
@@ -134,6 +145,9 @@ fn compile_for(kernel: &Kernel, fma: bool) -> Result<CpuKernel, CpuError> {
         OpKind::Assert { message } => Some((i as u32, (op.loc, format!("assertion failed: {message}")))),
         OpKind::Wait => Some((i as u32, (op.loc, "waits for a signal that no earlier launch has given".to_owned()))),
         OpKind::For { .. } => Some((i as u32, (op.loc, "the step of a loop must be positive".to_owned()))),
+        OpKind::Send | OpKind::Receive | OpKind::Channel { .. } => {
+            Some((i as u32, (op.loc, format!("`{}` at {}", op.kind.mnemonic(), op.loc))))
+        }
         _ => None,
     });
     Ok(CpuKernel {
@@ -141,6 +155,7 @@ fn compile_for(kernel: &Kernel, fma: bool) -> Result<CpuKernel, CpuError> {
         entry,
         slots: kernel.slots().len(),
         scratch_bytes: plan.scratch_bytes,
+        roles: roles::count(kernel),
         context: Context::new(kernel, &plan),
         failures: failures.collect(),
         code_bytes,
@@ -176,6 +191,7 @@ fn define(module: &mut JITModule, kernel: &Kernel, plan: &Plan, fma: bool) -> Re
         fma: import("kiln_fma", &[types::F32; 3], Some(types::F32))?,
         atomic: import("kiln_atomic", &[types::I64, pointer, types::I64], Some(types::I64))?,
         print: import("kiln_print", &[pointer, types::I32, pointer, pointer], None)?,
+        exchange: import("kiln_exchange", &[pointer, types::I32, pointer, pointer, types::I64], Some(types::I64))?,
     };
     let mut frontend = FunctionBuilderContext::new();
     let mut b = FunctionBuilder::new(&mut context.func, &mut frontend);
@@ -254,32 +270,96 @@ impl CpuKernel {
         }
         let total: u64 = grid.iter().map(|&g| g as u64).product();
         let stop = AtomicBool::new(false);
+        let program = |i: u64| {
+            let (gx, gy) = (grid[0] as u64, grid[1] as u64);
+            [(i % gx) as u32, (i / gx % gy) as u32, (i / gx / gy) as u32]
+        };
+        // SAFETY: of the function's own demands, that the caller vouches for the slots.
+        let run = |ids: &LaunchIds| unsafe { self.run(slots, ids) };
+        if self.roles > 0 {
+            return self.run_crews(total, &program, &stop, |role, crew, i| {
+                run(&LaunchIds { program: program(i), grid, role, crew })
+            });
+        }
         let run = |i: u64| {
             if stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let (gx, gy) = (grid[0] as u64, grid[1] as u64);
-            let program = [(i % gx) as u32, (i / gx % gy) as u32, (i / gx / gy) as u32];
-            let ids = LaunchIds { program, grid };
-            let code = SCRATCH.with_borrow_mut(|scratch| {
-                let lines = self.scratch_bytes / 64;
-                if scratch.len() < lines {
-                    scratch.resize(lines, Line([0; 64]));
-                }
-                // SAFETY: the entry has this signature; the memory it is given is as large as the plan says, and what
-                // else it touches the caller vouches for.
-                unsafe { (self.entry)(slots.as_ptr(), scratch.as_mut_ptr().cast(), &ids, &self.context) }
-            });
+            let ids = LaunchIds { program: program(i), grid, role: 0, crew: std::ptr::null() };
+            let code = run(&ids);
             if code == 0 {
                 return Ok(());
             }
             stop.store(true, Ordering::Relaxed);
-            let (loc, message) = self.failures.get(&(code - 1)).cloned().unwrap_or_default();
-            Err(CpuError::Failed { kernel: self.name.clone(), program, loc, message })
+            Err(self.failed(ids.program, Failure::Operation(code)))
         };
         if total == 1 || rayon::current_num_threads() == 1 {
             return (0..total).try_for_each(run);
         }
         (0..total).into_par_iter().try_for_each(run)
+    }
+
+    /// Runs the kernel's function in this thread's scratch memory.
+    ///
+    /// # Safety
+    /// As [`Self::launch`]; of a kernel with roles, `ids` must name the thread's crew.
+    unsafe fn run(&self, slots: &[u64], ids: &LaunchIds) -> u32 {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let lines = self.scratch_bytes / 64;
+            if scratch.len() < lines {
+                scratch.resize(lines, Line([0; 64]));
+            }
+            // SAFETY: the entry has this signature; the memory it is given is as large as the plan says, and what
+            // else it touches the caller vouches for.
+            unsafe { (self.entry)(slots.as_ptr(), scratch.as_mut_ptr().cast(), ids, &self.context) }
+        })
+    }
+
+    /// Spreads the programs over crews, each of one thread per role.
+    fn run_crews(
+        &self,
+        total: u64,
+        program: &(impl Fn(u64) -> [u32; 3] + Sync),
+        stop: &AtomicBool,
+        run: impl Fn(u32, &Crew, u64) -> u32 + Sync,
+    ) -> Result<(), CpuError> {
+        let number = (rayon::current_num_threads() / self.roles).max(1).min(total as usize);
+        let run = &run;
+        let crews: Vec<Crew> = (0..number).map(|_| Crew::new(self.roles)).collect();
+        let role = &|crew: &Crew, first: u64, role: u32| -> Result<(), CpuError> {
+            for i in (first..total).step_by(number) {
+                match crew.end(run(role, crew, i), stop) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(failure) => return Err(self.failed(program(i), failure)),
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (crews.iter().zip(0..))
+                .flat_map(|(crew, first)| (0..self.roles as u32).map(move |r| (crew, first, r)))
+                .map(|(crew, first, r)| scope.spawn(move || role(crew, first, r)))
+                .collect();
+            let outcomes = threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
+            outcomes.fold(Ok(()), Result::and)
+        })
+    }
+
+    /// What to say of a program that ended early.
+    fn failed(&self, program: [u32; 3], failure: Failure) -> CpuError {
+        let said = |op: u32| self.failures.get(&op).cloned().unwrap_or_default();
+        let (loc, message) = match failure {
+            Failure::Operation(code) => said(code - 1),
+            Failure::Deadlock(waiting) => {
+                let first = waiting.values().next().map_or(Loc::default(), |&op| said(op).0);
+                let waits = |(role, &op): (&u32, &u32)| format!("role {role} waits in {}", said(op).1);
+                (first, format!("a deadlock: {}", waiting.iter().map(waits).collect::<Vec<_>>().join(", ")))
+            }
+            Failure::NotReceived(channel, n) => {
+                (said(channel).0, format!("{n} messages of the channel were never received"))
+            }
+        };
+        CpuError::Failed { kernel: self.name.clone(), program, loc, message }
     }
 }

@@ -117,6 +117,14 @@ impl Plan {
         Some(Layout { array, offset: 0, strides: row_major(shape) })
     }
 
+    /// Where the n-th operand of a `send`, or the n-th result of a `receive`, lies for the host.
+    pub(super) fn message(&self, op: OpId, n: usize, v: ValueId, ty: Type) -> Option<Layout> {
+        match self.place(v) {
+            Place::Tile(l) if !self.copies.contains_key(&(op, n)) => Some(l),
+            _ => self.copy(op, n, ty.shape()),
+        }
+    }
+
     pub(super) fn new(kernel: &Kernel) -> Plan {
         let mut p = Planner {
             k: kernel,
@@ -432,6 +440,21 @@ impl Planner<'_> {
             OpKind::Print { .. } => {
                 for (i, &v) in op.operands.iter().enumerate() {
                     if !matches!(self.k.ty(v), Type::View(..)) {
+                        let array = self.new_array(self.k.ty(v), id);
+                        self.plan.copies.insert((id, i), array);
+                    }
+                }
+            }
+            // What is sent is copied to where the host finds it; a received tile has an array, a scalar needs one.
+            OpKind::Send => {
+                for (i, &v) in op.operands.iter().enumerate().skip(1) {
+                    let array = self.new_array(self.k.ty(v), id);
+                    self.plan.copies.insert((id, i), array);
+                }
+            }
+            OpKind::Receive => {
+                for (i, &v) in op.results.iter().enumerate().skip(1) {
+                    if self.k.ty(v).is_scalar() {
                         let array = self.new_array(self.k.ty(v), id);
                         self.plan.copies.insert((id, i), array);
                     }

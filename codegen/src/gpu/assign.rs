@@ -622,6 +622,8 @@ impl Assigner<'_> {
         match &op.kind {
             // The producer computes where its copies come from.
             OpKind::Load { .. } if self.out.ahead.bulk_load(id).is_some() => return,
+            // What is received lies in shared memory, too, and is read in whatever layout it is needed.
+            OpKind::Receive => return,
             OpKind::Load { .. } | OpKind::Gather { .. } => {
                 for &v in &op.operands {
                     self.demand(v, layout);
@@ -738,7 +740,7 @@ impl Assigner<'_> {
             for &o in &self.k.op(op).operands {
                 match self.k.ty(o) {
                     Type::View(..) => self.demand_view(o),
-                    Type::Tile(..) => self.demand_home(o),
+                    _ => self.demand_home(o),
                 }
             }
         }
@@ -772,6 +774,7 @@ impl Assigner<'_> {
                     self.demand_view(op.operands[0]);
                     op.operands[1..].iter().for_each(|&v| self.demand_home(v));
                 }
+                OpKind::Send => op.operands[1..].iter().for_each(|&v| self.demand_home(v)),
                 OpKind::Assert { .. } => self.demand_home(op.operands[0]),
                 OpKind::Print { .. } => {
                     for &v in op.operands.iter().filter(|&&v| k.ty(v).is_scalar()) {

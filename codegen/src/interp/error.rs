@@ -27,6 +27,9 @@ pub enum ErrorKind {
     /// `other` is one program of those it races with, `None` if several did the same; `how` is what they did.
     #[error("races with {}, which {how} the same memory", racers(other))]
     Race { other: Option<[u32; 3]>, how: &'static str },
+    /// The same of two roles of one program, or of a role and what stands before the roles, or of several programs.
+    #[error("races with another role or program, which {how} the same memory: nothing orders what roles do there")]
+    RoleRace { how: &'static str },
     /// Two elements of one `store` or `scatter` fall on the same place.
     #[error("two elements of one tile are written to the same place")]
     DuplicateIndex,
@@ -34,6 +37,12 @@ pub enum ErrorKind {
     /// it would never come.
     #[error("waits for a signal that no earlier launch has given")]
     NeverSignalled,
+    /// No role can go on; where each waits.
+    #[error("a deadlock: {0}")]
+    Deadlock(String),
+    /// Messages that nobody has received when all roles have ended.
+    #[error("{0} messages of the channel were never received")]
+    NotReceived(usize),
     /// A failed `assert`, with its message.
     #[error("assertion failed: {0}")]
     Assert(String),

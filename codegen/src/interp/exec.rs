@@ -1,12 +1,14 @@
-//! Operations, regions and control flow: one program at a time, its values in an array by `ValueId`.
+//! Operations: one program at a time, its values in an array by `ValueId`. Regions and control flow: `control.rs`.
 
 use super::axis::{self, Lines};
 use super::error::{ErrorKind, Fault};
 use super::memory::{self, Accessor, Indices, View};
 use super::tile::{Data, Tile, map_elements, unflatten};
 use super::{Held, Options, TraceEvent, dot, elementwise, shape};
+use crate::channel::Ring;
 use crate::ir::{Bits, Combine, DType, Kernel, Op, OpId, OpKind, RegionId, Reuse, Shape, Type, ValueId};
 use smallvec::SmallVec;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 /// What a `ValueId` stands for at the moment.
@@ -16,9 +18,11 @@ pub(super) enum Value {
     Nothing,
     Tile(Rc<Data>),
     View(View),
+    /// A received message, by its number.
+    Slot(u64),
 }
 
-type Values = SmallVec<[Value; 4]>;
+pub(super) type Values = SmallVec<[Value; 4]>;
 
 impl Value {
     pub(super) fn scalar(dtype: DType, bits: Bits) -> Value {
@@ -26,20 +30,31 @@ impl Value {
     }
 }
 
-fn invalid(what: impl Into<String>) -> Fault {
+pub(super) fn invalid(what: impl Into<String>) -> Fault {
     ErrorKind::InvalidIr(what.into()).into()
+}
+
+/// How many roles a program has; 1 without any.
+pub(super) fn role_count(kernel: &Kernel) -> u32 {
+    let roles = |&op: &OpId| matches!(kernel.op(op).kind, OpKind::Roles(_)).then(|| kernel.op(op).regions.len());
+    kernel.region(kernel.body).ops.iter().find_map(roles).unwrap_or(1) as u32
 }
 
 /// The state of a launch.
 pub(super) struct Machine<'k, 'b, 'o, 'c> {
-    kernel: &'k Kernel,
+    pub(super) kernel: &'k Kernel,
     grid: [u32; 3],
     held: Held<'b>,
     options: &'o mut Options<'c>,
     values: Vec<Value>,
+    /// The channels that the program has made.
+    pub(super) channels: HashMap<ValueId, Ring<Values>>,
     program: [u32; 3],
     linear: u32,
-    steps: u64,
+    /// The role that runs, and how many a program has.
+    pub(super) role: Option<u32>,
+    roles: u32,
+    pub(super) steps: u64,
 }
 
 impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
@@ -54,16 +69,30 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         for (param, value) in kernel.params.iter().zip(params) {
             values[param.value.index()] = value;
         }
-        Machine { kernel, grid, held, options, values, program: [0; 3], linear: 0, steps: 0 }
+        let (channels, roles) = (HashMap::new(), role_count(kernel));
+        Machine {
+            kernel,
+            grid,
+            held,
+            options,
+            values,
+            channels,
+            program: [0; 3],
+            linear: 0,
+            role: None,
+            roles,
+            steps: 0,
+        }
     }
 
     /// Runs one program.
     pub(super) fn program(&mut self, linear: u32, program: [u32; 3]) -> Result<(), Fault> {
-        (self.linear, self.program, self.steps) = (linear, program, 0);
-        self.region(self.kernel.body, &[]).map(|_| ())
+        (self.linear, self.program, self.role, self.steps) = (linear, program, None, 0);
+        self.channels.clear();
+        self.body()
     }
 
-    fn tile(&self, v: ValueId) -> Result<&Rc<Data>, Fault> {
+    pub(super) fn tile(&self, v: ValueId) -> Result<&Rc<Data>, Fault> {
         match &self.values[v.index()] {
             Value::Tile(data) => Ok(data),
             _ => Err(invalid(format!("{v:?} is used as a tile before it is one"))),
@@ -77,7 +106,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         }
     }
 
-    fn i32(&self, v: ValueId) -> Result<i32, Fault> {
+    pub(super) fn i32(&self, v: ValueId) -> Result<i32, Fault> {
         Ok(self.tile(v)?.i32_at(0))
     }
 
@@ -85,11 +114,11 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         vs.iter().map(|&v| self.i32(v).map(i64::from)).collect()
     }
 
-    fn get(&self, vs: &[ValueId]) -> Values {
+    pub(super) fn get(&self, vs: &[ValueId]) -> Values {
         vs.iter().map(|v| self.values[v.index()].clone()).collect()
     }
 
-    fn set(&mut self, vs: &[ValueId], values: impl IntoIterator<Item = Value>) {
+    pub(super) fn set(&mut self, vs: &[ValueId], values: impl IntoIterator<Item = Value>) {
         for (v, value) in vs.iter().zip(values) {
             self.values[v.index()] = value;
         }
@@ -98,28 +127,11 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     fn tile_type(&self, v: ValueId) -> Result<(DType, Shape), Fault> {
         match self.kernel.ty(v) {
             Type::Tile(dtype, shape) => Ok((dtype, shape)),
-            Type::View(..) => Err(invalid(format!("{v:?} is a view where a tile is expected"))),
+            ty => Err(invalid(format!("{v:?} is a {ty} where a tile is expected"))),
         }
     }
 
-    /// Runs a region with these arguments; what it yields.
-    fn region(&mut self, region: RegionId, args: &[Value]) -> Result<Values, Fault> {
-        let region = self.kernel.region(region);
-        self.set(&region.args, args.iter().cloned());
-        for &id in &region.ops {
-            let op = self.kernel.op(id);
-            if matches!(op.kind, OpKind::Yield) {
-                return Ok(self.get(&op.operands));
-            }
-            self.step().and_then(|()| self.op(op)).map_err(|fault| fault.located(op.loc))?;
-            if self.options.trace.is_some() {
-                self.trace(id);
-            }
-        }
-        Err(invalid("a region ends without yield"))
-    }
-
-    fn step(&mut self) -> Result<(), Fault> {
+    pub(super) fn step(&mut self) -> Result<(), Fault> {
         self.steps += 1;
         let limit = self.options.step_limit;
         if self.steps > limit { Err(ErrorKind::StepLimit(limit).into()) } else { Ok(()) }
@@ -132,7 +144,11 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         }
     }
 
-    fn trace(&mut self, id: OpId) {
+    /// Tells who listens what an operation has computed.
+    pub(super) fn trace(&mut self, id: OpId) {
+        if self.options.trace.is_none() {
+            return;
+        }
         let op = self.kernel.op(id);
         let results: Vec<Tile> = op.results.iter().filter_map(|&v| self.snapshot(v)).collect();
         let (kernel, program) = (self.kernel, self.program);
@@ -141,17 +157,9 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         }
     }
 
-    /// Runs one operation and stores its results.
-    fn op(&mut self, op: &'k Op) -> Result<(), Fault> {
+    /// Runs one operation without control flow and stores its results.
+    pub(super) fn op(&mut self, op: &'k Op) -> Result<(), Fault> {
         match &op.kind {
-            OpKind::For { .. } => self.for_loop(op),
-            OpKind::While => self.while_loop(op),
-            OpKind::If => {
-                let taken = if self.tile(op.operands[0])?.bool_at(0) { 0 } else { 1 };
-                let results = self.region(op.regions[taken], &[])?;
-                self.set(&op.results, results);
-                Ok(())
-            }
             OpKind::Reduce { axis, combine } => {
                 let results = self.along_axis(op, *axis, *combine, None)?;
                 self.set(&op.results, results.into_iter().map(Value::Tile));
@@ -345,11 +353,15 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         }
     }
 
+    fn accessor(&self) -> Accessor {
+        Accessor { program: self.linear, grid: self.grid, role: self.role, roles: self.roles }
+    }
+
     /// Load, gather, atomic.
     fn read(&mut self, op: &Op, dtype: DType, shape: Shape) -> Result<Data, Fault> {
         let view = self.view(op.operands[0])?;
         let name = &self.kernel.params[view.param].name;
-        let who = Accessor { program: self.linear, grid: self.grid };
+        let who = self.accessor();
         let result = match &op.kind {
             OpKind::Load { has_other } => {
                 let (coords, other) = op.operands[1..].split_at(shape.rank());
@@ -385,7 +397,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     fn write(&mut self, op: &Op) -> Result<(), Fault> {
         let view = self.view(op.operands[0])?;
         let name = &self.kernel.params[view.param].name;
-        let who = Accessor { program: self.linear, grid: self.grid };
+        let who = self.accessor();
         let result = match op.kind {
             OpKind::Scatter { masked } => {
                 let (value, index, mask) = self.value_index_mask(op, masked)?;
@@ -406,7 +418,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     fn semaphore(&mut self, op: &Op) -> Result<(), Fault> {
         let view = self.view(op.operands[0])?;
         let name = &self.kernel.params[view.param].name;
-        let who = Accessor { program: self.linear, grid: self.grid };
+        let who = self.accessor();
         let count = self.i32(op.operands[1])?;
         let count = if op.kind == OpKind::Signal { count } else { count.wrapping_neg() };
         let at = self.i32s(&op.operands[2..])?;
@@ -424,44 +436,5 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         let mask = if masked { index.pop() } else { None };
         let value = index.remove(0);
         Ok((value, index, mask))
-    }
-
-    // -- control -------------------------------------------------------------------------------------------------------
-
-    fn for_loop(&mut self, op: &'k Op) -> Result<(), Fault> {
-        let bound = |i: usize| self.i32(op.operands[i]);
-        let (low, high, step) = (bound(0)?, bound(1)?, bound(2)?);
-        if step <= 0 {
-            return Err(ErrorKind::BadStep(step).into());
-        }
-        let mut carried = self.get(&op.operands[3..]);
-        // In i64, so that the last step cannot wrap.
-        let mut i = low as i64;
-        while i < high as i64 {
-            self.step()?;
-            let index = Value::Tile(Rc::new(Data::W4(vec![i as u32])));
-            let mut args: Values = SmallVec::from_iter([index]);
-            args.extend(carried);
-            carried = self.region(op.regions[0], &args)?;
-            i += step as i64;
-        }
-        self.set(&op.results, carried);
-        Ok(())
-    }
-
-    fn while_loop(&mut self, op: &'k Op) -> Result<(), Fault> {
-        let mut carried = self.get(&op.operands);
-        loop {
-            self.step()?;
-            let go_on = match self.region(op.regions[0], &carried)?.first() {
-                Some(Value::Tile(c)) => c.bool_at(0),
-                _ => return Err(invalid("the condition of a while yields one bool")),
-            };
-            if !go_on {
-                self.set(&op.results, carried);
-                return Ok(());
-            }
-            carried = self.region(op.regions[1], &carried)?;
-        }
     }
 }

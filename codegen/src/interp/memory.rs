@@ -130,6 +130,9 @@ pub(super) struct Accessor {
     /// The program's linear number.
     pub(super) program: u32,
     pub(super) grid: [u32; 3],
+    /// The role, of so many (at least 1); none before the roles, which each of them does for itself.
+    pub(super) role: Option<u32>,
+    pub(super) roles: u32,
 }
 
 impl Accessor {
@@ -137,8 +140,13 @@ impl Accessor {
         match refusal {
             Refusal::Unwritten { byte } => (byte, ErrorKind::Uninitialised),
             Refusal::Race { byte, other, how } => {
-                let other = if is_several(other) { None } else { Some(program_index(other, self.grid)) };
-                (byte, ErrorKind::Race { other, how })
+                let other = if is_several(other) { None } else { Some(other / self.roles) };
+                let kind = match other {
+                    None if self.roles > 1 => ErrorKind::RoleRace { how },
+                    Some(program) if program == self.program => ErrorKind::RoleRace { how },
+                    other => ErrorKind::Race { other: other.map(|p| program_index(p, self.grid)), how },
+                };
+                (byte, kind)
             }
         }
     }
@@ -152,9 +160,14 @@ impl Accessor {
         offset: usize,
         count: usize,
     ) -> Result<(), (i64, ErrorKind)> {
-        memory.touch(access, self.program, offset * size, count * size).map_err(|refusal| {
-            let (byte, kind) = self.blame(refusal);
-            ((byte / size) as i64, kind)
+        // Before the roles any two of them, that is, not one alone.
+        let first = self.role.unwrap_or(0);
+        let last = self.role.unwrap_or(1).min(self.roles - 1);
+        (first..=last).try_for_each(|role| {
+            memory.touch(access, self.program * self.roles + role, offset * size, count * size).map_err(|refusal| {
+                let (byte, kind) = self.blame(refusal);
+                ((byte / size) as i64, kind)
+            })
         })
     }
 }

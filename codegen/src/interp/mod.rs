@@ -7,10 +7,11 @@
 //!
 //! ```text
 //! mod.rs          arguments, options, the grid          tile.rs         elements of tiles
-//! exec.rs         operations and regions                elementwise.rs  unary … cast
+//! exec.rs         operations                            elementwise.rs  unary … cast
 //! memory.rs       views, load … atomic                  shape.rs        broadcast … join
 //! buffer.rs       memory that knows its history         axis.rs         reduce, scan
 //! error.rs        what can go wrong                     dot.rs          the matrix product
+//! control.rs      regions, loops, roles
 //! ```
 //!
 //! Invariants: nothing panics (a kernel that does not verify is refused); nothing outside of the arguments' buffers is touched; a launch
@@ -18,6 +19,7 @@
 
 mod axis;
 mod buffer;
+mod control;
 mod dot;
 mod elementwise;
 mod error;
@@ -36,7 +38,7 @@ pub use tile::Tile;
 use crate::ir::{Access, Bits, DType, Fact, Kernel, Loc, OpId, SlotKind, Type, verify};
 use buffer::{MAX_PROGRAMS, Memory};
 use error::Fault;
-use exec::{Machine, Value};
+use exec::{Machine, Value, role_count};
 use memory::{View, program_index};
 use std::sync::{Arc, MutexGuard};
 
@@ -122,7 +124,8 @@ pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Opt
     verify(kernel).map_err(|e| reject(ErrorKind::InvalidIr(e.to_string()).into()))?;
     let (values, buffers) = bind(kernel, args).map_err(reject)?;
     let programs = grid.iter().map(|&n| n as u128).product::<u128>();
-    if programs > MAX_PROGRAMS as u128 {
+    let accessors = programs * role_count(kernel) as u128;
+    if accessors > MAX_PROGRAMS as u128 {
         let what = format!("a grid of {grid:?} has {programs} programs; the interpreter counts to {MAX_PROGRAMS}");
         return Err(reject(ErrorKind::BadArgument(what).into()));
     }
@@ -133,8 +136,8 @@ pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Opt
             _ => false,
         })
     };
-    // One program cannot race, and what nobody writes nobody can race for.
-    let held = Held::lock(&buffers, |i| programs > 1 && written(i));
+    // One program without roles cannot race, and what nobody writes nobody can race for.
+    let held = Held::lock(&buffers, |i| accessors > 1 && written(i));
     let order = options.order;
     let mut machine = Machine::new(kernel, grid, held, values, options);
     let mut program = |n: u32| {

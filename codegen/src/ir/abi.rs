@@ -59,6 +59,8 @@ impl Kernel {
                     slots.extend((0..rank).map(|d| Slot { param, kind: SlotKind::Extent(d) }));
                     slots.extend((0..rank).map(|d| Slot { param, kind: SlotKind::Stride(d) }));
                 }
+                // The verifier refuses such a parameter.
+                Type::Channel | Type::Slot => {}
             }
         }
         slots

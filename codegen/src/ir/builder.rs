@@ -1,7 +1,7 @@
 //! Appends operations to a kernel, innermost region first.
 
 use super::{
-    AtomicOp, BinaryOp, Bits, CmpOp, Combine, DType, Kernel, Loc, OpId, OpKind, Precision, RegionId, Shape, Type,
+    AtomicOp, BinaryOp, Bits, CmpOp, Combine, DType, Kernel, Loc, OpId, OpKind, Precision, RegionId, Role, Shape, Type,
     UnaryOp, ValueId,
 };
 
@@ -305,6 +305,36 @@ impl Builder {
     pub fn wait(&mut self, view: ValueId, count: ValueId, at: &[ValueId]) {
         let operands: Vec<_> = [view, count].iter().chain(at).copied().collect();
         self.emit(OpKind::Wait, &operands, &[]);
+    }
+
+    // -- roles ---------------------------------------------------------------------------------------------------------
+
+    /// A channel of messages of these tiles.
+    pub fn channel(&mut self, slots: u8, message: &[Type]) -> ValueId {
+        self.emit1(OpKind::Channel { slots, message: message.into() }, &[], Type::Channel)
+    }
+
+    pub fn send(&mut self, channel: ValueId, tiles: &[ValueId]) {
+        let operands: Vec<_> = [channel].iter().chain(tiles).copied().collect();
+        self.emit(OpKind::Send, &operands, &[]);
+    }
+
+    /// The slot and the tiles of the message, which are of the types `message`.
+    pub fn receive(&mut self, channel: ValueId, message: &[Type]) -> (ValueId, Vec<ValueId>) {
+        let types: Vec<Type> = [Type::Slot].iter().chain(message).copied().collect();
+        let op = self.emit(OpKind::Receive, &[channel], &types);
+        let results = self.results(op);
+        (results[0], results[1..].to_vec())
+    }
+
+    pub fn release(&mut self, slot: ValueId) {
+        self.emit(OpKind::Release, &[slot], &[]);
+    }
+
+    /// The roles whose regions have been built between [`Builder::open`] and [`Builder::close`].
+    pub fn roles(&mut self, roles: &[(Role, RegionId)]) {
+        let (roles, regions): (_, Vec<_>) = roles.iter().copied().unzip();
+        self.emit_with_regions(OpKind::Roles(roles), &[], &[], &regions);
     }
 
     // -- diagnostics ---------------------------------------------------------------------------------------------------

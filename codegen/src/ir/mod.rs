@@ -5,7 +5,8 @@
 //! same region and in every region nested below. The text form (`text`) prints and parses back; `verify` states the
 //! rules.
 //!
-//! Absent on purpose: layouts, threads, shared memory (all of GPU IR), pointers (memory is reached through views
+//! Absent on purpose: layouts, threads, shared memory (all of GPU IR; `roles` and channels say what runs beside what,
+//! not where), pointers (memory is reached through views
 //! only), and blocks with arbitrary jumps.
 
 mod abi;
@@ -14,6 +15,7 @@ mod finding;
 mod names;
 mod op;
 mod parse;
+mod protocol;
 mod scalar;
 mod text;
 mod types;
@@ -22,11 +24,13 @@ mod verify;
 pub use abi::{Fact, Slot, SlotKind};
 pub use builder::Builder;
 pub use finding::{Denied, Finding, Lint, Lints};
-pub use op::{AtomicOp, BinaryOp, Bits, CmpOp, Combine, Op, OpKind, Precision, UnaryOp};
+pub use op::{AtomicOp, BinaryOp, Bits, CmpOp, Combine, Op, OpKind, Precision, Role, UnaryOp};
 pub use parse::{ParseError, parse};
+pub(crate) use protocol::{Expressions, exchanges};
 pub use scalar::{decode_f8, encode_f8};
 pub use text::constant_text;
 pub use types::{DType, MAX_RANK, Shape, Type};
+pub(crate) use verify::verify_form;
 pub use verify::{MAX_ELEMENTS, VerifyError, verify};
 
 use std::fmt;
@@ -231,6 +235,17 @@ impl Kernel {
         let (a, b) = (self.ty(dot.operands[0]).shape(), self.ty(dot.operands[1]).shape());
         let row = a.rank() - 2;
         [if row > 0 { a.dim(0) } else { 1 }, a.dim(row), a.dim(row + 1), b.dim(row + 1)]
+    }
+
+    /// How many slots a channel has, and the tiles of its messages.
+    ///
+    /// # Panics
+    /// If the value is no channel.
+    pub fn channel(&self, channel: ValueId) -> (u8, &[Type]) {
+        match self.defining_op(channel).map(|op| &self.op(op).kind) {
+            Some(OpKind::Channel { slots, message }) => (*slots, message),
+            _ => panic!("{channel:?} is no channel"),
+        }
     }
 
     /// The bits of `value`, if it is a constant.

@@ -132,6 +132,11 @@ impl OpKind {
             OpKind::While => "while",
             OpKind::If => "if",
             OpKind::Yield => "yield",
+            OpKind::Channel { .. } => "channel",
+            OpKind::Roles(_) => "roles",
+            OpKind::Send => "send",
+            OpKind::Receive => "receive",
+            OpKind::Release => "release",
             OpKind::Assert { .. } => "assert",
             OpKind::Print { .. } => "print",
         }

@@ -1,7 +1,7 @@
 //! The operations. The interpreter (`interp`) defines what each computes; this file says what each *is*:
 //! operands, results, and the constraints that the verifier enforces.
 
-use super::{MAX_RANK, RegionId, ValueId};
+use super::{MAX_RANK, RegionId, Type, ValueId};
 use smallvec::SmallVec;
 
 /// Elementwise functions of one operand; the result has the operand's type.
@@ -116,6 +116,15 @@ pub enum Precision {
     Tf32,
     /// Three tf32 products of split operands: nearly f32, on the tensor cores.
     Tf32x3,
+}
+
+/// A part of a program that runs at the same time as others: one region of a `roles`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Role {
+    /// Warps that do it on a GPU; 0: the compiler decides.
+    pub warps: u8,
+    /// Registers that each of their threads may have; 0: the compiler decides.
+    pub registers: u16,
 }
 
 /// A constant element, as bits of its dtype (floats by their own encoding, integers sign- or zero-extended).
@@ -250,6 +259,23 @@ pub enum OpKind {
     /// The end of every region.
     Yield,
 
+    // -- roles -----------------------------------------------------------------------------------------------------
+    /// () → channel: a queue in `slots` slots of messages, each of which is tiles of the types `message`. The n-th send
+    /// waits for the release of message n - `slots`.
+    Channel {
+        slots: u8,
+        message: SmallVec<[Type; 2]>,
+    },
+    /// (); one region without arguments and values for each role. They run at the same time; the operation ends when
+    /// all have. It is the last of the body, after operations without effect.
+    Roles(SmallVec<[Role; 2]>),
+    /// (channel, tiles of its message): waits for a slot. One role sends.
+    Send,
+    /// (channel) → (slot, tiles of its message): waits for a message. One other role receives.
+    Receive,
+    /// (slot): the slot may be filled again. Exactly once, in the region that received it. The tiles remain values.
+    Release,
+
     // -- diagnostics -----------------------------------------------------------------------------------------------
     /// (bool tile): all must hold. Interpreter and CPU: an error with the message; GPU: a trap.
     Assert {
@@ -285,6 +311,10 @@ impl OpKind {
                 | OpKind::Assert { .. }
                 | OpKind::Print { .. }
                 | OpKind::Yield
+                | OpKind::Channel { .. }
+                | OpKind::Send
+                | OpKind::Receive
+                | OpKind::Release
         )
     }
 
@@ -306,7 +336,8 @@ impl OpKind {
         )
     }
 
+    /// Whether the operation's regions are part of the program, rather than a combination's.
     pub fn has_regions(&self) -> bool {
-        matches!(self, OpKind::For { .. } | OpKind::While | OpKind::If)
+        matches!(self, OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Roles(_))
     }
 }

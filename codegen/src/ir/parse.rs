@@ -6,6 +6,7 @@
 
 use super::text::is_word;
 use super::*;
+use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
@@ -211,6 +212,12 @@ impl<'a> Parser<'a> {
     }
 
     fn ty(&mut self) -> Result<Type> {
+        if self.accept("channel") {
+            return Ok(Type::Channel);
+        }
+        if self.accept("slot") {
+            return Ok(Type::Slot);
+        }
         if self.accept("view") {
             self.expect("<")?;
             let dtype = self.dtype()?;
@@ -464,7 +471,11 @@ impl<'a> Parser<'a> {
         };
         match mnemonic {
             "const" => {
-                let bits = self.bits(results.first().map_or(DType::U64, |t| t.dtype()))?;
+                let dtype = match results.first() {
+                    Some(Type::Tile(dtype, _)) => *dtype,
+                    _ => DType::U64,
+                };
+                let bits = self.bits(dtype)?;
                 plain(self, OpKind::Const(bits))
             }
             "iota" => {
@@ -542,6 +553,16 @@ impl<'a> Parser<'a> {
                 Ok(Line { kind: OpKind::If, operands, loc, regions: vec![then, otherwise] })
             }
             "yield" => plain(self, OpKind::Yield),
+            "channel" => {
+                let slots = self.number("a number of slots")?;
+                self.expect("of")?;
+                let message = self.list("(", ")", Self::ty)?.into();
+                plain(self, OpKind::Channel { slots, message })
+            }
+            "roles" => self.roles(),
+            "send" => plain(self, OpKind::Send),
+            "receive" => plain(self, OpKind::Receive),
+            "release" => plain(self, OpKind::Release),
             "assert" => {
                 let operands = self.values_until_string()?;
                 let message = self.string()?;
@@ -657,6 +678,18 @@ impl<'a> Parser<'a> {
         let loc = self.loc()?;
         let body = self.region(&args)?;
         Ok(Line { kind: OpKind::For { stages }, operands, loc, regions: vec![body] })
+    }
+
+    fn roles(&mut self) -> Result<Line> {
+        let loc = self.loc()?;
+        let (mut roles, mut regions) = (SmallVec::new(), vec![]);
+        while self.accept("role") {
+            let warps = if self.accept("warps") { self.number("a number of warps")? } else { 0 };
+            let registers = if self.accept("registers") { self.number("a number of registers")? } else { 0 };
+            roles.push(Role { warps, registers });
+            regions.push(self.region(&[])?);
+        }
+        Ok(Line { kind: OpKind::Roles(roles), operands: vec![], loc, regions })
     }
 
     fn while_loop(&mut self) -> Result<Line> {

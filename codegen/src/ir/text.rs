@@ -199,7 +199,10 @@ impl Printer<'_> {
         self.out.push_str(op.kind.mnemonic());
         let text = match &op.kind {
             OpKind::Const(bits) => {
-                let dtype = op.results.first().map_or(DType::U64, |&r| self.kernel.ty(r).dtype());
+                let dtype = match op.results.first().map(|&r| self.kernel.ty(r)) {
+                    Some(Type::Tile(dtype, _)) => dtype,
+                    _ => DType::U64,
+                };
                 constant_text(dtype, *bits)
             }
             OpKind::Iota { axis } => format!("axis {axis}"),
@@ -223,7 +226,12 @@ impl Printer<'_> {
             OpKind::Assert { message } => format!("{}, {message:?}", self.values(o)),
             OpKind::Print { message } if o.is_empty() => format!("{message:?}"),
             OpKind::Print { message } => format!("{message:?}, {}", self.values(o)),
-            OpKind::For { .. } | OpKind::While => String::new(),
+            OpKind::For { .. } | OpKind::While | OpKind::Roles(_) => String::new(),
+            OpKind::Channel { slots, message } => {
+                let types: Vec<String> = message.iter().map(Type::to_string).collect();
+                format!("{slots} of ({})", types.join(", "))
+            }
+            OpKind::Send | OpKind::Receive | OpKind::Release => self.values(o),
             OpKind::Unary(_) | OpKind::Binary(_) | OpKind::Compare(_) | OpKind::Fma | OpKind::Select => self.values(o),
             OpKind::Cast | OpKind::Bitcast | OpKind::Broadcast | OpKind::Reshape | OpKind::If | OpKind::Yield => {
                 self.values(o)
@@ -262,6 +270,19 @@ impl Printer<'_> {
                 self.region(then, depth);
                 self.out.push_str(" else");
                 self.region(otherwise, depth);
+            }
+            (OpKind::Roles(roles), regions) => {
+                self.loc(op.loc);
+                for (role, &region) in roles.iter().zip(regions) {
+                    self.out.push_str(" role");
+                    if role.warps != 0 {
+                        let _ = write!(self.out, " warps {}", role.warps);
+                    }
+                    if role.registers != 0 {
+                        let _ = write!(self.out, " registers {}", role.registers);
+                    }
+                    self.region(region, depth);
+                }
             }
             (_, regions) => {
                 self.loc(op.loc);

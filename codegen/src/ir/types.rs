@@ -182,6 +182,10 @@ pub enum Type {
     Tile(DType, Shape),
     /// A window on device memory: a pointer, `rank` extents and `rank` strides (in elements), known at run time.
     View(DType, u8),
+    /// A queue between two roles; `channel` says how many slots it has and what a message is.
+    Channel,
+    /// A received message's place in its channel, to be released.
+    Slot,
 }
 
 impl Type {
@@ -189,20 +193,25 @@ impl Type {
         Type::Tile(dtype, Shape::SCALAR)
     }
 
+    /// The element type of a tile or view.
+    ///
+    /// # Panics
+    /// On a channel or slot: the verifier has made sure that operands have elements.
     pub fn dtype(self) -> DType {
         match self {
             Type::Tile(d, _) | Type::View(d, _) => d,
+            Type::Channel | Type::Slot => panic!("a {self} has no elements"),
         }
     }
 
     /// The shape of a tile.
     ///
     /// # Panics
-    /// On a view: the verifier has made sure that tile operands are tiles.
+    /// On anything else: the verifier has made sure that tile operands are tiles.
     pub fn shape(self) -> Shape {
         match self {
             Type::Tile(_, s) => s,
-            Type::View(..) => panic!("a view has no static shape"),
+            _ => panic!("a {self} has no static shape"),
         }
     }
 
@@ -212,12 +221,14 @@ impl Type {
 }
 
 impl fmt::Display for Type {
-    /// `f32`, `f32<64x128>`, `view<f32,2>`.
+    /// `f32`, `f32<64x128>`, `view<f32,2>`, `channel`, `slot`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Type::Tile(d, s) if s.rank() == 0 => write!(f, "{d}"),
             Type::Tile(d, s) => write!(f, "{d}<{s}>"),
             Type::View(d, r) => write!(f, "view<{d},{r}>"),
+            Type::Channel => f.write_str("channel"),
+            Type::Slot => f.write_str("slot"),
         }
     }
 }

@@ -6,12 +6,18 @@
 //! - Regions end with the only `yield` in them; it yields what the operation around them says.
 //! - Memory is written only through parameters with [`Access::Write`]; views are not carried, yielded or selected, so
 //!   the parameter behind a view is always known.
+//! - `roles` ends the kernel; before it there are only channels and operations without effect, which every role may do for
+//!   itself. One role sends on a channel and one other receives. A slot is released once, in the region that received it.
+//!   What the roles say to each other fits, where that is decidable (`protocol`).
 //! - The region of a combination works on scalars, elementwise, without effects: a back end may evaluate it anywhere.
 //!
 //! Everything after the verifier relies on these rules and may panic where they do not hold.
 
+mod roles;
+
 use super::names::computes;
 use super::*;
+use std::collections::HashMap;
 
 /// The most elements of one tile.
 pub const MAX_ELEMENTS: usize = 1 << 20;
@@ -34,6 +40,11 @@ pub struct VerifyError {
 const VISIBLE: &str = "a value that is defined before and visible";
 
 impl VerifyError {
+    /// Whether roles or what they exchange do not fit, which the types of the language cannot tell.
+    pub fn is_about_roles(&self) -> bool {
+        ["roles", "channel", "send", "receive", "release"].contains(&self.op)
+    }
+
     /// Whether a value is used outside the region that makes it.
     pub fn is_escape(&self) -> bool {
         &*self.expected == VISIBLE
@@ -42,9 +53,17 @@ impl VerifyError {
 
 /// Checks all rules; the first that is broken is the error.
 pub fn verify(kernel: &Kernel) -> Result<(), VerifyError> {
-    let mut v = Verifier { k: kernel, op: None, visible: vec![false; kernel.values.len()] };
-    v.signature()?;
-    v.region(kernel.body, &[], &[], false)
+    let mut v = Verifier::new(kernel);
+    v.form()?;
+    protocol::check(kernel).or_else(|(op, what, expected, found)| {
+        v.op = Some(op);
+        v.fail(what, expected, found)
+    })
+}
+
+/// Checks all rules but those of the protocol: a pass keeps these, and may make a mistake in those decidable.
+pub(crate) fn verify_form(kernel: &Kernel) -> Result<(), VerifyError> {
+    Verifier::new(kernel).form()
 }
 
 struct Verifier<'a> {
@@ -52,6 +71,13 @@ struct Verifier<'a> {
     /// The operation being checked; `None` in the signature.
     op: Option<OpId>,
     visible: Vec<bool>,
+    /// The region being checked, and the role that it is part of.
+    region: RegionId,
+    role: Option<usize>,
+    /// Slots that this region has received and not released.
+    held: Vec<ValueId>,
+    /// The roles that send on a channel and receive from it.
+    ends: HashMap<ValueId, [Option<usize>; 2]>,
 }
 
 type Check<T = ()> = Result<T, VerifyError>;
@@ -59,6 +85,23 @@ type Check<T = ()> = Result<T, VerifyError>;
 const I32: Type = Type::scalar(DType::I32);
 
 impl Verifier<'_> {
+    fn new(kernel: &Kernel) -> Verifier<'_> {
+        Verifier {
+            k: kernel,
+            op: None,
+            visible: vec![false; kernel.values.len()],
+            region: kernel.body,
+            role: None,
+            held: vec![],
+            ends: HashMap::new(),
+        }
+    }
+
+    fn form(&mut self) -> Check {
+        self.signature()?;
+        self.region(self.k.body, &[], &[], false)
+    }
+
     fn fail<T>(&self, what: impl ToString, expected: impl ToString, found: impl ToString) -> Check<T> {
         let (op, loc) = match self.op {
             Some(op) => (self.k.op(op).kind.mnemonic(), self.k.op(op).loc),
@@ -107,6 +150,7 @@ impl Verifier<'_> {
                         self.require(p.access == Access::Write, &what, "a block of an output", "one of an input")?;
                     }
                 }
+                Type::Channel | Type::Slot => return self.fail(what, "a scalar or a view", ty),
             }
             self.require(
                 self.k.def(p.value) == Def::Param(i as u32),
@@ -133,6 +177,7 @@ impl Verifier<'_> {
                 let fits = elements.is_some_and(|n| n <= MAX_ELEMENTS);
                 self.require(fits, what, format!("a tile of at most {MAX_ELEMENTS} elements"), ty)
             }
+            Type::Channel | Type::Slot => Ok(()),
         }
     }
 
@@ -141,6 +186,8 @@ impl Verifier<'_> {
     /// Checks a region that has arguments of types `args` and yields `yields`. `scalar`: it is a combination's.
     fn region(&mut self, region: RegionId, args: &[Type], yields: &[Type], scalar: bool) -> Check {
         let owner = self.op;
+        let around = std::mem::replace(&mut self.region, region);
+        let held_around = std::mem::take(&mut self.held);
         let r = self.k.region(region);
         let found: Vec<Type> = r.args.iter().map(|&a| self.k.ty(a)).collect();
         self.require(found == args, "arguments of a region", types_text(args), types_text(&found))?;
@@ -150,6 +197,10 @@ impl Verifier<'_> {
             self.op = Some(op);
             let o = self.k.op(op);
             let last = i + 1 == r.ops.len();
+            let ends = matches!(o.kind, OpKind::Roles(_)) && region == self.k.body;
+            if ends && i + 2 != r.ops.len() {
+                return self.fail("place", "the end of the kernel's body", "operations after it");
+            }
             if matches!(o.kind, OpKind::Yield) != last {
                 let found = if last { o.kind.mnemonic() } else { "yield before it" };
                 return self.fail("the end of a region", "the region's only `yield`", found);
@@ -182,7 +233,11 @@ impl Verifier<'_> {
                 defined.push(v);
             }
         }
-        self.op = owner;
+        if let Some(&slot) = self.held.first() {
+            self.op = self.k.defining_op(slot);
+            return self.fail("slot", "its `release` in the region that received it", "none");
+        }
+        (self.op, self.region, self.held) = (owner, around, held_around);
         self.require(!r.ops.is_empty(), "the end of a region", "a `yield`", "no operation")?;
         defined.iter().for_each(|v| self.visible[v.index()] = false);
         Ok(())
@@ -219,14 +274,14 @@ impl Verifier<'_> {
     fn tile(&self, what: &str, ty: Type) -> Check<(DType, Shape)> {
         match ty {
             Type::Tile(d, s) => Ok((d, s)),
-            Type::View(..) => self.fail(what, "a tile", ty),
+            _ => self.fail(what, "a tile", ty),
         }
     }
 
     fn view(&self, ty: Type) -> Check<(DType, u8)> {
         match ty {
             Type::View(d, r) => Ok((d, r)),
-            Type::Tile(..) => self.fail("operand 0", "a view", ty),
+            _ => self.fail("operand 0", "a view", ty),
         }
     }
 
@@ -243,6 +298,7 @@ impl Verifier<'_> {
             OpKind::For { .. } => 1,
             OpKind::While | OpKind::If => 2,
             OpKind::Reduce { combine: Combine::Region, .. } | OpKind::Scan { combine: Combine::Region, .. } => 1,
+            OpKind::Roles(ref roles) => roles.len(),
             _ => 0,
         };
         self.require(o.regions.len() == regions, "regions", regions, o.regions.len())?;
@@ -281,6 +337,10 @@ impl Verifier<'_> {
             OpKind::Gather { .. } | OpKind::Scatter { .. } | OpKind::Atomic { .. } => self.element_access(o),
             OpKind::Signal | OpKind::Wait => self.semaphore(o),
             OpKind::For { .. } | OpKind::While | OpKind::If => self.control(o),
+            OpKind::Channel { slots, message } => self.channel(o, *slots, message),
+            OpKind::Roles(roles) => self.roles(o, roles),
+            OpKind::Send | OpKind::Receive => self.exchange(o),
+            OpKind::Release => self.release(o),
             OpKind::Yield => self.fail("place", "the end of a region", "the middle"),
             OpKind::Assert { .. } => {
                 self.no_results(o)?;

@@ -24,15 +24,9 @@ use super::text::{V, constant, int};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::bulk::{BulkLoad, Share, computable, selections};
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
-use crate::gpu::mma::DotPlan;
 use crate::gpu::pipeline::{BulkRegion, StagedLoad};
 use crate::ir::{Def, Kernel, OpId, OpKind, RegionId, Reuse, Type, ValueId};
 use std::collections::HashMap;
-
-/// Registers of a thread of the producer's warpgroup and of a computing one, where they differ; together with two
-/// computing warpgroups at most what a multiprocessor has.
-const FEW: usize = 24;
-const MANY: usize = 240;
 
 /// Where a ring's barriers and buffers are, in bytes from the start of shared memory.
 #[derive(Clone, Copy)]
@@ -80,14 +74,14 @@ impl<'k> Lower<'k> {
     }
 
     /// A byte of shared memory, `stage · each` further on, as a 32-bit address.
-    fn shared_at(&mut self, start: usize, stage: &V, each: usize) -> V {
+    pub(super) fn shared_at(&mut self, start: usize, stage: &V, each: usize) -> V {
         let base = self.shared_base();
         let offset = self.w.bin("mul", "i32", stage, &int(each));
         let offset = self.w.bin("add", "i32", &offset, &int(start));
         self.w.bin("add", "i32", &base, &offset)
     }
 
-    fn walk(&mut self, phase: u32) -> Walk {
+    pub(super) fn walk(&mut self, phase: u32) -> Walk {
         let place = self.w.hoist("alloca i32, align 4");
         let slot = self.w.hoist("alloca i32, align 4");
         self.w.line(format_args!("store i32 0, ptr {place}, align 4"));
@@ -95,7 +89,7 @@ impl<'k> Lower<'k> {
         Walk { place, phase: slot }
     }
 
-    fn advance(&mut self, walk: &Walk, stages: usize) {
+    pub(super) fn advance(&mut self, walk: &Walk, stages: usize) {
         let (place, phase) = self.position(walk);
         let next = self.w.bin("add", "i32", &place, &int(1));
         let wrap = self.w.icmp("eq", "i32", &next, &int(stages));
@@ -106,13 +100,13 @@ impl<'k> Lower<'k> {
         self.w.line(format_args!("store i32 {phase}, ptr {}, align 4", walk.phase));
     }
 
-    fn position(&mut self, walk: &Walk) -> (V, V) {
+    pub(super) fn position(&mut self, walk: &Walk) -> (V, V) {
         let place = self.w.op(format_args!("load i32, ptr {}, align 4", walk.place));
         let phase = self.w.op(format_args!("load i32, ptr {}, align 4", walk.phase));
         (place, phase)
     }
 
-    fn wait(&mut self, barrier: &V, phase: &V) {
+    pub(super) fn wait(&mut self, barrier: &V, phase: &V) {
         let ptx = "{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [$0], $1; \
                    @!done bra again; }";
         self.w.asm_effect("void", ptx, "r,r", &[("i32", barrier), ("i32", phase)]);
@@ -126,25 +120,12 @@ impl<'k> Lower<'k> {
             return Ok(());
         }
         let tid = self.tid();
-        let [init, ready, others, produce, leave, compute] =
-            ["init", "ready", "others", "produce", "leave", "compute"].map(|s| self.w.label(s));
+        let [init, ready] = ["init", "ready"].map(|s| self.w.label(s));
         let first = self.w.icmp("eq", "i32", &tid, &int(0));
         self.w.branch(&first, &init, &ready);
         self.w.start(&init);
-        for region in self.plan.ahead.bulk.values() {
-            for load in region.groups() {
-                let Places { full, free, .. } = self.rings[&load.load];
-                for (start, count) in [(full, 1), (free, self.warps() * programs(load))] {
-                    for stage in 0..region.stages {
-                        let barrier = self.shared_at(start, &int(stage), 8);
-                        let ptx = format!("mbarrier.init.shared::cta.b64 [$0], {count};");
-                        self.w.asm_effect("void", &ptx, "r", &[("i32", &barrier)]);
-                    }
-                }
-            }
-        }
-        self.w.asm_effect("void", "fence.mbarrier_init.release.cluster;", "", &[]);
-        self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);
+        self.make_ring_barriers();
+        self.publish_barriers();
         self.w.jump(&ready);
         self.w.start(&ready);
         if self.shares() {
@@ -152,14 +133,49 @@ impl<'k> Lower<'k> {
         } else {
             self.w.call("void", "llvm.nvvm.barrier0", &[]);
         }
+        self.send_producer_off();
+        Ok(())
+    }
+
+    /// Makes `count` barriers, at which so many arrive.
+    pub(super) fn make_barrier(&mut self, start: usize, count: usize, arrivals: usize) {
+        for i in 0..count {
+            let barrier = self.shared_at(start, &int(i), 8);
+            let ptx = format!("mbarrier.init.shared::cta.b64 [$0], {arrivals};");
+            self.w.asm_effect("void", &ptx, "r", &[("i32", &barrier)]);
+        }
+    }
+
+    /// Makes the barriers of the rings.
+    pub(super) fn make_ring_barriers(&mut self) {
+        for region in self.plan.ahead.bulk.values() {
+            for load in region.groups() {
+                let Places { full, free, .. } = self.rings[&load.load];
+                for (start, arrivals) in [(full, 1), (free, self.warps() * programs(load))] {
+                    self.make_barrier(start, region.stages, arrivals);
+                }
+            }
+        }
+    }
+
+    /// Lets others, and the copies, see the barriers that this thread has made.
+    pub(super) fn publish_barriers(&mut self) {
+        self.w.asm_effect("void", "fence.mbarrier_init.release.cluster;", "", &[]);
+        self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);
+    }
+
+    /// Sends the producer its way, if there is one; what follows is for the computing warps.
+    pub(super) fn send_producer_off(&mut self) {
+        if self.rings.is_empty() {
+            return self.move_registers(|b| b.computing);
+        }
+        let tid = self.tid();
+        let [others, produce, leave, compute] = ["others", "produce", "leave", "compute"].map(|s| self.w.label(s));
         let threads = self.threads();
         let computes = self.w.icmp("ult", "i32", &tid, &int(threads));
         self.w.branch(&computes, &compute, &others);
         self.w.start(&others);
-        let registers = self.shifts_registers();
-        if registers {
-            self.w.asm_effect("void", &format!("setmaxnreg.dec.sync.aligned.u32 {FEW};"), "", &[]);
-        }
+        self.move_registers(|b| b.copying);
         let producer = self.w.icmp("eq", "i32", &tid, &int(threads));
         self.w.branch(&producer, &produce, &leave);
         self.w.start(&produce);
@@ -170,9 +186,7 @@ impl<'k> Lower<'k> {
         self.w.start(&leave);
         self.w.line("ret void");
         self.w.start(&compute);
-        if registers {
-            self.w.asm_effect("void", &format!("setmaxnreg.inc.sync.aligned.u32 {MANY};"), "", &[]);
-        }
+        self.move_registers(|b| b.computing);
         self.walks = self.start_walks(0);
         let loops = || {
             (0..self.k.ops.len()).map(|i| OpId(i as u32)).filter(|&o| matches!(self.k.op(o).kind, OpKind::For { .. }))
@@ -180,7 +194,6 @@ impl<'k> Lower<'k> {
         if loops().any(|o| self.takes_turns(o)) {
             self.start_turns();
         }
-        Ok(())
     }
 
     /// Whether this program's copies are also for others, and theirs for it.
@@ -199,21 +212,10 @@ impl<'k> Lower<'k> {
     /// its registers to the others.
     pub(super) fn producer_warps(&self) -> usize {
         match () {
-            () if self.rings.is_empty() => 0,
+            () if !self.copies() => 0,
             () if self.shifts_registers() => 4,
             () => 1,
         }
-    }
-
-    /// Whether the producer's warpgroup gives registers away.
-    pub(super) fn shifts_registers(&self) -> bool {
-        // Results, and first operands that do not lie in shared memory.
-        let registers = self.plan.dots.iter().filter_map(|(&id, d)| match d {
-            DotPlan::Wgmma(m) if self.plan.shared_operands.contains_key(&(id, 0)) => Some(m.acc.registers()),
-            DotPlan::Wgmma(m) => Some(m.acc.registers() + m.a.registers() * m.dtype.size() / 4),
-            _ => None,
-        });
-        !self.rings.is_empty() && self.warps() == 8 && registers.sum::<usize>() >= 128
     }
 
     /// A walk for each region with rings, at the start of its side.
@@ -362,7 +364,7 @@ impl<'k> Lower<'k> {
     }
 
     /// The thread's place in its warp.
-    fn lane(&mut self) -> V {
+    pub(super) fn lane(&mut self) -> V {
         let tid = self.tid();
         self.w.op(format_args!("and i32 {tid}, 31"))
     }

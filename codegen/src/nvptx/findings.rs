@@ -9,7 +9,7 @@ use crate::ir::{DType, Finding, Lint, Shape, Type, ValueId};
 
 impl Lower<'_> {
     /// Reports something about the operation being lowered; once, if it is the same for several of its parts.
-    fn find(&mut self, lint: Lint, message: String) {
+    pub(super) fn find(&mut self, lint: Lint, message: String) {
         let finding = Finding::new(lint, self.at, message);
         if !self.findings.contains(&finding) {
             self.findings.push(finding);

@@ -9,8 +9,10 @@
 //! between them ([`Lower::order`]).
 
 use super::bulk::{Places, Walk, only_waits};
+use super::channel::{Channels, Ways};
 use super::pipeline::{Slot, Staged};
 use super::reduce::Exchange;
+use super::registers::Budget;
 use super::shared::EVERYWHERE;
 use super::text::{V, Writer, constant, int, llvm_type};
 use super::wgmma::Flying;
@@ -75,6 +77,16 @@ pub(super) struct Lower<'k> {
     /// Bulk copies: where their rings are, and how far the computing warps are in those of each region.
     pub rings: HashMap<OpId, Places>,
     pub walks: HashMap<RegionId, Walk>,
+    /// The registers of this role's threads, if its author says how many.
+    pub budget: Option<Budget>,
+    /// In a program of several computing roles: this is one of them, its threads begin here.
+    pub one_of_several: bool,
+    pub first_thread: usize,
+    /// The barrier of its threads; two more follow.
+    pub named_barrier: usize,
+    /// The channels between them, and this one's ways through them.
+    pub channels: Channels,
+    pub ways: Ways,
     /// The tensor maps of those copies.
     pub maps: Vec<TensorMap>,
     /// Where values that products read lie in shared memory.
@@ -122,6 +134,12 @@ impl<'k> Lower<'k> {
             staged: HashMap::new(),
             rings: HashMap::new(),
             walks: HashMap::new(),
+            budget: None,
+            one_of_several: false,
+            first_thread: 0,
+            named_barrier: 1,
+            channels: Channels::default(),
+            ways: Ways::default(),
             maps: vec![],
             places: HashMap::new(),
             flying: vec![],
@@ -152,13 +170,13 @@ impl<'k> Lower<'k> {
     /// On Hopper a grid may be launched before what the one that it follows wrote is in memory: it waits here, before it
     /// touches memory ("programmatic dependent launch"). The launcher asks for it. No grid allows the next one to begin
     /// while its own programs run: their places are worth more than the time to launch.
-    fn wait_for_earlier_grids(&mut self) {
+    pub(super) fn wait_for_earlier_grids(&mut self) {
         if self.sm >= 90 {
             self.w.asm_effect("void", "griddepcontrol.wait;", "", &[]);
         }
     }
 
-    fn parameters(&mut self) {
+    pub(super) fn parameters(&mut self) {
         let mut slot = 0;
         for (i, p) in self.k.params.iter().enumerate() {
             match self.k.ty(p.value) {
@@ -189,6 +207,7 @@ impl<'k> Lower<'k> {
                     self.views.insert(p.value, view);
                     slot += 1 + 2 * rank;
                 }
+                Type::Channel | Type::Slot => unreachable!("no parameter is one"),
             }
         }
     }
@@ -224,11 +243,15 @@ impl<'k> Lower<'k> {
         self.w.op(format_args!("ptrtoint ptr %map{i} to i64"))
     }
 
-    /// The thread's index in its program, i32.
+    /// The thread's index among those of the program, or of the role; of other threads it means nothing. i32.
     pub fn tid(&mut self) -> V {
         if self.tid.is_none() {
             self.w.declare("i32 @llvm.nvvm.read.ptx.sreg.tid.x()");
-            self.tid = Some(self.w.hoist("call i32 @llvm.nvvm.read.ptx.sreg.tid.x()"));
+            let mut tid = self.w.hoist("call i32 @llvm.nvvm.read.ptx.sreg.tid.x()");
+            if self.first_thread > 0 {
+                tid = self.w.hoist(format_args!("sub i32 {tid}, {}", self.first_thread));
+            }
+            self.tid = Some(tid);
         }
         self.tid.clone().expect("just set")
     }
@@ -289,11 +312,11 @@ impl<'k> Lower<'k> {
     pub fn barrier(&mut self) {
         // The other warpgroup may have to take its turn before it comes here.
         self.pass_turn();
-        if self.rings.is_empty() {
+        if self.rings.is_empty() && !self.one_of_several {
             self.w.call("void", "llvm.nvvm.barrier0", &[]);
         } else {
-            // The producer does not come to barriers.
-            let ptx = format!("bar.sync 1, {};", self.threads());
+            // The producer does not come to barriers, nor do other roles.
+            let ptx = format!("bar.sync {}, {};", self.named_barrier, self.threads());
             self.w.asm_effect("void", &ptx, "", &[]);
         }
         self.pending.clear();
@@ -471,6 +494,15 @@ impl<'k> Lower<'k> {
             OpKind::Atomic { .. } => self.atomic(id),
             OpKind::Signal => self.signal(op),
             OpKind::Wait => self.wait_for_signal(op),
+            OpKind::Send => {
+                self.send(op);
+                Ok(())
+            }
+            OpKind::Receive => self.receive_message(op),
+            OpKind::Release => {
+                self.release_slot(op);
+                Ok(())
+            }
             OpKind::Assert { .. } => self.assert(op),
             OpKind::Print { message } => self.print(op, message),
             OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } => {

@@ -8,6 +8,7 @@
 //! synchronise, without where they only compute.
 
 mod bulk;
+mod channel;
 mod control;
 #[cfg(test)]
 mod differential;
@@ -18,9 +19,11 @@ mod findings;
 mod lower;
 mod math;
 mod memory;
+mod parts;
 mod pipeline;
 pub mod ptxas;
 mod reduce;
+mod registers;
 mod scan;
 mod semaphore;
 mod shared;
@@ -33,6 +36,8 @@ mod tests_findings;
 #[cfg(test)]
 mod tests_kernels;
 #[cfg(test)]
+mod tests_roles;
+#[cfg(test)]
 mod tests_tiles;
 #[cfg(test)]
 mod tests_warpgroups;
@@ -43,6 +48,7 @@ pub use crate::gpu::bulk::TensorMap;
 
 use crate::gpu::{self, Chip};
 use crate::ir::{Denied, Finding, Kernel, Loc};
+use crate::passes::roles::{self, Division};
 
 /// The chip to compile for: 80 (Ampere and later) or 90 (Hopper, emitted as sm_90a).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,29 +142,67 @@ fn entry_name(kernel: &Kernel) -> String {
 /// Lowers a verified kernel to LLVM text.
 ///
 /// # Errors
-/// If the kernel needs more shared memory than the target has.
+/// If the kernel needs more shared memory than the target has, or has more roles than the target can run
+/// ([`passes::roles`](crate::passes::roles)).
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
+    // Where roles have warps of their own, work stays where its author put it.
+    let division = roles::divide(kernel, target.sm < 90);
+    let several = division.as_ref().filter(|d| d.parts.len() > 1);
+    if let Some(d) = several.filter(|_| target.sm < 90) {
+        let rule = "before Hopper one role computes, and the others only load and send";
+        let (loc, message) = match d.refusals.first() {
+            Some(why) => (why.loc, format!("{rule}: {}", why.rule)),
+            None => (d.loc, format!("{rule}: here {} roles do more", d.parts.len())),
+        };
+        return Err(Error::Unsupported { kernel: kernel.name.clone(), loc, message });
+    }
     let limit = target.shared_limit();
     let mut needed = 0;
     for chip in target.chips() {
-        let plan = gpu::assign::assign(kernel, chip);
-        let mut lower = lower::Lower::new(kernel, &plan, target.sm);
-        lower.run()?;
-        needed = lower.shared_max;
-        if needed > limit {
-            continue;
+        let lowered = match several {
+            Some(division) => parts::lower(kernel, division, target, chip)?,
+            None => lower_one(kernel, division.as_ref(), target, chip)?,
+        };
+        needed = lowered.shared_bytes as usize;
+        if needed <= limit {
+            return Ok(lowered);
         }
-        let (entry, threads) = (entry_name(kernel), lower.launched_threads());
-        // The assembler shifts registers only where it knows how many a program may take.
-        let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));
-        let mut findings = plan.findings.clone();
-        findings.append(&mut lower.findings);
-        let cluster = if lower.shares() { u32::from(kernel.options.cluster) } else { 1 };
-        let text = lower.w.finish(&entry, kernel.slots().len(), lower.maps.len(), threads, least, needed > 0);
-        let (threads, shared_bytes) = (threads as u32, needed as u32);
-        return Ok(Lowered { text, entry, threads, shared_bytes, cluster, maps: lower.maps, findings });
     }
     Err(Error::SharedMemory { kernel: kernel.name.clone(), needed, limit, target: target.name() })
+}
+
+/// A kernel of one computing role, or without roles, for a chip.
+fn lower_one(kernel: &Kernel, division: Option<&Division>, target: Target, chip: Chip) -> Result<Lowered, Error> {
+    let kernel = division.map_or(kernel, |d| &d.parts[0].kernel);
+    let plan = gpu::assign::assign(kernel, chip);
+    let mut lower = lower::Lower::new(kernel, &plan, target.sm);
+    if let Some(division) = division {
+        registers::budget(std::slice::from_mut(&mut lower), division)?;
+    }
+    lower.run()?;
+    // The assembler shifts registers only where it knows how many a program may take.
+    let least = kernel.options.min_programs_per_sm.max(u8::from(lower.shifts_registers()));
+    let mut findings = division.map_or(vec![], |d| d.findings.clone());
+    findings.extend(plan.findings.iter().cloned());
+    findings.append(&mut lower.findings);
+    let cluster = if lower.shares() { u32::from(kernel.options.cluster) } else { 1 };
+    let (threads, shared_bytes) = (lower.launched_threads(), lower.shared_max);
+    Ok(lowered(kernel, lower.w, [threads, shared_bytes], least, cluster, lower.maps, findings))
+}
+
+/// What has been written, with its frame.
+fn lowered(
+    kernel: &Kernel,
+    w: text::Writer,
+    [threads, shared_bytes]: [usize; 2],
+    least: u8,
+    cluster: u32,
+    maps: Vec<TensorMap>,
+    findings: Vec<Finding>,
+) -> Lowered {
+    let entry = entry_name(kernel);
+    let text = w.finish(&entry, kernel.slots().len(), maps.len(), threads, least, shared_bytes > 0);
+    Lowered { text, entry, threads: threads as u32, shared_bytes: shared_bytes as u32, cluster, maps, findings }
 }
 
 /// Compiles a verified kernel to PTX.

@@ -16,6 +16,11 @@ fn check(k: &Kernel, sm: u32) -> (Ptx, ptxas::Report) {
     (ptx, report)
 }
 
+/// It assembles without findings.
+pub(super) fn assembles(k: &Kernel, sm: u32) {
+    assert_eq!(check(k, sm).1.findings, [], "{} for sm_{sm}", k.name);
+}
+
 pub(super) fn check_both(k: &Kernel, registers: u32) {
     for sm in [80, 90] {
         let (ptx, report) = check(k, sm);

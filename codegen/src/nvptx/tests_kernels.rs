@@ -10,7 +10,7 @@ pub(super) fn contiguous(mut k: Kernel) -> Kernel {
     use crate::ir::SlotKind;
     let rank = |p: u32| match k.ty(k.params[p as usize].value) {
         Type::View(_, r) => r,
-        Type::Tile(..) => 0,
+        _ => 0,
     };
     k.facts = k
         .slots()

@@ -28,9 +28,6 @@ use std::fmt::Write;
 /// Bytes along K that one instruction takes of each row.
 const STEP: usize = 32;
 
-/// The named barrier of the first warpgroup's turns; the second one's follows.
-const FIRST_TURN: usize = 2;
-
 /// A product whose result is not there yet.
 pub(super) struct Flying {
     pub value: ValueId,
@@ -313,13 +310,18 @@ impl Lower<'_> {
         }
     }
 
+    /// The named barrier of the first warpgroup's turns; the second one's follows.
+    fn first_turn(&self) -> usize {
+        self.named_barrier + 1
+    }
+
     /// The barrier of this warpgroup (`other`: of the other one).
     fn turn_barrier(&mut self, other: bool) -> V {
         let own = self.warpgroup();
         if other {
-            return self.w.op(format_args!("sub i32 {}, {own}", FIRST_TURN + 1));
+            return self.w.op(format_args!("sub i32 {}, {own}", self.first_turn() + 1));
         }
-        self.w.op(format_args!("add i32 {own}, {FIRST_TURN}"))
+        self.w.op(format_args!("add i32 {own}, {}", self.first_turn()))
     }
 
     /// Before the kernel's first loop: the first warpgroup's first turn is free.
@@ -329,7 +331,7 @@ impl Lower<'_> {
         let [yes, go] = ["second", "turns"].map(|s| self.w.label(s));
         self.w.branch(&second, &yes, &go);
         self.w.start(&yes);
-        self.w.asm_effect("void", &format!("bar.arrive {FIRST_TURN}, 256;"), "", &[]);
+        self.w.asm_effect("void", &format!("bar.arrive {}, 256;", self.first_turn()), "", &[]);
         self.w.jump(&go);
         self.w.start(&go);
     }

@@ -15,6 +15,7 @@ mod dce;
 pub(crate) mod edit;
 mod fold;
 mod licm;
+pub mod roles;
 mod shapes;
 
 pub use canonicalize::canonicalize;
@@ -22,7 +23,7 @@ pub use cse::cse;
 pub use dce::dce;
 pub use licm::licm;
 
-use crate::ir::{Kernel, verify};
+use crate::ir::{Kernel, verify_form};
 
 /// A pass by its name in file tests and reports.
 pub type Pass = (&'static str, fn(&mut Kernel));
@@ -49,7 +50,7 @@ pub fn optimize(kernel: &mut Kernel) {
     for (name, pass) in PIPELINE {
         pass(kernel);
         if cfg!(debug_assertions)
-            && let Err(e) = verify(kernel)
+            && let Err(e) = verify_form(kernel)
         {
             panic!("pass `{name}` broke the kernel: {e}\n{kernel}");
         }

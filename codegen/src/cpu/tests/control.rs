@@ -4,7 +4,7 @@ use super::*;
 use crate::ir::{BinaryOp, CmpOp, Combine, OpKind, Precision};
 
 /// Builds a loop from `lo` to `hi` that carries `inits`.
-fn for_loop(
+pub(super) fn for_loop(
     b: &mut Builder,
     (lo, hi, step): (i32, i32, i32),
     inits: &[ValueId],

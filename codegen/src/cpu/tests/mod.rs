@@ -8,6 +8,7 @@ mod control;
 mod elements;
 mod memory;
 mod random;
+mod roles;
 mod tiles;
 
 use super::{CpuError, compile_for, has_fma};

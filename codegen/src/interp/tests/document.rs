@@ -39,6 +39,11 @@ fn one_of_each() -> Vec<OpKind> {
         OpKind::While,
         OpKind::If,
         OpKind::Yield,
+        OpKind::Channel { slots: 1, message: smallvec::smallvec![] },
+        OpKind::Roles(smallvec::smallvec![]),
+        OpKind::Send,
+        OpKind::Receive,
+        OpKind::Release,
         OpKind::Assert { message: String::new() },
         OpKind::Print { message: String::new() },
     ];
@@ -58,9 +63,10 @@ fn one_of_each() -> Vec<OpKind> {
             OpKind::Atomic { .. } | OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Yield => 7,
             OpKind::Assert { .. } | OpKind::Print { .. } => 8,
             OpKind::Signal | OpKind::Wait => 9,
+            OpKind::Channel { .. } | OpKind::Roles(_) | OpKind::Send | OpKind::Receive | OpKind::Release => 10,
         })
         .collect();
-    assert_eq!(groups.len(), 10);
+    assert_eq!(groups.len(), 11);
     kinds
 }
 
@@ -87,16 +93,21 @@ fn every_operation_is_described_and_nothing_else() {
 fn examples_parse_verify_and_run() {
     let examples: Vec<&str> =
         TEXT.split("```text\nkernel ").skip(1).map(|s| s.split("```").next().expect("some text")).collect();
-    assert_eq!(examples.len(), 2);
+    assert_eq!(examples.len(), 3);
     let kernels: Vec<Kernel> = examples.iter().map(|s| parse(&format!("kernel {s}")).expect("parses")).collect();
     // Row sums of a 3 × 5 matrix, two columns at a time.
     let x: Vec<f32> = (0..15).map(|x| x as f32).collect();
     let out = Arc::new(Buffer::uninit(3 * 4));
     run(&kernels[0], [2, 1, 1], &[Arg::contiguous(&f32s(&x), &[3, 5]), Arg::contiguous(&out, &[3])]).expect("runs");
     assert_eq!(f32_values(&out), [10., 35., 60.]);
+    // Twice what is there, ten numbers in blocks of four.
+    let x: Vec<f32> = (0..10).map(|x| x as f32).collect();
+    let out = Arc::new(Buffer::uninit(10 * 4));
+    run(&kernels[1], [1, 1, 1], &[Arg::contiguous(&f32s(&x), &[10]), Arg::contiguous(&out, &[10])]).expect("runs");
+    assert_eq!(f32_values(&out), x.iter().map(|x| 2. * x).collect::<Vec<f32>>());
     // The index of the largest of four.
     let out = Arc::new(Buffer::uninit(4));
     let x = f32s(&[1., 7., 7., f32::NAN]);
-    run(&kernels[1], [1, 1, 1], &[Arg::contiguous(&x, &[4]), Arg::contiguous(&out, &[])]).expect("runs");
+    run(&kernels[2], [1, 1, 1], &[Arg::contiguous(&x, &[4]), Arg::contiguous(&out, &[])]).expect("runs");
     assert_eq!(i32_values(&out), [1]);
 }

@@ -5,6 +5,7 @@ mod control;
 mod document;
 mod elements;
 mod memory;
+mod roles;
 mod rules;
 
 use super::*;
