@@ -1,7 +1,7 @@
 //! Channels between computing roles: slots in shared memory that one side's threads write and the other's read.
 //!
-//! Invariants: `full[s]` completes when each warp of the sender has arrived, after its last write to slot s; `free[s]`
-//! when each warp of the receiver has, after its last read. Each side counts through the slots with a place and a phase of
+//! Invariants: `full[s]` completes when each thread of the sender has arrived, after its last write to slot s; `free[s]`
+//! when each thread of the receiver has, after its last read. Each side counts through the slots with a place and a phase of
 //! its own, as with bulk copies (`bulk.rs`). What is received is read at once, in every layout in which somebody looks at it,
 //! so that a release waits for nothing.
 
@@ -96,7 +96,7 @@ impl Lower<'_> {
         for channel in self.channels.clone().values() {
             for (start, warps) in [(channel.full, channel.warps[0]), (channel.free, channel.warps[1])] {
                 // Nobody at one end, and the other waits for ever; but a barrier is for somebody.
-                self.make_barrier(start, channel.slots, warps.max(1));
+                self.make_barrier(start, channel.slots, 32 * warps.max(1));
             }
         }
     }
@@ -125,14 +125,10 @@ impl Lower<'_> {
         place
     }
 
-    /// This warp is done with a slot.
+    /// This thread is done with a slot.
     fn arrive(&mut self, barriers: usize, place: &V) {
-        self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
-        let lane = self.lane();
-        let first = self.w.icmp("eq", "i32", &lane, &int(0));
         let barrier = self.shared_at(barriers, place, 8);
-        let ptx = "@$1 mbarrier.arrive.shared::cta.b64 _, [$0];";
-        self.w.asm_effect("void", ptx, "r,b", &[("i32", &barrier), ("i1", &first)]);
+        self.w.asm_effect("void", "mbarrier.arrive.shared::cta.b64 _, [$0];", "r", &[("i32", &barrier)]);
     }
 
     pub(super) fn send(&mut self, op: &Op) {

@@ -153,13 +153,13 @@ impl<'k> Lower<'k> {
     }
 
     /// Has these f32 made here: interleaved with the next, an iteration would need more registers, and the assembler sinks
-    /// products to where their sums are used. So they are "used" where no program comes; it does not know that grids have
-    /// programs.
-    fn fence(&mut self, values: &[V]) {
+    /// products to where their sums are used. So they are "used" where no program comes: in a grid of 2^32 - `number`
+    /// programs along the first axis, where there are 2^31 at most. (Equal conditions would be one branch.)
+    fn fence(&mut self, values: &[V], number: usize) {
         let [never, on] = ["never", "on"].map(|s| self.w.label(s));
         let programs = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.nctaid.x", &[]);
         let programs = self.w.asm_effect("i32", "mov.b32 $0, $1;", "=r,r", &[("i32", &programs)]);
-        let none = self.w.icmp("eq", "i32", &programs, &int(0));
+        let none = self.w.icmp("eq", "i32", &programs, &format!("-{number}").as_str().into());
         self.w.branch(&none, &never, &on);
         self.w.start(&never);
         let base = self.shared_base();
@@ -199,7 +199,7 @@ impl<'k> Lower<'k> {
             carried = yields.iter().zip(layouts).map(|(&v, l)| self.get(v, l)).collect();
             let sums = carried.iter().zip(yields).filter(|(_, v)| k.ty(**v).dtype() == DType::F32);
             let sums: Vec<V> = sums.flat_map(|(regs, _)| regs.iter().cloned()).collect();
-            self.fence(&sums);
+            self.fence(&sums, stage + 1);
         }
         self.end_slots(slots);
         self.forget_order();

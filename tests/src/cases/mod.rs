@@ -19,6 +19,7 @@ mod dense;
 mod device;
 mod experts;
 mod replay;
+mod roles;
 mod sampling;
 mod step;
 
@@ -85,6 +86,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "device/out_of_memory", run: device::out_of_memory },
         Case { name: "linear_scaled/e4m3", run: dense::linear_scaled },
         Case { name: "linear_tiles/bf16", run: dense::linear_tiles },
+        Case { name: "products_in_roles/bf16", run: roles::products_in_roles },
         Case { name: "route/f32", run: experts::route },
         Case { name: "argmax/f32", run: sampling::argmax },
         Case { name: "sample/f32", run: sampling::sample },

@@ -133,7 +133,6 @@ pub fn kda_chunk<
         let factor = middle.exp2().broadcast::<D3<2, S, B>>();
         let until_end = (total.broadcast::<D3<2, 1, B>>() - middle).exp2().broadcast::<D3<2, S, B>>();
         rest = rest.insert((0, d), (earlier_k * until_end).cast::<T>().reshape::<D2<C, B>>());
-        let place = (head, chunk * C, d);
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
             keep.store((head, chunk, d), total.exp2());
