@@ -18,7 +18,7 @@ use syn::token::Paren;
 use syn::visit_mut::VisitMut;
 use syn::{Attribute, Expr, Generics, ItemFn, Lit, Token, parenthesized};
 
-use crate::messages::{self, Errors};
+use crate::messages::{self, Errors, Message};
 use crate::rewrite::Rewriter;
 use crate::signature::{self, Parameter, carried_parameters, kernel_parameters, make_static};
 use crate::tune::Space;
@@ -33,7 +33,8 @@ fn allow() -> TokenStream {
     quote!(#[allow(#lints)])
 }
 
-/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), discard(scratch), deny(spill), tune(N in [64, 128])`.
+/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), discard(between), deny(spill),
+/// tune(N in [64, 128])`.
 #[derive(Default)]
 struct Options {
     warps: Option<Expr>,
@@ -76,7 +77,7 @@ impl Parse for OptionList {
         let mut options = vec![];
         while !input.is_empty() {
             let name: Ident = input.parse()?;
-            let setting = if (name == "deny" || REUSES.iter().any(|r| name == r.0)) && input.peek(Paren) {
+            let setting = if (name == "deny" || reuse_of(&name).is_some()) && input.peek(Paren) {
                 let names;
                 parenthesized!(names in input);
                 Setting::Names(Punctuated::parse_terminated(&names)?)
@@ -108,8 +109,14 @@ const LINTS: [(&str, &str); 7] = [
     ("assembler", "Assembler"),
 ];
 
-/// Hints about what parameters show: the name, and the variant of `::kiln::ir::Reuse`.
-const REUSES: [(&str, &str); 2] = [("evict_first", "EvictFirst"), ("discard", "Discard")];
+/// Hints about what parameters show: the name, the variant of `::kiln::ir::Reuse`, and what is said where no list follows.
+const REUSES: [(&str, &str, &Message); 2] =
+    [("evict_first", "EvictFirst", &messages::OPTION_EVICT_FIRST), ("discard", "Discard", &messages::OPTION_DISCARD)];
+
+/// The variant and the message of a hint.
+fn reuse_of(name: &Ident) -> Option<(&'static str, &'static Message)> {
+    REUSES.iter().find(|r| name == r.0).map(|r| (r.1, r.2))
+}
 
 /// The variant that `name` means; an unknown name is reported, and a condition, which lints have not.
 fn lint(Named { name, condition }: &Named, errors: &Errors) -> Option<Ident> {
@@ -173,20 +180,15 @@ impl Options {
                     errors.over(&value, &messages::OPTION_DENY);
                     continue;
                 }
-                "evict_first" => {
-                    errors.over(&value, &messages::OPTION_EVICT_FIRST);
-                    continue;
-                }
-                "discard" => {
-                    errors.over(&value, &messages::OPTION_DISCARD);
-                    continue;
-                }
                 "tune" => {
                     errors.over(&name, &messages::TUNE_FORM);
                     continue;
                 }
                 _ => {
-                    errors.over(&name, &messages::OPTION_UNKNOWN);
+                    match reuse_of(&name) {
+                        Some((_, form)) => errors.over(&value, form),
+                        None => errors.over(&name, &messages::OPTION_UNKNOWN),
+                    }
                     continue;
                 }
             };
@@ -217,7 +219,7 @@ impl ToTokens for Options {
         let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
         let reuse = self.reuse.iter().flat_map(|(hint, names)| names.iter().map(move |name| (hint, name)));
         let reuse = reuse.map(|(hint, Named { name, condition })| {
-            let variant = REUSES.iter().find(|r| hint == r.0).expect("only known hints are kept").1;
+            let (variant, _) = reuse_of(hint).expect("only known hints are kept");
             let (variant, name) = (Ident::new(variant, hint.span()), signature::name_text(name));
             let condition = condition.clone().unwrap_or(syn::parse_quote!(true));
             quote!((#name, ::kiln::ir::Reuse::#variant, #condition))

@@ -186,7 +186,7 @@ pub(crate) const OPTION_EVICT_FIRST: Message = message(
     "write `evict_first(weight)`, or `evict_first(weight if ONCE)`",
 );
 pub(crate) const OPTION_DISCARD: Message =
-    message("`discard` takes a list of parameters", "write `discard(scratch)`, or `discard(scratch if LAST)`");
+    message("`discard` takes a list of parameters", "write `discard(between)`, or `discard(between if LAST)`");
 pub(crate) const REUSE_UNKNOWN: Message =
     message("no parameter of this name", "name views or blocks of this kernel, of which each byte is used once");
 pub(crate) const LINT_UNKNOWN: Message = message(

@@ -42,22 +42,31 @@ pub fn run(setup: Setup) -> Result<Rung> {
 }
 
 /// With operands of `T`.
-pub fn run_in<T: DotElement<Acc = f32>>(mut setup: Setup) -> Result<Rung> {
+pub fn run_in<T: DotElement<Acc = f32>>(setup: Setup) -> Result<Rung> {
+    measured(setup, T::DTYPE, launch::<T>)
+}
+
+/// Checks and times a product of operands of `dtype` with sums in f32.
+pub fn measured(
+    mut setup: Setup,
+    dtype: DType,
+    launch: fn(&Tensor, &Tensor, &mut Tensor) -> kiln::Result<()>,
+) -> Result<Rung> {
     let n = setup.size;
     let (a, b) = (setup.random(n * n, -1.0..1.0), setup.random(n * n, -1.0..1.0));
-    let da = Tensor::from_f32(&a, T::DTYPE, &[n, n], setup.device)?;
-    let db = Tensor::from_f32(&b, T::DTYPE, &[n, n], setup.device)?;
+    let da = Tensor::from_f32(&a, dtype, &[n, n], setup.device)?;
+    let db = Tensor::from_f32(&b, dtype, &[n, n], setup.device)?;
     let mut c = setup.output(&[n, n])?;
 
-    launch::<T>(&da, &db, &mut c)?;
+    launch(&da, &db, &mut c)?;
     // What the kernel was given: after rounding to T. Products of bf16 are exact in f32, so √n·2^-24 as on rung 3.
     let (a, b) = (da.to_vec_f32()?, db.to_vec_f32()?);
     let error = setup.check(&c, n, 1e-5, |i| matmul_row(&a, &b, n, i))?;
 
-    let time = setup.time(|| launch::<T>(&da, &db, &mut c))?;
+    let time = setup.time(|| launch(&da, &db, &mut c))?;
     let flops = 2 * n * n * n;
-    let work = if T::DTYPE == DType::F32 { Work::Flops(flops) } else { Work::TensorFlops(flops) };
-    Ok(Rung { problem: format!("{n}³, {}", T::DTYPE), error, time, work })
+    let work = if dtype == DType::F32 { Work::Flops(flops) } else { Work::TensorFlops(flops) };
+    Ok(Rung { problem: format!("{n}³, {}", dtype), error, time, work })
 }
 
 fn main() -> Result<()> {

@@ -14,7 +14,11 @@
 use anyhow::Result;
 use kiln::prelude::*;
 use kiln::{DType, Device, Tensor};
-use kiln_examples::{Rung, Setup, Sizes, Work, climb, matmul_row};
+use kiln_examples::{Rung, Setup, Sizes, climb};
+
+#[path = "05_matmul_tensor_core.rs"]
+#[allow(dead_code)]
+mod tensor_core;
 
 /// a `[m, k]`, b `[k, n]` → c `[m, n]`. Program: a block of c.
 #[kernel]
@@ -54,26 +58,10 @@ pub fn launch<T: DotElement<Acc = f32>>(a: &Tensor, b: &Tensor, c: &mut Tensor) 
 }
 
 pub fn run(setup: Setup) -> Result<Rung> {
-    if let Device::Cuda(_) = setup.device { run_in::<bf16>(setup) } else { run_in::<f32>(setup) }
-}
-
-/// With operands of `T`.
-pub fn run_in<T: DotElement<Acc = f32>>(mut setup: Setup) -> Result<Rung> {
-    let n = setup.size;
-    let (a, b) = (setup.random(n * n, -1.0..1.0), setup.random(n * n, -1.0..1.0));
-    let da = Tensor::from_f32(&a, T::DTYPE, &[n, n], setup.device)?;
-    let db = Tensor::from_f32(&b, T::DTYPE, &[n, n], setup.device)?;
-    let mut c = setup.output(&[n, n])?;
-
-    launch::<T>(&da, &db, &mut c)?;
-    let (a, b) = (da.to_vec_f32()?, db.to_vec_f32()?);
-    // As on rung 5: it is the same sum.
-    let error = setup.check(&c, n, 1e-5, |i| matmul_row(&a, &b, n, i))?;
-
-    let time = setup.time(|| launch::<T>(&da, &db, &mut c))?;
-    let flops = 2 * n * n * n;
-    let work = if T::DTYPE == DType::F32 { Work::Flops(flops) } else { Work::TensorFlops(flops) };
-    Ok(Rung { problem: format!("{n}³, {}", T::DTYPE), error, time, work })
+    match setup.device {
+        Device::Cuda(_) => tensor_core::measured(setup, DType::BF16, launch::<bf16>),
+        _ => tensor_core::measured(setup, DType::F32, launch::<f32>),
+    }
 }
 
 fn main() -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! The files of the examples are modules here: what is tested is what `cargo run --example` runs, but for its `main`.
 
-// Rung 11 takes its first kernel from rung 10.
+// Rung 11 takes its first kernel from rung 10, rung 12 its measurement from rung 5.
 #![allow(clippy::duplicate_mod)]
 
 use kiln::{DType, Device, Tensor, lang::bf16};

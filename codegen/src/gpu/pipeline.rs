@@ -11,8 +11,8 @@
 //! iteration i + stages - 1 while it computes iteration i.
 //!
 //! Where no loop's products read rings, what a loop with products loads from such places runs ahead, too (one iteration,
-//! or as many as its author asks for): each thread copies what it will need into shared memory of its own (a copy in flight to registers would take one of
-//! the few scoreboards, which all that waits for results shares).
+//! or as many as its author asks for): each thread copies what it will need into shared memory of its own. (A copy in
+//! flight to registers would take one of the few scoreboards, which all that waits for results shares.)
 
 use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
@@ -155,13 +155,6 @@ pub fn leaves(k: &Kernel, body: RegionId, v: ValueId, out: &mut Vec<ValueId>) {
     }
 }
 
-/// How often a loop runs, if that is known and it runs at all.
-fn trips(k: &Kernel, id: OpId) -> Option<usize> {
-    let bound = |i: usize| k.constant(k.op(id).operands[i]).map(|bits| bits.0 as i32 as i64);
-    let (lo, hi, step) = (bound(0)?, bound(1)?, bound(2)?);
-    (lo < hi).then(|| ((hi - lo) as usize).div_ceil(step as usize))
-}
-
 /// Where a value is used.
 type Users = HashMap<ValueId, Vec<OpId>>;
 
@@ -244,7 +237,7 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
             let loads = planner.slot_loads(body);
             if !loads.is_empty() {
                 let wanted = if stages == 0 { 2 } else { stages as usize };
-                let trips = trips(k, id).filter(|&trips| trips <= wanted);
+                let trips = k.trip_count(op).map(|n| n as usize).filter(|n| (1..=wanted).contains(n));
                 out.slots.insert(id, SlotLoop { stages: trips.unwrap_or(wanted), all: trips.is_some(), loads });
             }
             continue;

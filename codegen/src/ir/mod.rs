@@ -256,6 +256,13 @@ impl Kernel {
         }
     }
 
+    /// How often a `for` runs, if its bounds are constants, its step above 0.
+    pub fn trip_count(&self, op: &Op) -> Option<u64> {
+        let [lo, hi, step] = [0, 1, 2].map(|i| self.constant(op.operands[i]).map(|bits| bits.to_i64(DType::I32)));
+        let (lo, hi, step) = (lo?, hi?, step?);
+        (step > 0).then(|| if lo < hi { ((hi - lo - 1) / step + 1) as u64 } else { 0 })
+    }
+
     pub fn new_value(&mut self, ty: Type, def: Def) -> ValueId {
         self.values.push(Value { ty, def });
         ValueId(self.values.len() as u32 - 1)

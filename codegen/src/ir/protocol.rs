@@ -138,8 +138,8 @@ impl Counter {
                 OpKind::For { .. } if exchanges(k, id) => {
                     let bounds = [0, 1, 2].map(|i| self.expressions.of(k, op.operands[i]));
                     self.expressions.indices.insert(k.region(op.regions[0]).args[0], (depth, bounds));
-                    match trips(k, op) {
-                        Some(n) => self.region(k, op.regions[0], factor.saturating_mul(n), unknowns, depth + 1),
+                    match k.trip_count(op) {
+                        Some(n) => self.region(k, op.regions[0], factor.saturating_mul(n.into()), unknowns, depth + 1),
                         None => {
                             let next = self.unknowns.len() as u32;
                             let mut product = unknowns.to_vec();
@@ -168,13 +168,6 @@ impl Counter {
     }
 }
 
-/// How often a `for` runs, if its bounds are constants.
-fn trips(k: &Kernel, op: &Op) -> Option<i128> {
-    let [low, high, step] = [0, 1, 2].map(|i| k.constant(op.operands[i]).map(|b| b.to_i64(DType::I32) as i128));
-    let (low, high, step) = (low?, high?, step?);
-    (step > 0).then(|| if low < high { (high - low - 1) / step + 1 } else { 0 })
-}
-
 // -- order -------------------------------------------------------------------------------------------------------------
 
 /// What a role is known to do.
@@ -194,7 +187,7 @@ impl Walk {
             let op = k.op(id);
             match op.kind {
                 _ if !exchanges(k, id) => {}
-                OpKind::For { .. } => match trips(k, op) {
+                OpKind::For { .. } => match k.trip_count(op) {
                     Some(n) => {
                         for _ in 0..n {
                             let before = self.events.len();

@@ -48,27 +48,33 @@ const HEAD: &str = "kernel product(%a: view<f16,2>, %b: view<f16,2>, %c: write v
   %depth: i32 = dim 1 %a
   ";
 
+/// Loads and sends blocks of a and b, to its end.
+const COPYING: &str = "for %k: i32 = %zero to %depth step %step {
+    %p: f16<128x64> = load %a[%i, %k]
+    %q: f16<64x64> = load %b[%j, %k]
+    send %ch, %p, %q
+    yield
+  }
+  yield";
+
+/// %sum of the products of what it receives.
+const COMPUTING: &str = "%none: f32<128x64> = const 0.0
+  %sum: f32<128x64> = for %k: i32 = %zero to %depth step %step carrying (%acc: f32<128x64> = %none) {
+    %slot: slot, %p: f16<128x64>, %q: f16<64x64> = receive %ch
+    %t: f16<64x64> = transpose [1, 0] %q
+    %next: f32<128x64> = dot %p, %t, %acc
+    release %slot
+    yield %next
+  }";
+
 /// c = a·bᵀ, 128 × 64 at a time, 64 deep, with these roles.
 fn product(copying: &str, computing: &str) -> Kernel {
     kernel(&format!(
         "{HEAD} %ch: channel = channel 3 of (f16<128x64>, f16<64x64>)
         roles role {copying} {{
-          for %k: i32 = %zero to %depth step %step {{
-            %p: f16<128x64> = load %a[%i, %k]
-            %q: f16<64x64> = load %b[%j, %k]
-            send %ch, %p, %q
-            yield
-          }}
-          yield
+          {COPYING}
         }} role {computing} {{
-          %none: f32<128x64> = const 0.0
-          %sum: f32<128x64> = for %k: i32 = %zero to %depth step %step carrying (%acc: f32<128x64> = %none) {{
-            %slot: slot, %p: f16<128x64>, %q: f16<64x64> = receive %ch
-            %t: f16<64x64> = transpose [1, 0] %q
-            %next: f32<128x64> = dot %p, %t, %acc
-            release %slot
-            yield %next
-          }}
+          {COMPUTING}
           store %c[%i, %j], %sum
           yield
         }}
@@ -337,22 +343,9 @@ fn a_product_and_what_becomes_of_it() {
         %sums: channel = channel 1 of (f32<128x64>)
         %rows: channel = channel 2 of (f32<64>, i32)
         roles role warps 1 {{
-          for %k: i32 = %zero to %depth step %step {{
-            %p: f16<128x64> = load %a[%i, %k]
-            %q: f16<64x64> = load %b[%j, %k]
-            send %ch, %p, %q
-            yield
-          }}
-          yield
+          {COPYING}
         }} role warps 8 {{
-          %none: f32<128x64> = const 0.0
-          %sum: f32<128x64> = for %k: i32 = %zero to %depth step %step carrying (%acc: f32<128x64> = %none) {{
-            %slot: slot, %p: f16<128x64>, %q: f16<64x64> = receive %ch
-            %t: f16<64x64> = transpose [1, 0] %q
-            %next: f32<128x64> = dot %p, %t, %acc
-            release %slot
-            yield %next
-          }}
+          {COMPUTING}
           send %sums, %sum
           yield
         }} role warps 2 {{
@@ -389,22 +382,9 @@ fn registers_of_several_roles() {
         "{HEAD} %ch: channel = channel 3 of (f16<128x64>, f16<64x64>)
         %sums: channel = channel 1 of (f32<128x64>)
         roles role warps 4 registers 24 {{
-          for %k: i32 = %zero to %depth step %step {{
-            %p: f16<128x64> = load %a[%i, %k]
-            %q: f16<64x64> = load %b[%j, %k]
-            send %ch, %p, %q
-            yield
-          }}
-          yield
+          {COPYING}
         }} role warps 8 registers 168 {{
-          %none: f32<128x64> = const 0.0
-          %sum: f32<128x64> = for %k: i32 = %zero to %depth step %step carrying (%acc: f32<128x64> = %none) {{
-            %slot: slot, %p: f16<128x64>, %q: f16<64x64> = receive %ch
-            %t: f16<64x64> = transpose [1, 0] %q
-            %next: f32<128x64> = dot %p, %t, %acc
-            release %slot
-            yield %next
-          }}
+          {COMPUTING}
           send %sums, %sum
           yield
         }} role warps 4 registers 128 {{

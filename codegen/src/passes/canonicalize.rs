@@ -9,7 +9,7 @@
 //! Every rule makes the kernel smaller or moves it towards a normal form, so rounds end; a bound on them guards against
 //! a mistake in that reasoning.
 
-use super::edit::{Replacements, trip_count, yielded};
+use super::edit::{Replacements, yielded};
 use super::{algebra, dce, fold, shapes};
 use crate::ir::{Kernel, Op, OpId, OpKind, RegionId, ValueId};
 
@@ -104,7 +104,7 @@ impl Round {
                 self.inline(k, &op, op.regions[if bits.0 != 0 { 0 } else { 1 }], &[], out);
                 true
             }
-            OpKind::For { .. } => match trip_count(k, &op) {
+            OpKind::For { .. } => match k.trip_count(&op) {
                 Some(0) => {
                     op.results.iter().zip(&op.operands[3..]).for_each(|(&r, &v)| self.replaced.insert(r, v));
                     true

@@ -75,19 +75,6 @@ pub fn may_fail(k: &Kernel, op: &Op) -> bool {
     }
 }
 
-/// How often a `for` with constant bounds runs, if it has such.
-pub fn trip_count(k: &Kernel, op: &Op) -> Option<u64> {
-    let bound = |i: usize| {
-        let v = op.operands[i];
-        k.constant(v).map(|bits| bits.to_i64(k.ty(v).dtype()))
-    };
-    let (lo, hi, step) = (bound(0)?, bound(1)?, bound(2)?);
-    if step <= 0 {
-        return None; // An error when it runs, which stays.
-    }
-    Some(if lo >= hi { 0 } else { ((hi - lo - 1) / step + 1) as u64 })
-}
-
 fn retain<T: Clone>(items: &[T], keep: &[bool]) -> Vec<T> {
     items.iter().zip(keep).filter(|(_, k)| **k).map(|(item, _)| item.clone()).collect()
 }

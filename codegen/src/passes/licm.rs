@@ -6,7 +6,7 @@
 //! only out of a `for` that is known to run and writes nothing, never out of a `while`: it may be waiting for another
 //! program. Inner loops first, so that an invariant leaves all loops at once.
 
-use super::edit::{any, may_fail, trip_count, walk, writes};
+use super::edit::{any, may_fail, walk, writes};
 use crate::ir::{Kernel, Op, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashSet;
 
@@ -42,7 +42,7 @@ fn hoist(k: &mut Kernel, id: OpId, out: &mut Vec<OpId>) {
         });
     }
     let is_for = op.kind != OpKind::While;
-    let runs = is_for && trip_count(k, &op).is_some_and(|n| n > 0);
+    let runs = is_for && k.trip_count(&op).is_some_and(|n| n > 0);
     let may_read = runs && !any(k, &op.regions, writes);
     for (n, &r) in op.regions.iter().enumerate() {
         let certain = runs || (!is_for && n == 0);

@@ -5,9 +5,9 @@
 //! the slots of the channels that it receives from. What copies, waits and counts on a GPU then is what serves all kernels;
 //! the warps and registers of the roles say how many of each. On the CPU it saves threads and messages.
 //!
-//! A role *copies* if all it does is to load and to send (and to wait for signals), and it goes through the same loops and branches as
-//! those that receive from it: bounds and conditions are the same expressions, and between them messages are sent in the
-//! order in which they are received. All others *compute*; what is between two of them stays a channel.
+//! A role *copies* if all it does is to load and to send (and to wait for signals), and it goes through the same loops
+//! and branches as those that receive from it: bounds and conditions are the same expressions, and between them messages
+//! are sent in the order in which they are received. All others *compute*; what is between two of them stays a channel.
 //!
 //! Why it is right: what a copying role does depends on nothing that others do, as it receives nothing; roles do not touch
 //! what others write; a message is the same wherever it is computed.

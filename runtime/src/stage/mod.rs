@@ -24,7 +24,7 @@ pub struct Options<'a> {
     pub min_programs_per_sm: u8,
     pub cluster: u8,
     pub deny: &'static [Lint],
-    /// How often what parameters show is of use, if so; of a struct, all its views.
+    /// How often what parameters show is of use, if so (the first that is so counts); of a struct, all its views.
     pub reuse: &'a [(&'static str, Reuse, bool)],
     /// Whether instances are chosen among by measuring them.
     pub tuned: bool,

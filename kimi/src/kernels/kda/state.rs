@@ -16,7 +16,7 @@ use kiln::prelude::*;
 /// gets the state after a chunk, or -1. `AHEAD` chunks are in shared memory at a time; `C2` = 2·`C`.
 ///
 /// If `BESIDE`, it may run beside kda_chunk: it waits for the signals of [`GROUP`] chunks at a time, and started `[1]`
-/// counts its programs. There must be one program a head then (`V` = `D`). Program: (block of `V` value columns, head,
+/// counts its programs; kq_in and k_out hold nothing afterwards. There must be one program a head then (`V` = `D`). Program: (block of `V` value columns, head,
 /// first of its sequences).
 #[kernel(
     evict_first(qkv if BESIDE, p if BESIDE),
