@@ -224,10 +224,13 @@ pub fn plan(
         slower(format!("dot {m}x{n}x{depth}: K is below {}, no tensor cores", 32 / bytes));
         return None;
     }
-    // Matrices first: then nothing of one is in another warp.
-    let side_by_side = batch.min(warps);
+    // Matrices first: then nothing of one is in another warp. Warps that are left share its tiles; if there is but one, they
+    // compute the same, since that takes less than to hand each other halves of what follows.
+    let rank = k.ty(op.results[0]).shape().rank();
+    let single = rank == 3 && m <= 16 && n <= 16;
+    let side_by_side = if single { warps } else { batch.min(warps) };
     let warps = warps / side_by_side;
-    let whole = |l: LinearLayout| match k.ty(op.results[0]).shape().rank() {
+    let whole = |l: LinearLayout| match rank {
         2 => Some(l),
         _ => l.batched(batch, side_by_side).ok(),
     };

@@ -95,6 +95,8 @@ pub(super) struct Lower<'k> {
     pub flying: Vec<Flying>,
     pub committed: usize,
     pub warpgroup: Option<V>,
+    /// Where copies with a cache policy begin to count: shared memory, in a register of each thread's own.
+    pub own_shared_base: Option<V>,
     /// In a loop in which two warpgroups issue products in turns: whether this one is at it.
     pub turn: Option<bool>,
     /// Bytes of shared memory taken for good, and the most ever used.
@@ -145,6 +147,7 @@ impl<'k> Lower<'k> {
             flying: vec![],
             committed: 0,
             warpgroup: None,
+            own_shared_base: None,
             turn: None,
             shared_top: 0,
             own_scratch: false,

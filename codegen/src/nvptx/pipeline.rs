@@ -106,7 +106,8 @@ impl<'k> Lower<'k> {
         let slot = self.previous_stage(stages, stage);
         self.issue(ring, &next, &slot);
         for (load, &start) in ring.plan.loads.iter().zip(&ring.starts) {
-            let address = self.buffer(start, load.bytes, stage);
+            let base = self.shared_base();
+            let address = self.buffer(&base, start, load.bytes, stage);
             self.staged.insert(load.load, Staged { panels: load.panels.clone(), address });
         }
     }
@@ -142,11 +143,30 @@ impl<'k> Lower<'k> {
         self.shared_top = ring.starts[0];
     }
 
-    fn buffer(&mut self, start: usize, bytes: usize, stage: &V) -> V {
-        let base = self.shared_base();
+    fn buffer(&mut self, base: &V, start: usize, bytes: usize, stage: &V) -> V {
         let offset = self.w.bin("mul", "i32", stage, &int(bytes));
         let offset = self.w.bin("add", "i32", &offset, &int(start));
-        self.w.bin("add", "i32", &base, &offset)
+        self.w.bin("add", "i32", base, &offset)
+    }
+
+    /// Where shared memory begins, for copies to it. What the threads of a warp have in common, as this, the assembler gives a
+    /// uniform register, and that together with a cache policy makes an instruction that an H100 finds illegal. So it depends
+    /// on what the assembler takes for each thread's own: whether a thread's index, shuffled to where it is, is itself.
+    fn copies_base(&mut self, with_policy: bool) -> V {
+        let base = self.shared_base();
+        if !with_policy {
+            return base;
+        }
+        if self.own_shared_base.is_none() {
+            let tid = self.tid();
+            self.w.declare("i32 @llvm.nvvm.shfl.sync.idx.i32(i32, i32, i32, i32)");
+            let same = self
+                .w
+                .hoist(format_args!("call i32 @llvm.nvvm.shfl.sync.idx.i32(i32 -1, i32 {tid}, i32 {tid}, i32 31)"));
+            let same = self.w.hoist(format_args!("icmp eq i32 {same}, {tid}"));
+            self.own_shared_base = Some(self.w.hoist(format_args!("select i1 {same}, i32 {base}, i32 0")));
+        }
+        self.own_shared_base.clone().expect("just set")
     }
 
     /// Starts the copies of the iteration with counter `i`, if there is one, into buffers `slot`; one group.
@@ -168,7 +188,8 @@ impl<'k> Lower<'k> {
             self.global_access(op.operands[0], layout, *access);
             self.shared_tile("copies to a ring", dtype, layout, &load.panels.layout, &copies);
             let mut place = Box::new(self, view, layout, &coords, 2);
-            let buffer = self.buffer(start, load.bytes, slot);
+            let base = self.copies_base(policy.is_some());
+            let buffer = self.buffer(&base, start, load.bytes, slot);
             let shared = &load.panels.layout;
             let thread = self.thread_bytes(layout.thread_bases().map(|b| 2 * shared.offset(b)).collect());
             for group in place.groups(*access) {
@@ -278,7 +299,8 @@ impl<'k> Lower<'k> {
         let later = if slots.all { slots.stages - 1 } else { slots.stages - 2 };
         self.w.asm_effect("void", &format!("cp.async.wait_group {later};"), "", &[]);
         for load in &slots.loads {
-            let places = load.offsets.iter().map(|&o| self.slot(slots, load, o, stage)).collect();
+            let base = self.shared_base();
+            let places = load.offsets.iter().map(|&o| self.slot(&base, slots, load, o, stage)).collect();
             self.slots.insert(load.load, places);
         }
         if slots.all {
@@ -312,11 +334,12 @@ impl<'k> Lower<'k> {
             self.global_access(op.operands[0], layout, access);
             let view = self.view(op.operands[0]);
             let policy = self.eviction_policy(view.param);
+            let base = self.copies_base(policy.is_some());
             let mut place = Box::new(self, view, layout, &coords, size);
             for (registers, &offset) in accesses.iter().zip(&load.offsets) {
                 let mask = place.mask(self, registers[0]);
                 let from = place.address(self, registers[0]);
-                let to = self.slot(slots, load, offset, stage);
+                let to = self.slot(&base, slots, load, offset, stage);
                 let size = match &mask {
                     Some(m) => self.w.select(m, "i32", &int(bytes), &int(0)),
                     None => int(bytes),
@@ -328,11 +351,10 @@ impl<'k> Lower<'k> {
     }
 
     /// The address of this thread's slot of the access whose slots begin at `offset`.
-    fn slot(&mut self, slots: &Slots, load: &SlotLoad, offset: usize, stage: &V) -> V {
+    fn slot(&mut self, base: &V, slots: &Slots, load: &SlotLoad, offset: usize, stage: &V) -> V {
         let tid = self.tid();
         let own = self.w.bin("mul", "i32", &tid, &int(load.bytes));
-        let base = self.shared_base();
-        let own = self.w.bin("add", "i32", &base, &own);
+        let own = self.w.bin("add", "i32", base, &own);
         let turn = self.w.bin("mul", "i32", stage, &int(slots.bytes));
         let own = self.w.bin("add", "i32", &own, &turn);
         self.w.bin("add", "i32", &own, &int(slots.start + offset))
