@@ -7,19 +7,18 @@
 
 use kiln::prelude::*;
 
-/// Sorts the assignments by expert. chosen `[n·k]` → order `[n·k]`: the assignments; place `[n·k]`: where each stands in
-/// that order; bounds `[experts, 2]`: first place and number of each expert's. Program: expert; `B` at a time.
+/// Sorts the assignments by expert. chosen `[n·k]` → place `[n·k]`: where each stands in that order; bounds `[experts, 2]`:
+/// first place and number of each expert's. Program: expert; `A` assignments at a time are counted, `B` placed.
 #[kernel]
-pub fn group_by_expert<const B: usize>(
+pub fn group_by_expert<const A: usize, const B: usize>(
     chosen: &View<i32, 1>,
-    order: &mut View<i32, 1>,
     place: &mut View<i32, 1>,
     bounds: &mut View<i32, 2>,
 ) {
     let expert = program_id(0);
-    let mut lower: Tile<i32, B> = zeros();
-    for start in (0..chosen.dim(0)).step_by(B) {
-        let theirs: Tile<i32, B> = chosen.load_or(start, i32::MAX);
+    let mut lower: Tile<i32, A> = zeros();
+    for start in (0..chosen.dim(0)).step_by(A) {
+        let theirs: Tile<i32, A> = chosen.load_or(start, i32::MAX);
         lower += (theirs < expert).cast::<i32>();
     }
     let first = lower.sum::<0>();
@@ -31,10 +30,7 @@ pub fn group_by_expert<const B: usize>(
         let at = ones.cumsum::<0>() - 1 + next;
         let assignment = iota::<B>() + start;
         // SAFETY: an assignment has one expert, and the experts' places do not overlap.
-        unsafe {
-            order.scatter_masked(at, assignment, mine);
-            place.scatter_masked(assignment, at, mine);
-        }
+        unsafe { place.scatter_masked(assignment, at, mine) };
         next += ones.sum::<0>();
     }
     // SAFETY: a program writes its own expert's row.
@@ -44,17 +40,21 @@ pub fn group_by_expert<const B: usize>(
     }
 }
 
-/// The tokens' rows in the order of the assignments: `out[j, :] = x[order[j] / choices, :]`. Program: (j, `B` columns).
+/// The tokens' rows in the order of the assignments, each read once: `out[place[t·choices + i], :] = x[t, :]`. Program:
+/// (token t, `B` columns).
 #[kernel(warps = 1)]
-pub fn gather_tokens<T: Float, const B: usize>(
+pub fn spread_tokens<T: Float, const B: usize>(
     x: &View<T, 2>,
-    order: &View<i32, 1>,
+    place: &View<i32, 1>,
     choices: i32,
-    out: &mut Block<T, 1, B>,
+    out: &mut View<T, 2>,
 ) {
-    let token = order.get(program_id(0)) / choices;
-    let row: Tile<T, B> = x.select(0, token).load(out.origin(1));
-    out.store(row.reshape());
+    let (token, column) = (program_id(0), program_id(1) * B);
+    let row: Tile<T, 1, B> = x.load((token, column));
+    for assignment in token * choices..(token + 1) * choices {
+        // SAFETY: an assignment has a row of its own.
+        unsafe { out.store((place.get(assignment), column), row) };
+    }
 }
 
 /// Cuts every expert's rows into tiles of `M`. bounds from [`group_by_expert`] → tiles `[most, 3]`: expert, first row and

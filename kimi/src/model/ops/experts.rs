@@ -60,15 +60,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 experts::experts_down_row::<T, W, 32, 1, 64>(&h, down, &chosen, &mut y).run()?;
             }
         } else {
-            let mut order = self.empty::<i32>(&[n * k])?;
             let mut bounds = self.empty::<i32>(&[count, 2])?;
             if n * k > MANY_ASSIGNMENTS {
-                experts::group_by_expert::<4096>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
+                experts::group_by_expert::<8192, 4096>(&chosen, &mut place, &mut bounds).grid([count]).run()?;
             } else {
-                experts::group_by_expert::<1024>(&chosen, &mut order, &mut place, &mut bounds).grid([count]).run()?;
+                experts::group_by_expert::<4096, 1024>(&chosen, &mut place, &mut bounds).grid([count]).run()?;
             }
             let mut rows = self.empty::<T>(&[n * k, hidden])?;
-            experts::gather_tokens::<T, WARP>(x, &order, choices, &mut rows).run()?;
+            experts::spread_tokens::<T, WARP>(x, &place, choices, &mut rows).grid([n, hidden.div_ceil(WARP)]).run()?;
             // Rows of an expert, on average, decide on the height of the tiles.
             let large = self.gpu && T::DTYPE.size() == 2;
             let height = match large {
