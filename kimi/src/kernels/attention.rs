@@ -154,9 +154,14 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
 /// power of two. The splits share what is seen evenly; of little, the last ones have nothing (-∞ and 0).
 ///
 /// Scores and sums are transposed, keys and channels along the rows: there are more of those than of heads, and the
-/// tensor cores take rows by 64.
-#[kernel(warps = 4, deny(spill, wgmma_serialized, bank_conflict))]
-pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize>(
+/// tensor cores take rows by 64. `ONCE`: the caches are read by one program each and leave room in the device's own cache
+/// for what others have written.
+#[kernel(
+    warps = 4,
+    evict_first(latent if ONCE, shared if ONCE),
+    deny(spill, wgmma_serialized, bank_conflict)
+)]
+pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize, const ONCE: bool>(
     q_latent: &View<T, 3>,
     q: &View<T, 3>,
     latent: &View<T, 3>,

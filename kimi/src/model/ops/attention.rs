@@ -6,6 +6,8 @@ use kiln::{Float, Tensor};
 
 /// Programs that share the context of one decoded token.
 const MAX_SPLITS: usize = 128;
+/// From so many elements on latents are read as fast as memory gives them, whatever they evict from the cache.
+const ONCE_ELEMENTS: usize = 128 << 20;
 /// Keys that a program looks at at a time.
 const KEYS: usize = 64;
 
@@ -149,6 +151,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let few = n * latent.shape()[1].div_ceil(KEYS) <= self.multiprocessors / 2;
         let wide = self.gpu && heads > 16 && T::DTYPE.size() == 2 && !few;
         let tiles = heads.div_ceil(if wide { 32 } else { 16 });
+        let once = n == latent.shape()[0] && tiles == 1 && latent.shape().iter().product::<usize>() < ONCE_ELEMENTS;
         // As many programs as multiprocessors, each with as much of the context; by the capacity, so that the same launches
         // serve while the context grows.
         let most = (self.multiprocessors / (n * tiles).max(1)).clamp(1, MAX_SPLITS);
@@ -162,16 +165,18 @@ impl<T: Activation, W: Float> Ops<T, W> {
         with_const!(R = r, of [64, 128, 256, 512], "kv_lora_rank", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
                 let out = &mut partial;
+                macro_rules! decode {
+                    ($H:literal, $B:literal, $ONCE:literal) => {
+                        attention::mla_decode::<T, R, P, $H, $B, $ONCE>(
+                            absorbed, &q, latent, shared, position, scale, out, highest, total,
+                        )
+                    };
+                }
                 match (wide, self.gpu && T::DTYPE.size() == 2) {
-                    (true, true) => attention::mla_decode::<T, R, P, 32, 64>(
-                        absorbed, &q, latent, shared, position, scale, out, highest, total,
-                    ),
-                    (_, true) => attention::mla_decode::<T, R, P, 16, 64>(
-                        absorbed, &q, latent, shared, position, scale, out, highest, total,
-                    ),
-                    _ => attention::mla_decode::<T, R, P, 16, 16>(
-                        absorbed, &q, latent, shared, position, scale, out, highest, total,
-                    ),
+                    (true, true) if once => decode!(32, 64, true),
+                    (true, true) => decode!(32, 64, false),
+                    (_, true) => decode!(16, 64, false),
+                    _ => decode!(16, 16, false),
                 }
                 .grid([splits, tiles, n])
                 .run()?
