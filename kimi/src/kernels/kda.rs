@@ -8,6 +8,7 @@
 //! [`kda_state`] walks the chunks, beside it where it can ([`kda_gate`]). Few tokens take [`kda_recurrent`], or
 //! [`kda_step`] for all that a layer does between its projections. `docs/kda.md` derives them.
 
+mod blocks;
 mod chunk;
 mod gate;
 mod recurrent;

@@ -274,7 +274,7 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
             ways.add(name, move |i, out| {
                 let (partial, highest) = (&mut *partial.borrow_mut(), &mut *highest.borrow_mut());
                 let total = &mut *total.borrow_mut();
-                mla::mla_decode::<bf16, LATENT, 64, $h, $b>(
+                mla::mla_decode::<bf16, LATENT, 64, $h, $b, false>(
                     &i[0], &i[1], &i[2], &i[3], &i[4], scale, partial, highest, total,
                 )
                 .grid([splits, HEADS / $h, sequences])
@@ -354,9 +354,9 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let started = Rc::new(RefCell::new(Tensor::zeros(&[1], i32::DTYPE, device)?));
     let ready = Rc::new(RefCell::new(Tensor::zeros(&[HEADS, chunks], i32::DTYPE, device)?));
     macro_rules! instances {
-        ($($b:literal channels, $v:literal columns, $ahead:literal ahead, beside: $beside:literal;)*) => {{$({
+        ($($h:literal parts, $n:literal warps, $w:literal channels, $v:literal columns, $ahead:literal ahead, beside: $beside:literal;)*) => {{$({
             let kept = [&kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &ready, &started, &state].map(Rc::clone);
-            let name = concat!($b, " channels, ", $v, " columns, ", $ahead, " ahead, beside: ", $beside);
+            let name = concat!($n, " warps, ", $v, " columns, ", $ahead, " ahead, beside: ", $beside);
             ways.add(name, move |i, out| {
                 let tensors = kept.each_ref().map(|tensor| tensor.borrow().clone());
                 let [kq_in, k_out, p, keep, q_scale, k_scale, mut ready, mut started, mut state] = tensors.clone();
@@ -368,7 +368,7 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
                     if $beside {
                         kda::kda_gate(&mut started, HEADS as i32).grid([1]).run()?;
                     }
-                    kda::kda_chunk::<bf16, f16, WIDTH, 32, 16, $b, false, $beside>(
+                    kda::kda_chunk::<bf16, f16, WIDTH, 32, 16, $h, $n, $w, 32, false, $beside>(
                         &i[0], &i[1], &i[2], &i[3], &i[4], 0.0, &i[5], &mut kq_in, &mut k_out, &mut p, &mut keep,
                         &mut q_scale, &mut k_scale, &mut ready,
                     )
@@ -392,11 +392,10 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
         })*}};
     }
     instances! {
-        32 channels, 64 columns, 5 ahead, beside: false;
-        32 channels, 64 columns, 6 ahead, beside: false;
-        32 channels, 128 columns, 5 ahead, beside: true;
-        32 channels, 128 columns, 6 ahead, beside: true;
-        16 channels, 128 columns, 6 ahead, beside: true;
+        1 parts, 2 warps, 32 channels, 64 columns, 5 ahead, beside: false;
+        2 parts, 4 warps, 64 channels, 64 columns, 5 ahead, beside: false;
+        1 parts, 2 warps, 32 channels, 128 columns, 6 ahead, beside: true;
+        2 parts, 4 warps, 64 channels, 128 columns, 6 ahead, beside: true;
     }
     let check = Box::new(move || {
         // The beginning, which what comes later cannot change.

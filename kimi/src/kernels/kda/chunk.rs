@@ -23,6 +23,7 @@
 //! Lengths are divided out at the end, as nothing but their squares needs all channels: k's from A and p here, those of
 //! k_in and q_in, which are stored channel by channel, by [`super::kda_state`].
 
+use super::blocks::{beside, diagonal, invert, joined, split, sum_of_parts};
 use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
@@ -37,10 +38,12 @@ use kiln::prelude::*;
 ///   keep = e^{G_C} `[heads, count, D]`.
 /// - ready `[heads, count]`: semaphores; if kda_state runs `BESIDE`, a chunk's gets a signal when all this is stored.
 ///
-/// `X`, as wide as `T`: element of the inverse, whose entries are at most 1. `B` channels at a time. Program: (key head,
-/// value head within those of the key head, chunk), so that the chunks of all heads come in the order of time.
+/// `X`, as wide as `T`: element of the inverse, whose entries are at most 1. The tokens of a block by
+/// `W` channels are a warp's: of `N` = 2·`H` warps, which have `B` = H·`W` channels at a time. Program: (key head, value head
+/// within those of the key head, chunk), so that the chunks of all heads come in the order of time.
 #[kernel(
-    warps = 2,
+    warps = N as u8,
+    min_programs_per_sm = if H == 1 { 4 } else { 3 },
     evict_first(qkv if BESIDE, decay_input if BESIDE),
     deny(spill, wgmma_serialized, bank_conflict)
 )]
@@ -50,7 +53,10 @@ pub fn kda_chunk<
     const D: usize,
     const C: usize,
     const S: usize,
+    const H: usize,
+    const N: usize,
     const B: usize,
+    const W: usize,
     const BOUNDED: bool,
     const BESIDE: bool,
 >(
@@ -87,34 +93,35 @@ pub fn kda_chunk<
     let (q_at, k_at) = (key_head * D, (key_heads + key_head) * D);
 
     let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
-    // A and P by block, before masks and β.
-    let mut a_own: Tile<f32, 2, S, S> = zeros();
-    let mut p_own: Tile<f32, 2, S, S> = zeros();
-    let mut a_pair: Tile<f32, C, S> = zeros();
-    let mut p_pair: Tile<f32, C, S> = zeros();
-    let mut q_squares: Tile<f32, 2, S, S> = zeros();
+    // A and P by part of the channels and block, before masks and β.
+    let mut a_own: Tile<f32, N, S, S> = zeros();
+    let mut p_own: Tile<f32, N, S, S> = zeros();
+    let mut a_pair: Tile<f32, N, S, S> = zeros();
+    let mut p_pair: Tile<f32, N, S, S> = zeros();
+    let mut q_squares: Tile<f32, N, S, S> = zeros();
     // k_out before T, with keys of any length.
     let mut rest: Tile<T, C, D> = zeros();
-    let number = iota::<2>().reshape::<D3<2, 1, 1>>().broadcast::<D3<2, 1, B>>();
+    let in_second = (iota::<N>() % 2 == 1).reshape::<D3<N, 1, 1>>().broadcast::<D3<N, 1, W>>();
     for d in (0..D).step_by(B).stages(4) {
-        let x: Tile<f32, C, B> = decay_input.load((0, head * D + d)).cast();
+        let x: Tile<T, C, B> = decay_input.load((0, head * D + d));
         let bias: Tile<f32, B> = dt_bias.load(head * D + d);
-        let g = log2_decay::<BOUNDED, C, B>(x, bias, rate, scale).max(-FLOOR_BITS / S as f32);
+        let g = log2_decay::<BOUNDED, C, B>(x.cast(), bias, rate, scale).max(-FLOOR_BITS / S as f32);
 
         // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
-        let within = g.reshape::<D3<2, S, B>>().cumsum::<1>();
-        let middle: Tile<f32, 2, 1, B> = within.slice([0, S / 2 - 1, 0]);
-        let sum: Tile<f32, 2, 1, B> = within.slice([0, S - 1, 0]);
-        let before = sum.cumsum::<0>() - sum;
-        let total: Tile<f32, 1, B> = sum.sum::<0>();
+        let within = split::<f32, H, N, C, B, S, W>(g).cumsum::<1>();
+        let middle: Tile<f32, N, 1, W> = within.slice([0, S / 2 - 1, 0]);
+        let sum: Tile<f32, N, 1, W> = within.slice([0, S - 1, 0]);
+        let of_blocks: Tile<f32, H, 2, W> = sum.reshape();
+        let before = (of_blocks.cumsum::<1>() - of_blocks).reshape::<D3<N, 1, W>>();
+        let total: Tile<f32, H, W> = of_blocks.sum::<1>();
 
         let q: Tile<T, C, B> = qkv.load((0, q_at + d));
         let k: Tile<T, C, B> = qkv.load((0, k_at + d));
-        let (q, k): (Tile<T, 2, S, B>, Tile<T, 2, S, B>) = (q.reshape(), k.reshape());
+        let (q, k) = (split::<T, H, N, C, B, S, W>(q), split::<T, H, N, C, B, S, W>(k));
         q_squares = dot_batch(q, q.t(), q_squares);
 
         // Relative to the middle of its own block.
-        let from_middle = within - middle.broadcast::<D3<2, S, B>>();
+        let from_middle = within - middle.broadcast::<D3<N, S, W>>();
         let later = from_middle.exp2();
         let (q, k) = (q.cast::<f32>(), k.cast::<f32>());
         let (q, k, earlier_k) = (q * later, k * later, k * (-from_middle).exp2());
@@ -123,28 +130,33 @@ pub fn kda_chunk<
         p_own = dot_batch(q_own, earlier_own.t(), p_own);
 
         // Moved to the end of the first block.
-        let factor = select(number == 1, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<2, S, B>>();
-        let columns: Tile<T, S, B> = (earlier_own * factor).reshape::<D2<C, B>>().slice([0, 0]);
-        a_pair = dot((k_own * factor).reshape(), columns.t(), a_pair);
-        p_pair = dot((q_own * factor).reshape(), columns.t(), p_pair);
+        let factor = select(in_second, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<N, S, W>>();
+        let columns: Tile<T, H, 1, S, W> = (earlier_own * factor).reshape::<D4<H, 2, S, W>>().slice([0, 0, 0, 0]);
+        let columns = columns.broadcast::<D4<H, 2, S, W>>().reshape::<D3<N, S, W>>();
+        a_pair = dot_batch(k_own * factor, columns.t(), a_pair);
+        p_pair = dot_batch(q_own * factor, columns.t(), p_pair);
 
         let middle = before + middle;
-        let total = total.reshape::<D3<1, 1, B>>();
-        let factor = middle.exp2().broadcast::<D3<2, S, B>>();
-        let until_end = (total.broadcast::<D3<2, 1, B>>() - middle).exp2().broadcast::<D3<2, S, B>>();
-        rest = rest.insert((0, d), (earlier_k * until_end).cast::<T>().reshape::<D2<C, B>>());
+        let all: Tile<f32, N, 1, W> = total.reshape::<D3<H, 1, W>>().broadcast::<D3<H, 2, W>>().reshape();
+        let factor = middle.exp2().broadcast::<D3<N, S, W>>();
+        let until_end = (all - middle).exp2().broadcast::<D3<N, S, W>>();
+        rest = rest.insert((0, d), joined::<T, H, N, C, B, S, W>((earlier_k * until_end).cast()));
+        let k_in = joined::<T, H, N, C, B, S, W>((k * factor).cast());
+        let q_in = joined::<T, H, N, C, B, S, W>((q * factor).cast());
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
-            keep.store((head, chunk, d), total.exp2());
-            kq_in.store((head, 2 * chunk * C, d), (k * factor).cast::<T>().reshape::<D3<1, C, B>>());
-            kq_in.store((head, 2 * chunk * C + C, d), (q * factor).cast::<T>().reshape::<D3<1, C, B>>());
+            keep.store((head, chunk, d), total.reshape::<D3<1, 1, B>>().exp2());
+            kq_in.store((head, 2 * chunk * C, d), k_in.reshape::<D3<1, C, B>>());
+            kq_in.store((head, 2 * chunk * C + C, d), q_in.reshape::<D3<1, C, B>>());
         }
     }
 
     // Squares of lengths: k's are on the diagonal of A, where no time passes.
-    let q_squares = (diagonal::<C, S>(q_squares.reshape()) + 1e-6) * D as f32;
+    let (a_own, p_own) = (sum_of_parts::<H, N, C, S>(a_own), sum_of_parts::<H, N, C, S>(p_own));
+    let (a_pair, p_pair) = (sum_of_parts::<H, N, C, S>(a_pair), sum_of_parts::<H, N, C, S>(p_pair));
+    let q_squares = (diagonal::<C, S>(sum_of_parts::<H, N, C, S>(q_squares)) + 1e-6) * D as f32;
     let q_unit = q_squares.rsqrt();
-    let k_unit = (diagonal::<C, S>(a_own.reshape()) + 1e-6).rsqrt();
+    let k_unit = (diagonal::<C, S>(a_own) + 1e-6).rsqrt();
     // SAFETY: as above.
     unsafe {
         q_scale.store((head, chunk, 0), q_unit.reshape::<D3<1, 1, C>>());
@@ -152,13 +164,13 @@ pub fn kda_chunk<
     }
 
     let (row, column) = ((token % S).col().tile(), iota::<S>().row().tile());
-    let p_own = select(column <= row, p_own.reshape(), 0.0);
+    let p_own = select(column <= row, p_own, 0.0);
     let scores = beside::<C, S, C>(p_own, p_pair, second) * q_unit.col() * k_unit.row();
 
     let beta = beta.sigmoid();
     let by_row = (beta * k_unit).col();
     let by_column = k_unit.reshape::<D3<2, 1, S>>().broadcast::<D3<2, S, S>>();
-    let a_own = (select(column < row, a_own.reshape(), 0.0) * by_row).reshape::<D3<2, S, S>>() * by_column;
+    let a_own = (select(column < row, a_own, 0.0) * by_row).reshape::<D3<2, S, S>>() * by_column;
     let a_pair = (a_pair * by_row * k_unit.slice::<D1<S>, 1>([0]).row()).cast::<X>();
     let own = invert::<X, 2, S>(a_own);
     // The inverse of [[L₁, 0], [L₂₁, L₂]] has −L₂⁻¹ L₂₁ L₁⁻¹ in its lower left corner.
@@ -184,46 +196,4 @@ pub fn kda_chunk<
             ready.signal((head, semaphore), 1);
         }
     }
-}
-
-/// Element i of row i, and of row i + `S`, …
-#[device]
-fn diagonal<const C: usize, const S: usize>(x: Tile<f32, C, S>) -> Tile<f32, C> {
-    let here = (iota::<C>() % S).col().tile() == iota::<S>().row().tile();
-    select(here, x, 0.0).sum::<1>()
-}
-
-/// Lower triangular blocks of twice the width: `own` on the diagonal, `corner` (in the second rows) left of it.
-#[device]
-fn beside<const C: usize, const W: usize, const W2: usize>(
-    own: Tile<f32, C, W>,
-    corner: Tile<f32, C, W>,
-    second: Tile<bool, C>,
-) -> Tile<f32, C, W2> {
-    let left = select(second.col(), corner, own);
-    let right = select(second.col(), own, 0.0);
-    left.join(right, 1)
-}
-
-/// (I + A)⁻¹ for strictly lower triangular matrices A of `S` rows.
-///
-/// Blocks of 1, 2, 4, … rows are inverted in place: with T the inverse of the blocks on the diagonal so far and A_b the
-/// part of A that joins two of them, the inverse of the joined blocks is T − T A_b T. No entry of these inverses
-/// exceeds 1 (`docs/kda.md`), so nothing grows on the way.
-#[device]
-fn invert<X: Float + DotElement<Acc = f32>, const N: usize, const S: usize>(
-    a: Tile<f32, N, S, S>,
-) -> Tile<f32, N, S, S> {
-    let row: Tile<i32, N, S, S> = iota::<S>().reshape::<D3<1, S, 1>>().broadcast();
-    let column: Tile<i32, N, S, S> = iota::<S>().reshape::<D3<1, 1, S>>().broadcast();
-    let identity: Tile<f32, N, S, S> = select(row == column, full(1.0), 0.0);
-    let mut inverse = identity - select((row % 2 == 1) & (column + 1 == row), a, 0.0);
-    for level in unroll(1..S.trailing_zeros() as usize) {
-        let size = 1usize << level;
-        let joins = (row / size % 2 == 1) & (column / size + 1 == row / size);
-        let narrow = inverse.cast::<X>();
-        let corner = dot_batch(narrow, select(joins, a, 0.0).cast::<X>(), zeros());
-        inverse -= dot_batch(corner.cast::<X>(), narrow, zeros());
-    }
-    inverse
 }

@@ -10,6 +10,9 @@ use kiln::{Device, Float, Tensor, f16};
 /// Tokens of a sequence in the mean from which on states walk beside the preparation of chunks, few at a time.
 const LONG: usize = 1024;
 
+/// Programs for a multiprocessor up to which what counts is how long each takes.
+const FEW_CHUNKS: usize = 24;
+
 /// How much of the past a channel forgets with a token, from x = decay input + dt_bias.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Gate {
@@ -242,17 +245,23 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let Chunks { kq_in, k_out, p, keep, q_scale, k_scale, ready, .. } = &mut chunks.clone();
         let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
         let (heads, count, chunks) = (kq_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
-        match gate {
-            Gate::Softplus => kda::kda_chunk::<T, X, D, C, S, 32, false, BESIDE>(
-                qkv, decay, beta, a_log, dt_bias, 0.0, chunks, kq_in, k_out, p, keep, q_scale, k_scale, ready,
-            )
-            .grid([heads / group, group, count])
-            .run(),
-            Gate::Bounded(low) => kda::kda_chunk::<T, X, D, C, S, 32, true, BESIDE>(
-                qkv, decay, beta, a_log, dt_bias, low, chunks, kq_in, k_out, p, keep, q_scale, k_scale, ready,
-            )
-            .grid([heads / group, group, count])
-            .run(),
+        let grid = [heads / group, group, count];
+        macro_rules! prepare {
+            ($H:literal, $N:literal, $B:literal, $BOUNDED:literal, $low:expr) => {
+                kda::kda_chunk::<T, X, D, C, S, $H, $N, $B, 32, $BOUNDED, BESIDE>(
+                    qkv, decay, beta, a_log, dt_bias, $low, chunks, kq_in, k_out, p, keep, q_scale, k_scale, ready,
+                )
+                .grid(grid)
+                .run()
+            };
+        }
+        // Few chunks have two warps for each block: less work in all is less time only where there is much of it.
+        let few = T::DTYPE.size() == 2 && heads * count < FEW_CHUNKS * self.multiprocessors;
+        match (gate, few) {
+            (Gate::Softplus, false) => prepare!(1, 2, 32, false, 0.0),
+            (Gate::Softplus, true) => prepare!(2, 4, 64, false, 0.0),
+            (Gate::Bounded(low), false) => prepare!(1, 2, 32, true, low),
+            (Gate::Bounded(low), true) => prepare!(2, 4, 64, true, low),
         }
     }
 
