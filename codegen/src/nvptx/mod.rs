@@ -9,6 +9,7 @@
 
 mod bulk;
 mod channel;
+mod cluster;
 mod control;
 #[cfg(test)]
 mod differential;
@@ -31,6 +32,8 @@ mod shared;
 mod simulate;
 #[cfg(all(test, feature = "llvm"))]
 mod tests;
+#[cfg(test)]
+mod tests_clusters;
 #[cfg(test)]
 mod tests_findings;
 #[cfg(test)]
@@ -126,7 +129,7 @@ pub struct Lowered {
     pub entry: String,
     pub threads: u32,
     pub shared_bytes: u32,
-    /// Programs of a cluster, if they share copies; else 1.
+    /// Programs of a cluster, if they share copies or exchange tiles; else 1.
     pub cluster: u32,
     pub maps: Vec<TensorMap>,
     pub findings: Vec<Finding>,
@@ -142,9 +145,14 @@ fn entry_name(kernel: &Kernel) -> String {
 /// Lowers a verified kernel to LLVM text.
 ///
 /// # Errors
-/// If the kernel needs more shared memory than the target has, or has more roles than the target can run
-/// ([`passes::roles`](crate::passes::roles)).
+/// If the kernel needs more shared memory than the target has, has more roles than the target can run
+/// ([`passes::roles`](crate::passes::roles)), or exchanges tiles within clusters that the target does not have.
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
+    if let Some((_, exchange)) = kernel.meeting().filter(|_| target.sm < 90) {
+        let message = "programs of a cluster exchange tiles from Hopper (sm_90) on: chips before have no clusters";
+        let loc = kernel.op(exchange).loc;
+        return Err(Error::Unsupported { kernel: kernel.name.clone(), loc, message: message.into() });
+    }
     // Where roles have warps of their own, work stays where its author put it.
     let division = roles::divide(kernel, target.sm < 90);
     let several = division.as_ref().filter(|d| d.parts.len() > 1);
@@ -185,7 +193,8 @@ fn lower_one(kernel: &Kernel, division: Option<&Division>, target: Target, chip:
     let mut findings = division.map_or(vec![], |d| d.findings.clone());
     findings.extend(plan.findings.iter().cloned());
     findings.append(&mut lower.findings);
-    let cluster = if lower.shares() { u32::from(kernel.options.cluster) } else { 1 };
+    let together = lower.shares() || lower.exchanged.is_some();
+    let cluster = if together { u32::from(kernel.options.cluster) } else { 1 };
     let (threads, shared_bytes) = (lower.launched_threads(), lower.shared_max);
     Ok(lowered(kernel, lower.w, [threads, shared_bytes], least, cluster, lower.maps, findings))
 }

@@ -177,6 +177,7 @@ fn rule(k: &mut Kernel, op: &Op, before: &mut Vec<OpId>) -> Option<Rewrite> {
     let constant = |i: usize| k.constant(op.operands[i]).map(|bits| bits.0 != 0);
     let last = op.operands.len().wrapping_sub(1);
     match op.kind {
+        OpKind::ClusterReduce(_) if k.options.cluster < 2 => return Some(Rewrite::value(op.operands[0])),
         OpKind::Assert { .. } if constant(0) == Some(true) => return Some(Rewrite::Values(vec![])),
         OpKind::Gather { masked: true } if constant(last - 1) == Some(false) => {
             return Some(Rewrite::value(op.operands[last]));

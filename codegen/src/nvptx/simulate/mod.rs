@@ -411,9 +411,11 @@ impl Simulator {
         if !threads.iter().any(waits) || !threads.iter().all(|t| waits(t) || t.wait == Wait::Exited) {
             return false;
         }
+        // Programs may have passed different numbers of barriers of their own.
+        let barriers = threads.iter().map(|t| t.barriers).max().unwrap_or(0) + 1;
         for t in threads.iter_mut().filter(|t| waits(t)) {
             self.shared.publish(&mut t.fenced);
-            t.barriers += 1;
+            t.barriers = barriers;
             (t.wait, t.pc) = (Wait::Nothing, t.pc + 1);
         }
         self.shared.share_barriers();
