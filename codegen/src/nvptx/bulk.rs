@@ -204,8 +204,16 @@ impl<'k> Lower<'k> {
     /// Waits for all threads of the cluster that have not left. `order`: `release` if what they did to memory comes
     /// before what follows, else `relaxed`.
     pub(super) fn cluster_barrier(&mut self, order: &str) {
-        let ptx = format!("barrier.cluster.arrive.{order}.aligned; barrier.cluster.wait.acquire.aligned;");
-        self.w.asm_effect("void", &ptx, "", &[]);
+        self.arrive_at_cluster(order);
+        self.wait_for_cluster();
+    }
+
+    pub(super) fn arrive_at_cluster(&mut self, order: &str) {
+        self.w.asm_effect("void", &format!("barrier.cluster.arrive.{order}.aligned;"), "", &[]);
+    }
+
+    pub(super) fn wait_for_cluster(&mut self) {
+        self.w.asm_effect("void", "barrier.cluster.wait.acquire.aligned;", "", &[]);
     }
 
     /// Warps beside the computing ones. A multiprocessor's quarter serves every fourth warp: a ninth would leave each

@@ -6,14 +6,17 @@
 //!
 //! Invariants:
 //! - A buffer is written again two exchanges later. Who comes to the barrier between has read what he needed.
-//! - A program leaves after a last barrier: until then others may read its memory.
+//! - A program leaves after a last barrier: until then others may read its memory. Where the last exchange stands in no
+//!   loop or branch it comes to that barrier as soon as it has read, and waits at its end: what it stores in between need
+//!   not be in memory for that.
 
 use super::lower::{Lower, Result};
 use super::math;
 use super::memory::{Words, pack, unpack};
 use super::text::{V, int};
 use crate::gpu::layout::{LinearLayout, SharedLayout};
-use crate::ir::{Combine, DType, Op, OpKind};
+use crate::ir::{Combine, DType, OpId, OpKind};
+use crate::passes::edit::walk;
 
 /// A program's two buffers, one after the other.
 #[derive(Clone)]
@@ -24,6 +27,8 @@ pub(super) struct Buffers {
     bytes: usize,
     /// The stack slot of the place of the next one to use, from the start: 0 or `bytes`.
     next: V,
+    /// The last exchange, if it stands in no loop or branch.
+    last: Option<OpId>,
 }
 
 impl Lower<'_> {
@@ -32,28 +37,37 @@ impl Lower<'_> {
         if self.k.meeting().is_none() {
             return;
         }
-        let exchanges = self.k.ops.iter().filter(|o| matches!(o.kind, OpKind::ClusterReduce(_)));
-        let sizes = exchanges.map(|o| self.k.ty(o.results[0])).map(|ty| ty.dtype().size() * ty.shape().numel());
-        let bytes = sizes.max().unwrap_or(0).next_power_of_two().max(16);
+        let (k, mut bytes, mut last) = (self.k, 16, None);
+        walk(k, k.body, &mut |id, op| {
+            if let OpKind::ClusterReduce(_) = op.kind {
+                let ty = k.ty(op.results[0]);
+                bytes = bytes.max((ty.dtype().size() * ty.shape().numel()).next_power_of_two());
+                last = Some(id);
+            }
+        });
+        let last = last.filter(|id| k.region(k.body).ops.contains(id));
         let start = self.shared_top.next_multiple_of(128);
         self.shared_top = start + 2 * bytes;
         self.shared_max = self.shared_max.max(self.shared_top);
         let next = self.w.hoist("alloca i32, align 4");
         self.w.line(format_args!("store i32 0, ptr {next}, align 4"));
-        self.exchanged = Some(Buffers { start, bytes, next });
+        self.exchanged = Some(Buffers { start, bytes, next, last });
     }
 
     /// Waits until nobody reads this program's memory any more.
     pub(super) fn end_exchanges(&mut self) {
-        if self.exchanged.is_some() {
-            self.cluster_barrier("release");
+        let Some(Buffers { last, .. }) = self.exchanged else { return };
+        if last.is_none() {
+            self.arrive_at_cluster("release");
         }
+        self.wait_for_cluster();
     }
 
-    pub(super) fn cluster_reduce(&mut self, op: &Op, combine: Combine) -> Result<()> {
+    pub(super) fn cluster_reduce(&mut self, id: OpId, combine: Combine) -> Result<()> {
+        let op = self.k.op(id);
         let (x, result) = (op.operands[0], op.results[0]);
         let (registers, layout) = self.get_home(x);
-        let Some(Buffers { start, bytes, next }) = self.exchanged.clone() else {
+        let Some(Buffers { start, bytes, next, last }) = self.exchanged.clone() else {
             let to = self.plan.versions[result.index()][0].clone();
             let registers = self.convert(&registers, self.k.ty(x).dtype(), &layout, &to)?;
             return self.define(result, registers);
@@ -79,6 +93,9 @@ impl Lower<'_> {
                     pairs.map(|(x, y)| math::combine(&mut self.w, combine, dtype, x, y)).collect()
                 }
             });
+        }
+        if last == Some(id) {
+            self.arrive_at_cluster("release");
         }
         self.define(result, sum.expect("a cluster has programs"))
     }

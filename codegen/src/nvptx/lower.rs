@@ -509,7 +509,7 @@ impl<'k> Lower<'k> {
             OpKind::Atomic { .. } => self.atomic(id),
             OpKind::Signal => self.signal(op),
             OpKind::Wait => self.wait_for_signal(op),
-            OpKind::ClusterReduce(combine) => self.cluster_reduce(op, *combine),
+            OpKind::ClusterReduce(combine) => self.cluster_reduce(id, *combine),
             OpKind::Send => {
                 self.send(op);
                 Ok(())

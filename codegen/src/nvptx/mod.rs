@@ -149,9 +149,8 @@ fn entry_name(kernel: &Kernel) -> String {
 /// ([`passes::roles`](crate::passes::roles)), or exchanges tiles within clusters that the target does not have.
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
     if let Some((_, exchange)) = kernel.meeting().filter(|_| target.sm < 90) {
-        let message = "programs of a cluster exchange tiles from Hopper (sm_90) on: chips before have no clusters";
-        let loc = kernel.op(exchange).loc;
-        return Err(Error::Unsupported { kernel: kernel.name.clone(), loc, message: message.into() });
+        let message = format!("programs of a cluster exchange tiles on Hopper, and this is code for {}", target.name());
+        return Err(Error::Unsupported { kernel: kernel.name.clone(), loc: kernel.op(exchange).loc, message });
     }
     // Where roles have warps of their own, work stays where its author put it.
     let division = roles::divide(kernel, target.sm < 90);

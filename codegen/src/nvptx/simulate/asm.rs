@@ -429,7 +429,8 @@ impl Simulator {
             Op::Fence => {}
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
-            Op::OtherGrids | Op::ClusterArrive => {}
+            Op::OtherGrids => {}
+            Op::ClusterArrive => t.arrivals += 1,
             Op::ClusterWait => return Some(Wait::Cluster),
             Op::Window => {
                 let (address, member) = (value(1, env), value(2, env));
