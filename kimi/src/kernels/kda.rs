@@ -13,6 +13,7 @@ mod gate;
 mod recurrent;
 mod state;
 mod step;
+mod tokens;
 
 pub use chunk::kda_chunk;
 pub use gate::kda_gate;
