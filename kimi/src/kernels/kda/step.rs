@@ -69,9 +69,8 @@ pub fn kda_step<
     let mut next: Tile<f32, C, D, V> = own_state.load((first_block, 0, 0));
 
     // Inputs of q, k, v (and a row of zeros) one, two and three tokens back; beyond J-1 tokens they lie outside.
-    let past = |back: i32| {
-        of_head::<T, D, GROUPED>(&inputs.select(0, slot), full((J as i32 - 1 - back).into()), key_head, head)
-    };
+    let before = inputs.select(0, slot);
+    let past = |back: i32| of_head::<T, D, GROUPED>(&before, full((J as i32 - 1 - back).into()), key_head, head);
     let (mut back_1, mut back_2, mut back_3) = (past(1), past(2), past(3));
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
@@ -129,8 +128,7 @@ pub fn kda_step<
 
     // A program alone on its multiprocessor asks for these before the walk; where others compute meanwhile it saves registers.
     let gate = gate.select(1, head);
-    let of_norm =
-        || -> (Tile<T, N, O, V>, Tile<f32, O, V>) { (gate.load((first, first_block, 0)), norm.load((first_block, 0))) };
+    let of_norm = || (gate.load((first, first_block, 0)), norm.load((first_block, 0)));
     let early = (C > 1 || O < B).then(of_norm);
     let mut o: Tile<f32, N, O, V> = zeros();
     let (mut squares, mut last): (Tile<f32, N, 1, 1>, Tile<f32, C, D, V>) = (zeros(), next);
@@ -204,9 +202,8 @@ pub fn kda_step<
         }
     }
     let mut out = out.select(1, head).narrow(0, first, end - first);
-    let (open, norm) = early.unwrap_or_else(of_norm);
-    let scale = (squares / (D as f32) + eps).rsqrt();
-    let scale: Tile<f32, N, O, V> = scale.broadcast();
+    let (open, norm): (Tile<T, N, O, V>, Tile<f32, O, V>) = early.unwrap_or_else(of_norm);
+    let scale: Tile<f32, N, O, V> = (squares / (D as f32) + eps).rsqrt().broadcast();
     let norm: Tile<f32, N, O, V> = norm.reshape::<D3<1, O, V>>().broadcast();
     let y = (o * scale * norm * open.cast::<f32>().sigmoid()).cast::<T>();
     // SAFETY: a program writes its own sequence's tokens, and of them its head's blocks.
