@@ -82,7 +82,8 @@ fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
     if n == 4 {
         // Sequences of one token, so many that a head is one program's.
         let (at, first) = (Batch::new(ops, &[1; 2], &[0, 1])?, |tensor: &Tensor| tensor.narrow(0, 0, 2));
-        let (x, w, decay, beta, gate) = (first(&projected)?, &conv_weight, first(&decay)?, first(&beta)?, first(&gate)?);
+        let (x, w, decay, beta, gate) =
+            (first(&projected)?, &conv_weight, first(&decay)?, first(&beta)?, first(&gate)?);
         for kind in [Gate::Softplus, Gate::Bounded(-5.0)] {
             ops.kda(&x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
         }
