@@ -1,5 +1,5 @@
-//! Exchanges within a cluster as authors write them, on the interpreter and the CPU, and what is said of those that do not
-//! fit.
+//! Exchanges within a cluster as authors write them, on the interpreter and the CPU, and what is said of those that do
+//! not fit.
 
 use kiln::prelude::*;
 use kiln::{DType, Device, Tensor};

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 pub(super) struct LaunchIds {
     pub(super) program: [u32; 3],
     pub(super) grid: [u32; 3],
-    /// The role that the thread has, or the program's rank in its cluster, and those it works with; null if it is alone.
+    /// The role that the thread has, or the program's rank in its cluster, and those it works with; null if it is
+    /// alone.
     pub(super) role: u32,
     pub(super) crew: *const Crew,
 }

@@ -2,8 +2,8 @@
 //!
 //! `plan` decides where values live, `emit` and its siblings emit loops over 128-bit vectors, and this file turns the
 //! result into a [`CpuKernel`] and launches it. Scratch memory belongs to a thread and is reused by every program that
-//! the thread runs. A program with roles takes a thread for each, programs of a cluster that exchange tiles have threads
-//! of their own (`roles`).
+//! the thread runs. A program with roles takes a thread for each, programs of a cluster that exchange tiles have
+//! threads of their own (`roles`).
 //!
 //! Invariants:
 //! - Compiled code does not trap: divisions and accesses are guarded. What fails comes back as [`CpuError`].
@@ -264,9 +264,9 @@ impl CpuKernel {
     /// Runs every program of the grid and waits for all.
     ///
     /// # Errors
-    /// If the number of slots is not that of the kernel's parameters, if programs exchange tiles and the grid is not whole
-    /// clusters, or if an assertion fails or a loop's step is not positive (then programs that have
-    /// not begun do not run).
+    /// If the number of slots is not that of the kernel's parameters, if programs exchange tiles and the grid is not
+    /// whole clusters, or if an assertion fails or a loop's step is not positive (then programs that have not begun do
+    /// not run).
     ///
     /// # Safety
     /// The slots must describe the kernel's arguments as `ir::abi` says: each view's elements must be in memory that

@@ -3,12 +3,12 @@
 //!
 //! What stands before `roles` has no effect, so every role computes it for itself, in scratch memory of its own; they go
 //! on together, so that none of them reads what another one has already overwritten. Messages are copied out of the
-//! sender's scratch memory and into the receiver's. What the programs of a cluster exchange is copied out likewise; each
-//! combines the tiles of all.
+//! sender's scratch memory and into the receiver's. What the programs of a cluster exchange is copied out likewise;
+//! each combines the tiles of all.
 //!
 //! Invariants:
-//! - A crew is as many threads as there are roles, or programs of a cluster. It takes one program (or cluster) after the
-//!   other, and begins none before all have ended the one before.
+//! - A crew is as many threads as there are roles, or programs of a cluster. It takes one program (or cluster) after
+//!   the other, and begins none before all have ended the one before.
 //! - A thread that waits is woken by every change and looks again. When all that have not ended wait, nothing will change
 //!   any more: the program fails, and so it does if messages are left.
 
@@ -244,8 +244,8 @@ impl Crew {
     }
 }
 
-/// Does what an operation by which the threads of a crew meet does. Returns the number of a received message, otherwise 0; -1 if the
-/// program has failed. `message` is that to release.
+/// Does what an operation by which the threads of a crew meet does. Returns the number of a received message, otherwise
+/// 0; -1 if the program has failed. `message` is that to release.
 ///
 /// # Safety
 /// `context` and `ids` must be those of the launch, `ids.crew` that of the thread, and `scratch` its memory, laid out as

@@ -192,7 +192,8 @@ struct History {
     pages: Vec<Option<Page>>,
     /// Programs of a cluster.
     group: u32,
-    /// What the cluster that runs has touched since its programs met last: offsets and counts. Nothing of programs alone.
+    /// What the cluster that runs has touched since its programs met last: offsets and counts. Nothing of programs
+    /// alone.
     recent: Vec<(usize, usize)>,
 }
 

@@ -1,9 +1,9 @@
 //! Programs of a cluster, which meet where they exchange tiles.
 //!
-//! They run in turns, each until it comes to a `cluster_reduce` or ends, in the order of their ranks. When all have come
-//! to the same one, each gets the combination of what they brought and goes on; what they did to memory before is then
-//! no race with what they do afterwards. If one has ended while others wait, or if they wait in different operations,
-//! they will never meet: an error.
+//! They run in turns, each until it comes to a `cluster_reduce` or ends, in the order of their ranks. When all have
+//! come to the same one, each gets the combination of what they brought and goes on; what they did to memory before is
+//! then no race with what they do afterwards. If one has ended while others wait, or if they wait in different
+//! operations, they will never meet: an error.
 
 use super::control::{Course, Then};
 use super::error::{ErrorKind, Fault};

@@ -76,7 +76,8 @@ pub enum Order {
     /// Axis 0 fastest.
     #[default]
     Grid,
-    /// By a permutation drawn from this seed, to expose dependence on the order; clusters that exchange tiles as a whole.
+    /// By a permutation drawn from this seed, to expose dependence on the order; clusters that exchange tiles as a
+    /// whole.
     Shuffled(u64),
 }
 

@@ -133,9 +133,8 @@ pub struct Options {
     pub warps: u8,
     /// Least number of programs that one multiprocessor must be able to hold; 0: no demand.
     pub min_programs_per_sm: u8,
-    /// How many neighbours along axis 0 of the grid run at the same time and may share what they load, or exchange tiles
-    /// (`cluster_reduce`); 0: each is alone.
-    /// A power of two, at most 8, that divides the grid's extent.
+    /// How many neighbours along axis 0 of the grid run at the same time and may share what they load, or exchange
+    /// tiles (`cluster_reduce`); 0: each is alone. A power of two, at most 8, that divides the grid's extent.
     pub cluster: u8,
     /// Findings that are errors.
     pub deny: Lints,

@@ -43,8 +43,8 @@ pub struct VerifyError {
 const VISIBLE: &str = "a value that is defined before and visible";
 
 impl VerifyError {
-    /// Whether roles or what they exchange, or what programs of a cluster do, does not fit, which the types of the language
-    /// cannot tell.
+    /// Whether roles or what they exchange, or what programs of a cluster do, does not fit, which the types of the
+    /// language cannot tell.
     pub fn is_about_exchanges(&self) -> bool {
         ["roles", "channel", "send", "receive", "release", "cluster_reduce"].contains(&self.op)
     }
@@ -638,7 +638,7 @@ impl Verifier<'_> {
         o.operands[1..].iter().try_for_each(|&v| self.same("count or coordinate", I32, self.k.ty(v)))
     }
 
-    // -- clusters ------------------------------------------------------------------------------------------------------
+    // -- clusters -----------------------------------------------------------------------------------------------------
 
     fn meeting(&self, o: &Op, combine: Combine) -> Check {
         let [x] = self.operands(o)?;

@@ -7,8 +7,8 @@
 //! Invariants:
 //! - A buffer is written again two exchanges later. Who comes to the barrier between has read what he needed.
 //! - A program leaves after a last barrier: until then others may read its memory. Where the last exchange stands in no
-//!   loop or branch it comes to that barrier as soon as it has read, and waits at its end: what it stores in between need
-//!   not be in memory for that.
+//!   loop or branch it comes to that barrier as soon as it has read, and waits at its end: what it stores in between
+//!   need not be in memory for that.
 
 use super::lower::{Lower, Result};
 use super::math;

@@ -1,8 +1,9 @@
 //! The NVPTX back end: a kernel in, PTX out.
 //!
 //! `gpu` decides where every element of every tile lives; this module writes what each thread does as LLVM text
-//! ([`text`], [`math`], `lower`, `control`, `memory`, `shared`, `reduce`, `scan`, `dot`; what is slow goes to `findings`), and `emit` has LLVM turn it into PTX. Without
-//! the feature `llvm` the text can still be made ([`llvm_text`]); LLVM is needed for the last step only.
+//! ([`text`], [`math`], `lower`, `control`, `memory`, `shared`, `reduce`, `scan`, `cluster`, `dot`; what is slow goes
+//! to `findings`), and `emit` has LLVM turn it into PTX. Without the feature `llvm` the text can still be made
+//! ([`llvm_text`]); LLVM is needed for the last step only.
 //!
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
 //! synchronise, without where they only compute.

@@ -5,6 +5,7 @@
 //! - `for` with constant bounds that never runs is its initial values; one that runs once is its body.
 //! - A carried value that the body yields unchanged, or as its initial value, is the initial value.
 //! - `assert` of true is nothing; a masked access whose mask is false everywhere is `other`, or nothing.
+//! - `cluster_reduce` in a cluster of one is its operand.
 //!
 //! Every rule makes the kernel smaller or moves it towards a normal form, so rounds end; a bound on them guards against
 //! a mistake in that reasoning.

@@ -134,8 +134,8 @@ impl Device {
         }
     }
 
-    /// Whether programs of a cluster can exchange tiles there ([`Tile::cluster_sum`](crate::Tile::cluster_sum)): of GPUs, on
-    /// Hopper.
+    /// Whether programs of a cluster can exchange tiles there ([`Tile::cluster_sum`](crate::Tile::cluster_sum)): of
+    /// GPUs, on Hopper.
     ///
     /// # Errors
     /// If the device is not there.

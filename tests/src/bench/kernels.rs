@@ -46,9 +46,9 @@ pub fn softmax<T: Float, const R: usize, const N: usize, const P: u8>(x: &View<T
     out.store((e * e.sum::<1>().recip().col()).cast::<T>());
 }
 
-/// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out, with C·KEPT·B ≥ columns. A row is a
-/// cluster of `C` programs', each of `P` warps, and in registers while they exchange its highest score and its sum. Program:
-/// `KEPT` blocks of `B` columns of a row.
+/// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out, with C·KEPT·B ≥ columns. A
+/// row is a cluster of `C` programs', each of `P` warps, and in registers while they exchange its highest score and
+/// its sum. Program: `KEPT` blocks of `B` columns of a row.
 #[kernel(warps = P, cluster = C, deny(spill))]
 pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8, const C: u8>(
     x: &View<T, 2>,

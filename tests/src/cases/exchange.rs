@@ -1,4 +1,5 @@
-//! What programs of a cluster exchange (`Tile::cluster_sum`): rows that are spread over them, and numbers that go round.
+//! What programs of a cluster exchange (`Tile::cluster_sum`): rows that are spread over them, and numbers that go
+//! round.
 
 use super::Trial;
 use kiln::prelude::*;
@@ -22,16 +23,16 @@ fn spread<const R: usize, const N: usize, const C: u8>(x: &View<f32, 2>, out: &m
     }
 }
 
-/// Each program's numbers become an eighth of half of what its neighbour has and of what all have, seven times over: x, out
-/// `[programs, N]`. The neighbour's are read from where it has stored them.
+/// Each program's numbers become an eighth of half of what its neighbour has and of what all have, seven times over:
+/// x, out `[programs, N]`. The neighbour's are read from where it has stored them.
 #[kernel(cluster = C, deny(spill))]
 fn passed_on<const N: usize, const C: u8>(x: &View<f32, 2>, out: &mut View<f32, 2>) {
     let (program, programs) = (program_id(0), usize::from(C));
     let neighbour = program / programs * programs + (program + 1) % programs;
     let mut own: Tile<f32, 1, N> = x.load((program, 0));
     for _ in 0..7 {
-        // SAFETY: a program stores its own row. Who reads it has met this program since it was stored, and meets it again
-        // before it is replaced.
+        // SAFETY: a program stores its own row. Who reads it has met this program since it was stored, and meets it
+        // again before it is replaced.
         unsafe { out.store((program, 0), own) };
         let sum = own.cluster_sum();
         let theirs: Tile<f32, 1, N> = out.load((neighbour, 0));

@@ -1,5 +1,5 @@
-//! Programs of a cluster on threads: what they exchange is what the interpreter computes, and those that do not meet end
-//! with an error.
+//! Programs of a cluster on threads: what they exchange is what the interpreter computes, and those that do not meet
+//! end with an error.
 
 use super::control::for_loop;
 use super::*;

@@ -65,7 +65,8 @@ fn ranks_are_added_in_their_order() {
 
 #[test]
 fn what_others_did_before_is_there() {
-    // Each reads what its neighbour has written, and in the next iteration overwrites what the other neighbour has read.
+    // Each reads what its neighbour has written, and in the next iteration overwrites what the other neighbour has
+    // read.
     let passed_on = |between: &str| {
         let body = format!(
             "%four: i32 = const 4

@@ -20,10 +20,10 @@ use kiln::prelude::*;
 ///
 /// Columns of the state do not depend on each other: after what all of them need, `C` of the blocks at a time (`C2` =
 /// 2·C) go through all tokens, while the next are loaded. So a program takes few registers, and others on the same
-/// multiprocessor load and store while it computes. Where there are more multiprocessors than heads, `O` = `C` = 1 instead
-/// of `B`: a head is a cluster of programs with a block each, which add up their squares (not if `GROUPED` or `KEEP`).
-/// None of `N`, `C` and `O` changes a result: the sums over rows are the same in any number of blocks, squares are added one
-/// block after the other, and what depends on `N` moves elements only.
+/// multiprocessor load and store while it computes. Where there are more multiprocessors than heads, `O` = `C` = 1
+/// instead of `B`: a head is a cluster of programs with a block each, which add up their squares (not if `GROUPED` or
+/// `KEEP`). None of `N`, `C` and `O` changes a result: the sums over rows are the same in any number of blocks,
+/// squares are added one block after the other, and what depends on `N` moves elements only.
 #[kernel(warps = 4, min_programs_per_sm = P, cluster = (B / O) as u8, deny(spill))]
 pub fn kda_step<
     T: Float,

@@ -93,8 +93,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 let by_block = &mut blocks(out)?;
                 let fewest = B * programs <= clusters * self.multiprocessors;
                 let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
-                // Tokens, blocks of a program and at a time, programs that the registers are to suffice for, whether states
-                // are kept.
+                // Tokens, blocks of a program and at a time, programs that the registers are to suffice for, whether
+                // states are kept.
                 macro_rules! step {
                     ($N:literal, $O:tt, $C:literal, $P:literal, $KEEP:literal, $GROUPED:literal) => {{
                         let grid = [heads / group * (B / $O), sequences.shape()[0], group];
