@@ -307,7 +307,7 @@ impl Builder {
         self.emit(OpKind::Wait, &operands, &[]);
     }
 
-    // -- clusters -----------------------------------------------------------------------------------------------------
+    // -- clusters ------------------------------------------------------------------------------------------------------
 
     /// Combines what all programs of the cluster have.
     pub fn cluster_reduce(&mut self, x: ValueId, combine: Combine) -> ValueId {

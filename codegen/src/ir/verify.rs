@@ -638,7 +638,7 @@ impl Verifier<'_> {
         o.operands[1..].iter().try_for_each(|&v| self.same("count or coordinate", I32, self.k.ty(v)))
     }
 
-    // -- clusters -----------------------------------------------------------------------------------------------------
+    // -- clusters ------------------------------------------------------------------------------------------------------
 
     fn meeting(&self, o: &Op, combine: Combine) -> Check {
         let [x] = self.operands(o)?;

@@ -10,7 +10,8 @@ use kiln_codegen::ir::Combine;
 /// has at most 8 KiB.
 ///
 /// What a program did to memory before an exchange comes before what the others do after it. So one program may replace
-/// what others read before, or read what they wrote.
+/// what others read before, or read what they wrote. A GPU waits for that until its stores are in memory: what can be
+/// stored after an exchange should be.
 ///
 /// Without `cluster`, a program is alone and has what it brought. Not in roles. On a GPU it takes Hopper; loads of
 /// such a kernel are not copied by a warp of their own.
@@ -20,8 +21,8 @@ impl<T: Number, S: Shape> Tile<T, S> {
         Tile::from_id(stage::emit(|b| b.cluster_reduce(self.id(), combine)))
     }
 
-    /// Element by element, the sum over the programs of the cluster, added in the order of their ranks: `(p0 + p1) +
-    /// p2` .. All get the same bits.
+    /// Element by element, the sum over the programs of the cluster, added in the order of their ranks,
+    /// `(p0 + p1) + p2` ..: all get the same bits.
     #[track_caller]
     pub fn cluster_sum(self) -> Tile<T, S> {
         self.exchanged(Combine::Sum)
