@@ -33,10 +33,10 @@ mod types;
 ///
 /// Options: `warps` (1, 2, 4, .. 32) and `min_programs_per_sm`, as in `#[kernel(warps = 8)]`, by default the compiler's
 /// choice, and `cluster`: so many neighbours along axis 0 of the grid, which is whole clusters, run at the same time and
-/// share what all of them load into products; they may be constants and generic parameters. `evict_first(weight)`, or
-/// `evict_first(weight if ONCE)`, names parameters whose memory is used once, so that caches give it up first;
-/// `discard(between)` those that one launch writes for another only: each byte is loaded once at most, and its contents
-/// are not defined afterwards, so that caches need not write it back.
+/// share what all of them load into products, or exchange tiles (`Tile::cluster_sum`); they may be constants and
+/// generic parameters. `evict_first(weight)`, or `evict_first(weight if ONCE)`, names parameters whose memory is used
+/// once, so that caches give it up first; `discard(between)` those that one launch writes for another only: each byte
+/// is loaded once at most, and its contents are not defined afterwards, so that caches need not write it back.
 /// `deny(spill, bank_conflict)` makes launches on NVIDIA GPUs fail where compiling the kernel finds such a thing, see
 /// `kiln::ir::Lint`.
 ///

@@ -101,7 +101,7 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
         if e.is_escape() {
             return Error::staging(&kernel.name, [(e.loc, escape.to_string())]);
         }
-        if e.is_about_roles() {
+        if e.is_about_exchanges() {
             let VerifyError { op, what, expected, found, .. } = &e;
             let message = format!("`{op}`, {what}: expected {expected}, found {found}");
             return Error::staging(&kernel.name, [(e.loc, message)]);

@@ -79,6 +79,15 @@ fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
             ops.kda(x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
         }
     }
+    if n == 4 {
+        // Sequences of one token, so many that a head is one program's.
+        let (at, first) = (Batch::new(ops, &[1; 2], &[0, 1])?, |tensor: &Tensor| tensor.narrow(0, 0, 2));
+        let (x, w, decay, beta, gate) =
+            (first(&projected)?, &conv_weight, first(&decay)?, first(&beta)?, first(&gate)?);
+        for kind in [Gate::Softplus, Gate::Bounded(-5.0)] {
+            ops.kda(&x, w, &decay, &beta, &a_log, &dt_bias, kind, &gate, &norm, 1e-5, &mut conv, &mut state, &at)?;
+        }
+    }
     // Half as many key heads as value heads.
     let grouped = tensor::<bf16>(&[n, 2 * channels])?;
     let (conv_weight, mut conv) = (tensor::<f32>(&[4, 2 * channels])?, tensor::<bf16>(&[2, 3, 2 * channels])?);
@@ -297,11 +306,12 @@ fn every_candidate_assembles_without_spills() {
     assert!(failures.is_empty(), "{} of {} kernels:\n{}", failures.len(), kernels.len(), failures.join("\n"));
 }
 
-/// What has no Hopper in it runs on what came before: every kernel also assembles for Ampere.
+/// What has no Hopper in it runs on what came before: every kernel also assembles for Ampere, but those whose programs
+/// exchange tiles, which are launched where they can.
 #[test]
 fn every_shipped_kernel_assembles_for_sm_80() {
     let Some(assembler) = assembler() else { return };
-    let kernels: Vec<Kernel> = instances::<bf16>().into_values().collect();
+    let kernels: Vec<Kernel> = instances::<bf16>().into_values().filter(|k| k.meeting().is_none()).collect();
     let failures = failures(&kernels, |kernel| {
         let assembled = assemble(kernel.clone(), Target { sm: 80 }, &assembler, None);
         assembled.map(drop).map_err(|e| format!("{}: {e}", kernel.name))

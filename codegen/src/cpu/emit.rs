@@ -372,7 +372,9 @@ impl<'a> Emitter<'a, '_> {
             OpKind::Print { .. } => return self.emit_print(id),
             OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } => return self.emit_view(op),
             OpKind::Roles(_) => return self.emit_roles(id),
-            OpKind::Send | OpKind::Receive | OpKind::Release => return self.emit_exchange(id),
+            OpKind::Send | OpKind::Receive | OpKind::Release | OpKind::ClusterReduce(_) => {
+                return self.emit_exchange(id);
+            }
             OpKind::Channel { .. } | OpKind::Yield => return,
             _ => {}
         }

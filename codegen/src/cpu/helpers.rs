@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 pub(super) struct LaunchIds {
     pub(super) program: [u32; 3],
     pub(super) grid: [u32; 3],
-    /// The role that the thread has, and those it works with; null without roles.
+    /// The role that the thread has, or the program's rank in its cluster, and those it works with; null if it is
+    /// alone.
     pub(super) role: u32,
     pub(super) crew: *const Crew,
 }
@@ -143,14 +144,30 @@ pub(super) unsafe extern "C" fn print(context: *const Context, op: u32, ids: *co
 ///
 /// # Safety
 /// The array must have more than `i` elements.
-unsafe fn element(dtype: DType, array: *const u8, i: usize) -> Bits {
+pub(super) unsafe fn element(dtype: DType, array: *const u8, i: usize) -> Bits {
+    // SAFETY: the caller promises the element.
+    unsafe {
+        match dtype {
+            DType::Bool => Bits((array.cast::<u32>().add(i).read_unaligned() != 0) as u64),
+            d if d.size() == 8 => Bits(array.cast::<u64>().add(i).read_unaligned()),
+            d if d.is_float() => semantics::from_f32(d, array.cast::<f32>().add(i).read_unaligned()),
+            d => Bits::from_i64(d, array.cast::<i32>().add(i).read_unaligned() as i64),
+        }
+    }
+}
+
+/// Sets one element of an array in scratch memory.
+///
+/// # Safety
+/// As of [`element`]; nobody else looks at the array meanwhile.
+pub(super) unsafe fn set_element(dtype: DType, array: *mut u8, i: usize, bits: Bits) {
     // SAFETY: arrays are aligned to 64 bytes, and the caller promises the element.
     unsafe {
         match dtype {
-            DType::Bool => Bits((array.cast::<u32>().add(i).read() != 0) as u64),
-            d if d.size() == 8 => Bits(array.cast::<u64>().add(i).read()),
-            d if d.is_float() => semantics::from_f32(d, array.cast::<f32>().add(i).read()),
-            d => Bits::from_i64(d, array.cast::<i32>().add(i).read() as i64),
+            DType::Bool => array.cast::<u32>().add(i).write(if bits.0 == 0 { 0 } else { u32::MAX }),
+            d if d.size() == 8 => array.cast::<u64>().add(i).write(bits.0),
+            d if d.is_float() => array.cast::<f32>().add(i).write(semantics::to_f32(d, bits)),
+            d => array.cast::<i32>().add(i).write(bits.to_i64(d) as i32),
         }
     }
 }

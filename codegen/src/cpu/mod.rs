@@ -2,7 +2,8 @@
 //!
 //! `plan` decides where values live, `emit` and its siblings emit loops over 128-bit vectors, and this file turns the
 //! result into a [`CpuKernel`] and launches it. Scratch memory belongs to a thread and is reused by every program that
-//! the thread runs. A program with roles takes a thread for each (`roles`).
+//! the thread runs. A program with roles takes a thread for each, programs of a cluster that exchange tiles have
+//! threads of their own (`roles`).
 //!
 //! Invariants:
 //! - Compiled code does not trap: divisions and accesses are guarded. What fails comes back as [`CpuError`].
@@ -49,6 +50,8 @@ pub enum CpuError {
     Codegen { kernel: String, reason: String },
     #[error("kernel `{kernel}`: launched with {found} argument slots, but its parameters take {expected}")]
     Slots { kernel: String, expected: usize, found: usize },
+    #[error("kernel `{kernel}`: in a grid of {grid:?} axis 0 is not a multiple of the clusters of {cluster}")]
+    Grid { kernel: String, grid: [u32; 3], cluster: usize },
     #[error("kernel `{kernel}`, program {program:?}, {loc}: {message}")]
     Failed { kernel: String, program: [u32; 3], loc: Loc, message: String },
 }
@@ -62,8 +65,10 @@ pub struct CpuKernel {
     entry: Entry,
     slots: usize,
     scratch_bytes: usize,
-    /// How many roles a program has; 0: it is not divided.
-    roles: usize,
+    /// How many threads run together: the roles of a program, or the programs of a cluster; 0: each is alone.
+    crew: usize,
+    /// How many programs they run: those of a cluster that exchange tiles, else 1.
+    cluster: usize,
     context: Context,
     /// What can fail, by operation: where it stands and what to say.
     failures: HashMap<u32, (Loc, String)>,
@@ -145,17 +150,19 @@ fn compile_for(kernel: &Kernel, fma: bool) -> Result<CpuKernel, CpuError> {
         OpKind::Assert { message } => Some((i as u32, (op.loc, format!("assertion failed: {message}")))),
         OpKind::Wait => Some((i as u32, (op.loc, "waits for a signal that no earlier launch has given".to_owned()))),
         OpKind::For { .. } => Some((i as u32, (op.loc, "the step of a loop must be positive".to_owned()))),
-        OpKind::Send | OpKind::Receive | OpKind::Channel { .. } => {
+        OpKind::Send | OpKind::Receive | OpKind::Channel { .. } | OpKind::ClusterReduce(_) => {
             Some((i as u32, (op.loc, format!("`{}` at {}", op.kind.mnemonic(), op.loc))))
         }
         _ => None,
     });
+    let cluster = kernel.meeting().map_or(1, |(programs, _)| programs as usize);
     Ok(CpuKernel {
         name: kernel.name.clone(),
         entry,
         slots: kernel.slots().len(),
         scratch_bytes: plan.scratch_bytes,
-        roles: roles::count(kernel),
+        crew: if cluster > 1 { cluster } else { roles::count(kernel) },
+        cluster,
         context: Context::new(kernel, &plan),
         failures: failures.collect(),
         code_bytes,
@@ -257,8 +264,9 @@ impl CpuKernel {
     /// Runs every program of the grid and waits for all.
     ///
     /// # Errors
-    /// If the number of slots is not that of the kernel's parameters, or an assertion fails or a loop's step is not positive (then programs that have
-    /// not begun do not run).
+    /// If the number of slots is not that of the kernel's parameters, if programs exchange tiles and the grid is not
+    /// whole clusters, or if an assertion fails or a loop's step is not positive (then programs that have not begun do
+    /// not run).
     ///
     /// # Safety
     /// The slots must describe the kernel's arguments as `ir::abi` says: each view's elements must be in memory that
@@ -268,6 +276,9 @@ impl CpuKernel {
         if slots.len() != self.slots {
             return Err(CpuError::Slots { kernel: self.name.clone(), expected: self.slots, found: slots.len() });
         }
+        if !(grid[0] as usize).is_multiple_of(self.cluster) {
+            return Err(CpuError::Grid { kernel: self.name.clone(), grid, cluster: self.cluster });
+        }
         let total: u64 = grid.iter().map(|&g| g as u64).product();
         let stop = AtomicBool::new(false);
         let program = |i: u64| {
@@ -276,9 +287,14 @@ impl CpuKernel {
         };
         // SAFETY: of the function's own demands, that the caller vouches for the slots.
         let run = |ids: &LaunchIds| unsafe { self.run(slots, ids) };
-        if self.roles > 0 {
-            return self.run_crews(total, &program, &stop, |role, crew, i| {
-                run(&LaunchIds { program: program(i), grid, role, crew })
+        if self.crew > 0 {
+            let number = |i: u64, member: u32| match self.cluster {
+                1 => i,
+                programs => i * programs as u64 + u64::from(member),
+            };
+            let program = |i: u64, member: u32| program(number(i, member));
+            return self.run_crews(total / self.cluster as u64, &program, &stop, |role, crew, i| {
+                run(&LaunchIds { program: program(i, role), grid, role, crew })
             });
         }
         let run = |i: u64| {
@@ -302,7 +318,7 @@ impl CpuKernel {
     /// Runs the kernel's function in this thread's scratch memory.
     ///
     /// # Safety
-    /// As [`Self::launch`]; of a kernel with roles, `ids` must name the thread's crew.
+    /// As [`Self::launch`]; of a kernel with crews, `ids` must name the thread's.
     unsafe fn run(&self, slots: &[u64], ids: &LaunchIds) -> u32 {
         SCRATCH.with_borrow_mut(|scratch| {
             let lines = self.scratch_bytes / 64;
@@ -315,30 +331,30 @@ impl CpuKernel {
         })
     }
 
-    /// Spreads the programs over crews, each of one thread per role.
+    /// Spreads programs, or clusters, over crews. `program` says which one a member of a crew runs.
     fn run_crews(
         &self,
         total: u64,
-        program: &(impl Fn(u64) -> [u32; 3] + Sync),
+        program: &(impl Fn(u64, u32) -> [u32; 3] + Sync),
         stop: &AtomicBool,
         run: impl Fn(u32, &Crew, u64) -> u32 + Sync,
     ) -> Result<(), CpuError> {
-        let number = (rayon::current_num_threads() / self.roles).max(1).min(total as usize);
+        let number = (rayon::current_num_threads() / self.crew).max(1).min(total as usize);
         let run = &run;
-        let crews: Vec<Crew> = (0..number).map(|_| Crew::new(self.roles)).collect();
+        let crews: Vec<Crew> = (0..number).map(|_| Crew::new(self.crew)).collect();
         let role = &|crew: &Crew, first: u64, role: u32| -> Result<(), CpuError> {
             for i in (first..total).step_by(number) {
                 match crew.end(run(role, crew, i), stop) {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(failure) => return Err(self.failed(program(i), failure)),
+                    Err(failure) => return Err(self.failed(program(i, role), failure)),
                 }
             }
             Ok(())
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> = (crews.iter().zip(0..))
-                .flat_map(|(crew, first)| (0..self.roles as u32).map(move |r| (crew, first, r)))
+                .flat_map(|(crew, first)| (0..self.crew as u32).map(move |r| (crew, first, r)))
                 .map(|(crew, first, r)| scope.spawn(move || role(crew, first, r)))
                 .collect();
             let outcomes = threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
@@ -353,8 +369,12 @@ impl CpuKernel {
             Failure::Operation(code) => said(code - 1),
             Failure::Deadlock(waiting) => {
                 let first = waiting.values().next().map_or(Loc::default(), |&op| said(op).0);
-                let waits = |(role, &op): (&u32, &u32)| format!("role {role} waits in {}", said(op).1);
-                (first, format!("a deadlock: {}", waiting.iter().map(waits).collect::<Vec<_>>().join(", ")))
+                let (who, what) = match self.cluster {
+                    1 => ("role", "a deadlock"),
+                    _ => ("program", "the programs of a cluster do not meet"),
+                };
+                let waits = |(member, &op): (&u32, &u32)| format!("{who} {member} waits in {}", said(op).1);
+                (first, format!("{what}: {}", waiting.iter().map(waits).collect::<Vec<_>>().join(", ")))
             }
             Failure::NotReceived(channel, n) => {
                 (said(channel).0, format!("{n} messages of the channel were never received"))

@@ -117,7 +117,8 @@ impl Plan {
         Some(Layout { array, offset: 0, strides: row_major(shape) })
     }
 
-    /// Where the n-th operand of a `send`, or the n-th result of a `receive`, lies for the host.
+    /// Where the n-th operand of a `send`, or the n-th result of a `receive`, lies for the host; of a `cluster_reduce`
+    /// 0 is the operand and 1 the result.
     pub(super) fn message(&self, op: OpId, n: usize, v: ValueId, ty: Type) -> Option<Layout> {
         match self.place(v) {
             Place::Tile(l) if !self.copies.contains_key(&(op, n)) => Some(l),
@@ -448,6 +449,15 @@ impl Planner<'_> {
             // What is sent is copied to where the host finds it; a received tile has an array, a scalar needs one.
             OpKind::Send => {
                 for (i, &v) in op.operands.iter().enumerate().skip(1) {
+                    let array = self.new_array(self.k.ty(v), id);
+                    self.plan.copies.insert((id, i), array);
+                }
+            }
+            OpKind::ClusterReduce(_) => {
+                let result = op.results[0];
+                let copied =
+                    [(0, op.operands[0])].into_iter().chain(self.k.ty(result).is_scalar().then_some((1, result)));
+                for (i, v) in copied {
                     let array = self.new_array(self.k.ty(v), id);
                     self.plan.copies.insert((id, i), array);
                 }

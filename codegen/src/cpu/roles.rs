@@ -1,20 +1,23 @@
-//! Roles: each is a thread that runs the kernel's function, of which it takes its own region.
+//! Crews: threads that run the kernel's function side by side. They are the roles of a program, each of which takes its
+//! own region, or the programs of a cluster that exchange tiles.
 //!
 //! What stands before `roles` has no effect, so every role computes it for itself, in scratch memory of its own; they go
 //! on together, so that none of them reads what another one has already overwritten. Messages are copied out of the
-//! sender's scratch memory and into the receiver's.
+//! sender's scratch memory and into the receiver's. What the programs of a cluster exchange is copied out likewise;
+//! each combines the tiles of all.
 //!
 //! Invariants:
-//! - A crew is as many threads as there are roles. It takes one program after the other, and begins none before all have
-//!   ended the one before.
+//! - A crew is as many threads as there are roles, or programs of a cluster. It takes one program (or cluster) after
+//!   the other, and begins none before all have ended the one before.
 //! - A thread that waits is woken by every change and looks again. When all that have not ended wait, nothing will change
 //!   any more: the program fails, and so it does if messages are left.
 
 use super::emit::{Emitter, flags};
-use super::helpers::{Context, LaunchIds};
+use super::helpers::{Context, LaunchIds, element, set_element};
 use super::plan::{Plan, lane_bytes};
 use crate::channel::Ring;
-use crate::ir::{Kernel, OpId, OpKind, ValueId};
+use crate::ir::{Combine, DType, Kernel, OpId, OpKind, ValueId};
+use crate::semantics;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, types};
 use std::collections::{BTreeMap, HashMap};
@@ -28,7 +31,7 @@ pub(super) fn count(kernel: &Kernel) -> usize {
     kernel.region(kernel.body).ops.iter().find_map(roles).unwrap_or(0)
 }
 
-/// What the host must know of an operation by which roles meet.
+/// What the host must know of an operation by which the threads of a crew meet.
 pub(super) enum Site {
     /// The beginning of the roles.
     Roles,
@@ -37,6 +40,14 @@ pub(super) enum Site {
     /// The same of the receiver's.
     Receive(u32, u8, Vec<(usize, usize)>),
     Release(u32),
+    /// How to combine how many elements of which type, and where in scratch memory they are and go to.
+    Combine {
+        combine: Combine,
+        dtype: DType,
+        count: usize,
+        from: usize,
+        to: usize,
+    },
 }
 
 /// The sites of a kernel, by operation.
@@ -63,6 +74,13 @@ pub(super) fn sites(k: &Kernel, plan: &Plan) -> HashMap<u32, Site> {
                 let (channel, slots) = channel(op.operands[0]);
                 tiles.map(|tiles| Site::Receive(channel, slots, tiles))
             }
+            OpKind::ClusterReduce(combine) => {
+                let (x, result) = (op.operands[0], op.results[0]);
+                let ty = k.ty(x);
+                let (dtype, count) = (ty.dtype(), ty.shape().numel());
+                let places = place((0, &x)).zip(place((1, &result)));
+                places.map(|((from, _), (to, _))| Site::Combine { combine, dtype, count, from, to })
+            }
             OpKind::Release => {
                 k.defining_op(op.operands[0]).map(|receive| Site::Release(channel(k.op(receive).operands[0]).0))
             }
@@ -80,15 +98,15 @@ pub(super) fn sites(k: &Kernel, plan: &Plan) -> HashMap<u32, Site> {
 pub(super) enum Failure {
     /// The operation's own: 1 + its number.
     Operation(u32),
-    /// The operation that each role waits in.
+    /// The operation that each role, or program of the cluster, waits in.
     Deadlock(BTreeMap<u32, u32>),
     /// So many messages of the channel were never received.
     NotReceived(u32, usize),
 }
 
-/// The threads that run one program together.
+/// The threads that run one program, or one cluster, together.
 pub(super) struct Crew {
-    roles: usize,
+    size: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -96,12 +114,16 @@ pub(super) struct Crew {
 #[derive(Default)]
 struct State {
     channels: BTreeMap<u32, Ring<Box<[u8]>>>,
+    /// What the programs of the cluster have brought to an exchange, by their ranks, and in which operation; how many
+    /// have taken all of it.
+    brought: BTreeMap<u32, (u32, Box<[u8]>)>,
+    taken: usize,
     /// How often all have met, and how many have come to meet again.
     meetings: u64,
     arrived: usize,
-    /// The roles that have found that they must wait since something has changed: the operation of each.
+    /// Those that have found that they must wait since something has changed: the operation of each.
     waiting: BTreeMap<u32, u32>,
-    /// How many roles have ended.
+    /// How many have ended.
     ended: usize,
     /// Whether another crew has failed when this one's last program ended.
     stopped: bool,
@@ -109,8 +131,8 @@ struct State {
 }
 
 impl Crew {
-    pub(super) fn new(roles: usize) -> Crew {
-        Crew { roles, state: Mutex::default(), changed: Condvar::new() }
+    pub(super) fn new(size: usize) -> Crew {
+        Crew { size, state: Mutex::default(), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -127,7 +149,7 @@ impl Crew {
         let mut state = self.lock();
         let meeting = state.meetings;
         state.arrived += 1;
-        if state.arrived == self.roles {
+        if state.arrived == self.size {
             (state.arrived, state.meetings) = (0, meeting + 1);
             self.changed.notify_all();
         }
@@ -154,9 +176,34 @@ impl Crew {
         None
     }
 
+    /// Brings bytes to an exchange and waits for those of all, which come in the order of ranks.
+    fn all_of_cluster(&self, rank: u32, op: u32, bytes: Box<[u8]>) -> Option<Vec<Box<[u8]>>> {
+        let mut bytes = Some(bytes);
+        // Not before all have taken what was brought to the exchange before.
+        self.when(rank, op, |state| {
+            if state.brought.contains_key(&rank) {
+                return None;
+            }
+            state.brought.insert(rank, (op, bytes.take()?));
+            Some(())
+        })?;
+        self.when(rank, op, |state| {
+            if state.brought.len() < self.size || state.brought.values().any(|(other, _)| *other != op) {
+                return None;
+            }
+            let all = state.brought.values().map(|(_, bytes)| bytes.clone()).collect();
+            state.taken += 1;
+            if state.taken == self.size {
+                state.taken = 0;
+                state.brought.clear();
+            }
+            Some(all)
+        })
+    }
+
     /// Whether all that have not ended wait; then the program fails.
     fn is_stuck(&self, state: &mut State) -> bool {
-        let stuck = !state.waiting.is_empty() && state.waiting.len() + state.ended == self.roles;
+        let stuck = !state.waiting.is_empty() && state.waiting.len() + state.ended == self.size;
         if stuck && state.failure.is_none() {
             state.failure = Some(Failure::Deadlock(state.waiting.clone()));
             self.changed.notify_all();
@@ -174,13 +221,14 @@ impl Crew {
         }
         state.ended += 1;
         self.is_stuck(&mut state);
-        if state.ended == self.roles {
+        if state.ended == self.size {
             let left = state.channels.iter().find(|(_, c)| c.waiting() > 0).map(|(&c, ring)| (c, ring.waiting()));
             if let (Some((channel, n)), None) = (left, &state.failure) {
                 state.failure = Some(Failure::NotReceived(channel, n));
             }
             state.channels.clear();
-            state.ended = 0;
+            state.brought.clear();
+            (state.ended, state.taken) = (0, 0);
             state.stopped = stop.load(Ordering::Relaxed);
         }
         drop(state);
@@ -196,8 +244,8 @@ impl Crew {
     }
 }
 
-/// Does what an operation by which roles meet does. Returns the number of a received message, otherwise 0; -1 if the
-/// program has failed. `message` is that to release.
+/// Does what an operation by which the threads of a crew meet does. Returns the number of a received message, otherwise
+/// 0; -1 if the program has failed. `message` is that to release.
 ///
 /// # Safety
 /// `context` and `ids` must be those of the launch, `ids.crew` that of the thread, and `scratch` its memory, laid out as
@@ -209,11 +257,12 @@ pub(super) unsafe extern "C" fn exchange(
     scratch: *mut u8,
     message: i64,
 ) -> i64 {
-    // SAFETY: the caller passes the pointers that the launch gave it, and a launch of a kernel with roles has a crew.
-    let (context, role, crew) = unsafe { (&*context, (*ids).role, &*(*ids).crew) };
+    // SAFETY: the caller passes the pointers that the launch gave it.
+    let (context, role, crew) = unsafe { (&*context, (*ids).role, (*ids).crew.as_ref()) };
+    let crew_of_roles = || crew.expect("the roles of a program have a crew");
     let done = match context.sites.get(&op) {
         None => None,
-        Some(Site::Roles) => crew.meet().then_some(0),
+        Some(Site::Roles) => crew_of_roles().meet().then_some(0),
         Some(Site::Send(channel, slots, tiles)) => {
             let mut bytes = Vec::with_capacity(tiles.iter().map(|t| t.1).sum());
             for &(offset, size) in tiles {
@@ -221,7 +270,7 @@ pub(super) unsafe extern "C" fn exchange(
                 bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(scratch.add(offset), size) });
             }
             let mut bytes = Some(bytes.into_boxed_slice());
-            crew.when(role, op, |state| {
+            crew_of_roles().when(role, op, |state| {
                 let channel = state.channels.entry(*channel).or_insert_with(|| Ring::new(*slots));
                 if channel.has_room() {
                     channel.send(bytes.take()?);
@@ -231,7 +280,7 @@ pub(super) unsafe extern "C" fn exchange(
             })
         }
         Some(Site::Receive(channel, slots, tiles)) => {
-            let received = crew
+            let received = crew_of_roles()
                 .when(role, op, |state| state.channels.entry(*channel).or_insert_with(|| Ring::new(*slots)).receive());
             received.map(|(number, bytes)| {
                 let mut at = 0;
@@ -243,7 +292,23 @@ pub(super) unsafe extern "C" fn exchange(
                 number as i64
             })
         }
-        Some(Site::Release(channel)) => crew.when(role, op, |state| {
+        Some(&Site::Combine { combine, dtype, count, from, to }) => {
+            // SAFETY: the compiled code has written so many elements there, and their scratch memory is aligned.
+            let own = unsafe { std::slice::from_raw_parts(scratch.add(from), lane_bytes(dtype) * count) };
+            // A program that is alone has nobody to wait for.
+            let all = crew.map_or_else(|| Some(vec![own.into()]), |c| c.all_of_cluster(role, op, own.into()));
+            all.map(|all| {
+                for i in 0..count {
+                    // SAFETY: all have brought the same tile.
+                    let elements = all.iter().map(|tile| unsafe { element(dtype, tile.as_ptr(), i) });
+                    let combined = elements.reduce(|x, y| semantics::combine(combine, dtype, x, y));
+                    // SAFETY: the array of the result is there.
+                    unsafe { set_element(dtype, scratch.add(to), i, combined.expect("a cluster has programs")) };
+                }
+                0
+            })
+        }
+        Some(Site::Release(channel)) => crew_of_roles().when(role, op, |state| {
             let released = state.channels.get_mut(channel).is_some_and(|c| c.release(message as u64));
             assert!(released, "the verifier has seen that a slot is released once");
             Some(0)
@@ -278,11 +343,15 @@ impl Emitter<'_, '_> {
     pub(super) fn emit_exchange(&mut self, id: OpId) {
         let k = self.k;
         let op = k.op(id);
-        if op.kind == OpKind::Send {
-            for (n, &v) in op.operands.iter().enumerate().skip(1) {
-                let layout = self.plan.message(id, n, v, k.ty(v)).expect("every sent tile has a place");
-                self.copy_to(v, layout);
-            }
+        let sent = match op.kind {
+            OpKind::Send => 1..op.operands.len(),
+            OpKind::ClusterReduce(_) => 0..1,
+            _ => 0..0,
+        };
+        for n in sent {
+            let v = op.operands[n];
+            let layout = self.plan.message(id, n, v, k.ty(v)).expect("every sent tile has a place");
+            self.copy_to(v, layout);
         }
         let message = match op.kind {
             OpKind::Release => self.scalar(op.operands[0]),
@@ -294,14 +363,18 @@ impl Emitter<'_, '_> {
         let result = self.b.inst_results(call)[0];
         let done = self.b.ins().icmp_imm(IntCC::SignedGreaterThanOrEqual, result, 0);
         self.demand(done, id);
-        if op.kind == OpKind::Receive {
-            self.scalars[op.results[0].index()] = Some(result);
-            for (n, &v) in op.results.iter().enumerate().skip(1) {
-                if k.ty(v).is_scalar() {
-                    let layout = self.plan.message(id, n, v, k.ty(v)).expect("every received tile has a place");
-                    self.scalars[v.index()] = Some(self.read_tile(layout, k.ty(v).dtype(), super::emit::Point::ORIGIN));
-                }
+        // The first message of a `receive` is its second result; of an exchange, the only one.
+        let received = match op.kind {
+            OpKind::Receive => {
+                self.scalars[op.results[0].index()] = Some(result);
+                &op.results[1..]
             }
+            OpKind::ClusterReduce(_) => &op.results[..],
+            _ => &[],
+        };
+        for (n, &v) in (1..).zip(received).filter(|(_, v)| k.ty(**v).is_scalar()) {
+            let layout = self.plan.message(id, n, v, k.ty(v)).expect("every received tile has a place");
+            self.scalars[v.index()] = Some(self.read_tile(layout, k.ty(v).dtype(), super::emit::Point::ORIGIN));
         }
     }
 }

@@ -408,6 +408,10 @@ impl Assigner<'_> {
                 }
                 self.out.work.insert(id, layout);
             }
+            OpKind::ClusterReduce(_) if !scalar_result => {
+                let layout = self.home_or_default(op.operands[0]);
+                self.set(op.results[0], Some(layout), Rank::Derived);
+            }
             OpKind::Scan { axis, combine, .. } => {
                 let layout = self.axis_layout(op, *axis as usize, *combine, true);
                 for &r in &op.results {
@@ -673,7 +677,7 @@ impl Assigner<'_> {
                 }
             },
             // Demanded where they stand.
-            OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Atomic { .. } => {}
+            OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Atomic { .. } | OpKind::ClusterReduce(_) => {}
             OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } | OpKind::Const(_) | OpKind::Iota { .. } => {}
             OpKind::Dim { .. } => self.demand_view(op.operands[0]),
             _ => {
@@ -773,6 +777,10 @@ impl Assigner<'_> {
                 OpKind::Signal | OpKind::Wait => {
                     self.demand_view(op.operands[0]);
                     op.operands[1..].iter().for_each(|&v| self.demand_home(v));
+                }
+                OpKind::ClusterReduce(_) => {
+                    self.demand_home(op.operands[0]);
+                    self.demand_home(op.results[0]);
                 }
                 OpKind::Send => op.operands[1..].iter().for_each(|&v| self.demand_home(v)),
                 OpKind::Assert { .. } => self.demand_home(op.operands[0]),

@@ -171,17 +171,24 @@ struct Planner<'k> {
 /// Plans what runs ahead in a kernel.
 pub fn plan(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip, findings: &mut Vec<Finding>) -> Ahead {
     let ahead = plan_for(k, dots, warps, chip, findings);
-    let nesting = Nesting::of(k);
-    let mut waits = (0..k.ops.len()).map(|i| OpId(i as u32)).filter(|&id| k.op(id).kind == OpKind::Wait);
-    let left = waits.find(|&id| !waits_for_copies(k, &nesting, id, &ahead));
-    match left {
-        Some(wait) if !ahead.bulk.is_empty() => {
-            let why = "no bulk copies: none comes before other reads after this wait";
-            findings.push(Finding::new(Lint::Fallback, k.op(wait).loc, why));
+    match refusal(k, &ahead) {
+        Some((at, why)) if !ahead.bulk.is_empty() => {
+            findings.push(Finding::new(Lint::Fallback, k.op(at).loc, format!("no bulk copies: {why}")));
             plan_for(k, dots, warps, Chip { warpgroups: false, ..chip }, findings)
         }
         _ => ahead,
     }
+}
+
+/// The operation that the producer of bulk copies cannot pass, and why.
+fn refusal(k: &Kernel, ahead: &Ahead) -> Option<(OpId, &'static str)> {
+    if let Some((_, exchange)) = k.meeting() {
+        return Some((exchange, "the producer cannot come to where programs of a cluster exchange tiles"));
+    }
+    let nesting = Nesting::of(k);
+    let mut waits = (0..k.ops.len()).map(|i| OpId(i as u32)).filter(|&id| k.op(id).kind == OpKind::Wait);
+    let left = waits.find(|&id| !waits_for_copies(k, &nesting, id, ahead))?;
+    Some((left, "none comes before other reads after this wait"))
 }
 
 /// Whether the producer can wait for a signal instead of the computing warps: a bulk copy is the next thing that reads

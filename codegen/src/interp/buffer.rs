@@ -143,10 +143,14 @@ impl Buffer {
 const NOBODY: u32 = u32::MAX;
 /// More than one program, in a [`Touch`].
 const SEVERAL: u32 = u32::MAX - 1;
+/// Several programs of the cluster whose number is in the lower bits, since they met last.
+const TOGETHER: u32 = 1 << 30;
+/// Programs of that cluster, before they met last.
+const BEFORE: u32 = 2 << 30;
 /// The most programs that a launch can tell apart.
-pub(super) const MAX_PROGRAMS: u64 = SEVERAL as u64;
+pub(super) const MAX_PROGRAMS: u64 = TOGETHER as u64;
 
-/// Who touched one byte in this launch: programs by their linear number, [`NOBODY`] or [`SEVERAL`].
+/// Who touched one byte in this launch: a program by its linear number, or one of the above.
 #[derive(Clone, Copy)]
 struct Touch {
     read: u32,
@@ -186,6 +190,11 @@ pub(super) struct Memory {
 /// Who touched what in this launch.
 struct History {
     pages: Vec<Option<Page>>,
+    /// Programs of a cluster.
+    group: u32,
+    /// What the cluster that runs has touched since its programs met last: offsets and counts. Nothing of programs
+    /// alone.
+    recent: Vec<(usize, usize)>,
 }
 
 impl std::fmt::Debug for History {
@@ -230,10 +239,17 @@ impl Memory {
         }
     }
 
-    /// Begins to record who touches what.
-    pub(super) fn begin_history(&mut self) {
+    /// Begins to record who touches what. Programs are in clusters of `group`, which run one after the other.
+    pub(super) fn begin_history(&mut self, group: u32) {
         let pages = std::iter::repeat_with(|| None).take(self.bytes.len().div_ceil(PAGE)).collect();
-        self.history = Some(History { pages });
+        self.history = Some(History { pages, group, recent: vec![] });
+    }
+
+    /// The programs of this one's cluster have met: what they did lies before what they will do.
+    pub(super) fn meet(&mut self, program: u32) {
+        if let Some(history) = &mut self.history {
+            history.meet(program);
+        }
     }
 
     pub(super) fn end_history(&mut self) {
@@ -261,13 +277,16 @@ impl Memory {
 impl History {
     fn touch(&mut self, access: Access, program: u32, offset: usize, count: usize) -> Result<(), Refusal> {
         let mut done = 0;
+        if self.group > 1 {
+            self.recent.push((offset, count));
+        }
         while done < count {
             let (page, start) = ((offset + done) / PAGE, (offset + done) % PAGE);
             let n = (count - done).min(PAGE - start);
             let nothing = Touch { read: NOBODY, write: NOBODY, atomic: NOBODY };
             let page = self.pages[page].get_or_insert_with(|| vec![nothing; PAGE].into());
             for (i, t) in page[start..start + n].iter_mut().enumerate() {
-                if let Some((other, how)) = t.add(access, program) {
+                if let Some((other, how)) = t.add(access, program, self.group) {
                     return Err(Refusal::Race { byte: done + i, other, how });
                 }
             }
@@ -275,13 +294,29 @@ impl History {
         }
         Ok(())
     }
+
+    fn meet(&mut self, program: u32) {
+        for (offset, count) in std::mem::take(&mut self.recent) {
+            for byte in offset..offset + count {
+                if let Some(page) = &mut self.pages[byte / PAGE] {
+                    page[byte % PAGE].meet(program / self.group, self.group);
+                }
+            }
+        }
+    }
+}
+
+/// Whether `who` stands for programs of this cluster, since they met last.
+fn is_of(who: u32, cluster: u32, group: u32) -> bool {
+    who == TOGETHER | cluster || who < TOGETHER && who / group == cluster
 }
 
 impl Touch {
     /// Records an access; the other program and what it did, if the two race.
     #[inline]
-    fn add(&mut self, access: Access, program: u32) -> Option<(u32, &'static str)> {
-        let other = |who: u32| who != NOBODY && who != program;
+    fn add(&mut self, access: Access, program: u32, group: u32) -> Option<(u32, &'static str)> {
+        let cluster = program / group;
+        let other = |who: u32| ![NOBODY, program, BEFORE | cluster].contains(&who);
         if other(self.write) {
             return Some((self.write, "writes"));
         }
@@ -296,14 +331,26 @@ impl Touch {
             Access::Write => &mut self.write,
             Access::Atomic => &mut self.atomic,
         };
-        *slot = if *slot == NOBODY || *slot == program { program } else { SEVERAL };
+        *slot = match *slot {
+            who if !other(who) => program,
+            who if is_of(who, cluster, group) => TOGETHER | cluster,
+            _ => SEVERAL,
+        };
         None
+    }
+
+    fn meet(&mut self, cluster: u32, group: u32) {
+        for who in [&mut self.read, &mut self.write, &mut self.atomic] {
+            if is_of(*who, cluster, group) {
+                *who = BEFORE | cluster;
+            }
+        }
     }
 }
 
 /// Whether a racing "program" stands for more than one.
 pub(super) fn is_several(program: u32) -> bool {
-    program == SEVERAL
+    program >= TOGETHER
 }
 
 #[cfg(test)]
@@ -352,7 +399,7 @@ mod tests {
         let race = |accesses: &[(Access, u32)]| {
             let b = Buffer::zeroed(8192);
             let mut m = b.lock();
-            m.begin_history();
+            m.begin_history(1);
             accesses.iter().find_map(|&(a, p)| m.touch(a, p, 4090, 10).err())
         };
         assert_eq!(race(&[(Read, 0), (Read, 1), (Read, 0)]), None);
@@ -371,5 +418,36 @@ mod tests {
         }
         // Two readers, then one of them writes: the other still races.
         assert!(matches!(race(&[(Read, 0), (Read, 1), (Write, 1)]), Some(Refusal::Race { other: SEVERAL, .. })));
+    }
+
+    #[test]
+    fn what_lies_before_a_meeting_is_no_race_within_the_cluster() {
+        use Access::*;
+        // Programs 2 and 3 are a cluster, which meets where there is no access.
+        let race = |accesses: &[Option<(Access, u32)>]| {
+            let b = Buffer::zeroed(8192);
+            let mut m = b.lock();
+            m.begin_history(2);
+            accesses.iter().find_map(|step| match step {
+                Some((access, program)) => m.touch(*access, *program, 4090, 10).err(),
+                None => {
+                    m.meet(2);
+                    None
+                }
+            })
+        };
+        let kinds = [Read, Write, Atomic];
+        for (first, second) in kinds.iter().flat_map(|&a| kinds.map(|b| (a, b))) {
+            assert_eq!(race(&[Some((first, 2)), None, Some((second, 3))]), None, "{first:?}, {second:?}");
+            let conflict = first != second || first == Write;
+            assert_eq!(race(&[Some((first, 2)), None, Some((second, 4))]).is_some(), conflict, "another cluster");
+            assert_eq!(race(&[Some((first, 0)), None, Some((second, 3))]).is_some(), conflict, "another cluster");
+            assert_eq!(race(&[None, Some((first, 2)), Some((second, 3))]).is_some(), conflict, "no meeting between");
+        }
+        // All read, then one writes; but not if others read as well.
+        assert_eq!(race(&[Some((Read, 2)), Some((Read, 3)), None, Some((Write, 3))]), None);
+        assert!(race(&[Some((Read, 0)), Some((Read, 3)), None, Some((Write, 3))]).is_some());
+        assert!(race(&[Some((Read, 2)), Some((Read, 3)), Some((Write, 3)), None]).is_some());
+        assert!(race(&[Some((Read, 2)), None, Some((Read, 2)), Some((Write, 3))]).is_some(), "again since then");
     }
 }

@@ -14,17 +14,17 @@ use smallvec::SmallVec;
 use std::rc::Rc;
 
 /// A region that is being run, and what follows when it ends.
-struct Frame {
-    region: RegionId,
+pub(super) struct Frame {
+    pub(super) region: RegionId,
     /// The index of the next operation.
-    at: usize,
+    pub(super) at: usize,
     /// The operation that holds the region; none around the body and a role.
     owner: Option<OpId>,
     then: Then,
 }
 
 /// What becomes of the values that a region yields.
-enum Then {
+pub(super) enum Then {
     /// They are the results of the operation.
     Results,
     /// They are carried to the iteration with this index, or are the results at the end. In i64, so that the last step
@@ -37,7 +37,7 @@ enum Then {
 }
 
 /// A course of execution: innermost region last.
-type Course = Vec<Frame>;
+pub(super) type Course = Vec<Frame>;
 
 impl<'k> Machine<'k, '_, '_, '_> {
     /// Runs the kernel's body.
@@ -48,13 +48,20 @@ impl<'k> Machine<'k, '_, '_, '_> {
     }
 
     /// Begins a region with these arguments.
-    fn enter(&mut self, course: &mut Course, region: RegionId, owner: Option<OpId>, then: Then, args: &[Value]) {
+    pub(super) fn enter(
+        &mut self,
+        course: &mut Course,
+        region: RegionId,
+        owner: Option<OpId>,
+        then: Then,
+        args: &[Value],
+    ) {
         self.set(&self.kernel.region(region).args, args.iter().cloned());
         course.push(Frame { region, at: 0, owner, then });
     }
 
-    /// Goes on until the end, which is true, or until an operation has to wait for another role.
-    fn advance(&mut self, course: &mut Course) -> Result<bool, Fault> {
+    /// Goes on until the end, which is true, or until an operation has to wait for another role or program.
+    pub(super) fn advance(&mut self, course: &mut Course) -> Result<bool, Fault> {
         while let Some(frame) = course.last_mut() {
             let Some(&id) = self.kernel.region(frame.region).ops.get(frame.at) else {
                 return Err(invalid("a region ends without yield"));
@@ -194,12 +201,14 @@ impl<'k> Machine<'k, '_, '_, '_> {
         Ok(())
     }
 
-    /// Whether the operation cannot happen before another role has done something.
+    /// Whether the operation cannot happen before another role has done something, or before the other programs of the
+    /// cluster have come.
     fn waits(&self, op: &Op) -> bool {
         let channel = || op.operands.first().and_then(|c| self.channels.get(c));
         match op.kind {
             OpKind::Send => channel().is_some_and(|c| !c.has_room()),
             OpKind::Receive => channel().is_some_and(|c| c.waiting() == 0),
+            OpKind::ClusterReduce(_) => self.meets,
             _ => false,
         }
     }

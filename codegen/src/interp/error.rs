@@ -43,6 +43,9 @@ pub enum ErrorKind {
     /// Messages that nobody has received when all roles have ended.
     #[error("{0} messages of the channel were never received")]
     NotReceived(usize),
+    /// Programs of a cluster that do not come to the same exchange; where each is.
+    #[error("the programs of a cluster do not meet: {0}")]
+    NotMet(String),
     /// A failed `assert`, with its message.
     #[error("assertion failed: {0}")]
     Assert(String),

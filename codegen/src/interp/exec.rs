@@ -2,7 +2,7 @@
 
 use super::axis::{self, Lines};
 use super::error::{ErrorKind, Fault};
-use super::memory::{self, Accessor, Indices, View};
+use super::memory::{self, Accessor, Indices, View, program_index};
 use super::tile::{Data, Tile, map_elements, unflatten};
 use super::{Held, Options, TraceEvent, dot, elementwise, shape};
 use crate::channel::Ring;
@@ -43,14 +43,16 @@ pub(super) fn role_count(kernel: &Kernel) -> u32 {
 /// The state of a launch.
 pub(super) struct Machine<'k, 'b, 'o, 'c> {
     pub(super) kernel: &'k Kernel,
-    grid: [u32; 3],
-    held: Held<'b>,
+    pub(super) grid: [u32; 3],
+    pub(super) held: Held<'b>,
     options: &'o mut Options<'c>,
-    values: Vec<Value>,
+    pub(super) values: Vec<Value>,
     /// The channels that the program has made.
     pub(super) channels: HashMap<ValueId, Ring<Values>>,
-    program: [u32; 3],
-    linear: u32,
+    pub(super) program: [u32; 3],
+    pub(super) linear: u32,
+    /// Whether programs of a cluster meet.
+    pub(super) meets: bool,
     /// The role that runs, and how many a program has.
     pub(super) role: Option<u32>,
     roles: u32,
@@ -79,6 +81,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             channels,
             program: [0; 3],
             linear: 0,
+            meets: kernel.meeting().is_some(),
             role: None,
             roles,
             steps: 0,
@@ -86,8 +89,8 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     }
 
     /// Runs one program.
-    pub(super) fn program(&mut self, linear: u32, program: [u32; 3]) -> Result<(), Fault> {
-        (self.linear, self.program, self.role, self.steps) = (linear, program, None, 0);
+    pub(super) fn program(&mut self, linear: u32) -> Result<(), Fault> {
+        (self.linear, self.program, self.role, self.steps) = (linear, program_index(linear, self.grid), None, 0);
         self.channels.clear();
         self.body()
     }
@@ -124,7 +127,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         }
     }
 
-    fn tile_type(&self, v: ValueId) -> Result<(DType, Shape), Fault> {
+    pub(super) fn tile_type(&self, v: ValueId) -> Result<(DType, Shape), Fault> {
         match self.kernel.ty(v) {
             Type::Tile(dtype, shape) => Ok((dtype, shape)),
             ty => Err(invalid(format!("{v:?} is a {ty} where a tile is expected"))),
@@ -216,6 +219,8 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             OpKind::ProgramId { axis } => Data::W4(vec![self.program[*axis as usize]]),
             OpKind::NumPrograms { axis } => Data::W4(vec![self.grid[*axis as usize]]),
             OpKind::Dim { dim } => Data::W4(vec![self.view(operand(0)?)?.dim(*dim as usize) as u32]),
+            // Of a cluster of one: others meet (`cluster.rs`).
+            OpKind::ClusterReduce(_) => return Ok(Value::Tile(self.tile(operand(0)?)?.clone())),
             OpKind::Broadcast | OpKind::Reshape | OpKind::Transpose { .. } | OpKind::Slice { .. } => {
                 let from = self.tile_type(operand(0)?)?.1;
                 let x = self.tile(operand(0)?)?;

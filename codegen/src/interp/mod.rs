@@ -3,7 +3,8 @@
 //! The compiled back ends are tested against it, so it prefers the plain way everywhere, and it checks what compiled
 //! code cannot afford to: every index, every read of memory that nothing has written, every race between programs.
 //! Programs run one after the other, each to its end, in the order of the grid or shuffled; a kernel whose result
-//! depends on that order has a race, which is an error unless all accesses concerned are atomic.
+//! depends on that order has a race, which is an error unless all accesses concerned are atomic. Programs of a cluster
+//! that exchange tiles run together.
 //!
 //! ```text
 //! mod.rs          arguments, options, the grid          tile.rs         elements of tiles
@@ -11,7 +12,7 @@
 //! memory.rs       views, load … atomic                  shape.rs        broadcast … join
 //! buffer.rs       memory that knows its history         axis.rs         reduce, scan
 //! error.rs        what can go wrong                     dot.rs          the matrix product
-//! control.rs      regions, loops, roles
+//! control.rs      regions, loops, roles           cluster.rs      programs that meet
 //! ```
 //!
 //! Invariants: nothing panics (a kernel that does not verify is refused); nothing outside of the arguments' buffers is touched; a launch
@@ -19,6 +20,7 @@
 
 mod axis;
 mod buffer;
+mod cluster;
 mod control;
 mod dot;
 mod elementwise;
@@ -74,7 +76,8 @@ pub enum Order {
     /// Axis 0 fastest.
     #[default]
     Grid,
-    /// By a permutation drawn from this seed, to expose dependence on the order.
+    /// By a permutation drawn from this seed, to expose dependence on the order; clusters that exchange tiles as a
+    /// whole.
     Shuffled(u64),
 }
 
@@ -129,7 +132,11 @@ pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Opt
         let what = format!("a grid of {grid:?} has {programs} programs; the interpreter counts to {MAX_PROGRAMS}");
         return Err(reject(ErrorKind::BadArgument(what).into()));
     }
-    let programs = programs as u32;
+    let (programs, group) = (programs as u32, kernel.meeting().map_or(1, |(group, _)| group));
+    if !grid[0].is_multiple_of(group) {
+        let what = format!("a grid of {grid:?}: axis 0 is not a multiple of the clusters of {group}");
+        return Err(reject(ErrorKind::BadArgument(what).into()));
+    }
     let written = |i: usize| {
         kernel.params.iter().zip(&values).any(|(p, v)| match v {
             Value::View(v) => v.buffer == i && p.access == Access::Write,
@@ -137,16 +144,19 @@ pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Opt
         })
     };
     // One program without roles cannot race, and what nobody writes nobody can race for.
-    let held = Held::lock(&buffers, |i| accessors > 1 && written(i));
+    let held = Held::lock(&buffers, |i| (accessors > 1 && written(i)).then_some(group));
     let order = options.order;
     let mut machine = Machine::new(kernel, grid, held, values, options);
-    let mut program = |n: u32| {
-        let index = program_index(n, grid);
-        machine.program(n, index).map_err(|fault| Error::new(&kernel.name, kernel.loc, Some(index), fault))
+    let mut run = |n: u32| {
+        let outcome = match group {
+            1 => machine.program(n).map_err(|fault| (n, fault)),
+            _ => machine.cluster(n * group..(n + 1) * group),
+        };
+        outcome.map_err(|(n, fault)| Error::new(&kernel.name, kernel.loc, Some(program_index(n, grid)), fault))
     };
     match order {
-        Order::Grid => (0..programs).try_for_each(&mut program),
-        Order::Shuffled(seed) => shuffled(programs, seed).into_iter().try_for_each(&mut program),
+        Order::Grid => (0..programs / group).try_for_each(&mut run),
+        Order::Shuffled(seed) => shuffled(programs / group, seed).into_iter().try_for_each(&mut run),
     }
 }
 
@@ -226,14 +236,15 @@ struct Held<'b> {
 
 impl<'b> Held<'b> {
     /// Locks in address order, so that two launches with common buffers cannot wait for each other.
-    fn lock(buffers: &[&'b Buffer], with_history: impl Fn(usize) -> bool) -> Held<'b> {
+    /// Of which buffers a history is kept, `group` says: the programs of each group may meet.
+    fn lock(buffers: &[&'b Buffer], group: impl Fn(usize) -> Option<u32>) -> Held<'b> {
         let mut order: Vec<usize> = (0..buffers.len()).collect();
         order.sort_by_key(|&i| std::ptr::from_ref(buffers[i]).addr());
         let mut memories: Vec<Option<MutexGuard<'b, Memory>>> = buffers.iter().map(|_| None).collect();
         for i in order {
             let mut memory = buffers[i].lock();
-            if with_history(i) {
-                memory.begin_history();
+            if let Some(group) = group(i) {
+                memory.begin_history(group);
             }
             memories[i] = Some(memory);
         }

@@ -307,6 +307,14 @@ impl Builder {
         self.emit(OpKind::Wait, &operands, &[]);
     }
 
+    // -- clusters ------------------------------------------------------------------------------------------------------
+
+    /// Combines what all programs of the cluster have.
+    pub fn cluster_reduce(&mut self, x: ValueId, combine: Combine) -> ValueId {
+        let ty = self.ty(x);
+        self.emit1(OpKind::ClusterReduce(combine), &[x], ty)
+    }
+
     // -- roles ---------------------------------------------------------------------------------------------------------
 
     /// A channel of messages of these tiles.

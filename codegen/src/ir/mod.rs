@@ -31,7 +31,7 @@ pub use scalar::{decode_f8, encode_f8};
 pub use text::constant_text;
 pub use types::{DType, MAX_RANK, Shape, Type};
 pub(crate) use verify::verify_form;
-pub use verify::{MAX_ELEMENTS, VerifyError, verify};
+pub use verify::{MAX_ELEMENTS, MAX_EXCHANGED, VerifyError, verify};
 
 use std::fmt;
 
@@ -133,8 +133,8 @@ pub struct Options {
     pub warps: u8,
     /// Least number of programs that one multiprocessor must be able to hold; 0: no demand.
     pub min_programs_per_sm: u8,
-    /// How many neighbours along axis 0 of the grid run at the same time and may share what they load; 0: each is alone.
-    /// A power of two, at most 8, that divides the grid's extent.
+    /// How many neighbours along axis 0 of the grid run at the same time and may share what they load, or exchange
+    /// tiles (`cluster_reduce`); 0: each is alone. A power of two, at most 8, that divides the grid's extent.
     pub cluster: u8,
     /// Findings that are errors.
     pub deny: Lints,
@@ -246,6 +246,18 @@ impl Kernel {
             Some(OpKind::Channel { slots, message }) => (*slots, message),
             _ => panic!("{channel:?} is no channel"),
         }
+    }
+
+    /// The programs that run together because they exchange tiles, those of a cluster, and the first operation by which
+    /// they do; `None` if every program can run alone.
+    pub fn meeting(&self) -> Option<(u32, OpId)> {
+        fn first(k: &Kernel, region: RegionId) -> Option<OpId> {
+            k.region(region).ops.iter().find_map(|&id| match k.op(id).kind {
+                OpKind::ClusterReduce(_) => Some(id),
+                _ => k.op(id).regions.iter().find_map(|&r| first(k, r)),
+            })
+        }
+        (self.options.cluster > 1).then(|| first(self, self.body)).flatten().map(|op| (self.options.cluster.into(), op))
     }
 
     /// The bits of `value`, if it is a constant.

@@ -128,6 +128,7 @@ impl OpKind {
             OpKind::Atomic { .. } => "atomic",
             OpKind::Signal => "signal",
             OpKind::Wait => "wait",
+            OpKind::ClusterReduce(_) => "cluster_reduce",
             OpKind::For { .. } => "for",
             OpKind::While => "while",
             OpKind::If => "if",

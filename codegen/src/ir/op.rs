@@ -246,6 +246,13 @@ pub enum OpKind {
     /// queued earlier: interpreter and CPU, which run one launch after the other, report an error instead of waiting.
     Wait,
 
+    // -- clusters --------------------------------------------------------------------------------------------------
+    /// T<S> → T<S>: element by element, the tiles of all programs of the cluster combined in the order of their ranks,
+    /// ((x₀ ∘ x₁) ∘ x₂) …, every step rounded to T; a named combination. The programs meet here: all come to the same
+    /// operation equally often, and what one of them did to memory before lies before what the others do afterwards.
+    /// Not in roles. In a cluster of one, the operand.
+    ClusterReduce(Combine),
+
     // -- control ---------------------------------------------------------------------------------------------------
     /// (lo i32, hi i32, step i32, inits…) → carried…; one region (i i32, carried…) yielding carried…. Runs for
     /// i = lo, lo+step, … < hi; step > 0. `stages`: hint for software pipelining, 0 is "the compiler decides".
@@ -308,6 +315,7 @@ impl OpKind {
                 | OpKind::Atomic { .. }
                 | OpKind::Signal
                 | OpKind::Wait
+                | OpKind::ClusterReduce(_)
                 | OpKind::Assert { .. }
                 | OpKind::Print { .. }
                 | OpKind::Yield

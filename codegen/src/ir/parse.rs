@@ -525,6 +525,10 @@ impl<'a> Parser<'a> {
                 let line = plain(self, OpKind::Scan { axis, combine, reverse })?;
                 self.combine_region(combine, line)
             }
+            "cluster_reduce" => {
+                let combine = self.named("a combination", Combine::from_name)?;
+                plain(self, OpKind::ClusterReduce(combine))
+            }
             "dot" => {
                 let given = !self.rest().starts_with('%');
                 let precision = if given { self.named("a precision", Precision::from_name)? } else { Precision::F32 };

@@ -215,6 +215,7 @@ impl Printer<'_> {
                 let reverse = if *reverse { " reverse" } else { "" };
                 format!("{} axis {axis}{reverse} {}", combine.name(), self.values(o))
             }
+            OpKind::ClusterReduce(combine) => format!("{} {}", combine.name(), self.values(o)),
             OpKind::Dot(Precision::F32) => self.values(o),
             OpKind::Dot(precision) => format!("{} {}", precision.name(), self.values(o)),
             OpKind::Dim { dim } | OpKind::ViewSelect { dim } | OpKind::ViewNarrow { dim } => {

@@ -9,6 +9,7 @@
 //! - `roles` ends the kernel; before it there are only channels and operations without effect, which every role may do for
 //!   itself. One role sends on a channel and one other receives. A slot is released once, in the region that received it.
 //!   What the roles say to each other fits, where that is decidable (`protocol`).
+//! - Programs of a cluster exchange tiles of [`MAX_EXCHANGED`] bytes at most, and not in roles.
 //! - The region of a combination works on scalars, elementwise, without effects: a back end may evaluate it anywhere.
 //!
 //! Everything after the verifier relies on these rules and may panic where they do not hold.
@@ -21,6 +22,8 @@ use std::collections::HashMap;
 
 /// The most elements of one tile.
 pub const MAX_ELEMENTS: usize = 1 << 20;
+/// The most bytes of a tile that the programs of a cluster exchange.
+pub const MAX_EXCHANGED: usize = 8 << 10;
 
 /// A rule that a kernel breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,9 +43,10 @@ pub struct VerifyError {
 const VISIBLE: &str = "a value that is defined before and visible";
 
 impl VerifyError {
-    /// Whether roles or what they exchange do not fit, which the types of the language cannot tell.
-    pub fn is_about_roles(&self) -> bool {
-        ["roles", "channel", "send", "receive", "release"].contains(&self.op)
+    /// Whether roles or what they exchange, or what programs of a cluster do, does not fit, which the types of the
+    /// language cannot tell.
+    pub fn is_about_exchanges(&self) -> bool {
+        ["roles", "channel", "send", "receive", "release", "cluster_reduce"].contains(&self.op)
     }
 
     /// Whether a value is used outside the region that makes it.
@@ -336,6 +340,7 @@ impl Verifier<'_> {
             OpKind::Load { .. } | OpKind::Store => self.box_access(o),
             OpKind::Gather { .. } | OpKind::Scatter { .. } | OpKind::Atomic { .. } => self.element_access(o),
             OpKind::Signal | OpKind::Wait => self.semaphore(o),
+            OpKind::ClusterReduce(combine) => self.meeting(o, *combine),
             OpKind::For { .. } | OpKind::While | OpKind::If => self.control(o),
             OpKind::Channel { slots, message } => self.channel(o, *slots, message),
             OpKind::Roles(roles) => self.roles(o, roles),
@@ -631,6 +636,20 @@ impl Verifier<'_> {
         let expected = 2 + rank as usize;
         self.require(o.operands.len() == expected, "operands", expected, o.operands.len())?;
         o.operands[1..].iter().try_for_each(|&v| self.same("count or coordinate", I32, self.k.ty(v)))
+    }
+
+    // -- clusters ------------------------------------------------------------------------------------------------------
+
+    fn meeting(&self, o: &Op, combine: Combine) -> Check {
+        let [x] = self.operands(o)?;
+        let (d, s) = self.tile("operand 0", x)?;
+        self.require(combine != Combine::Region, "combination", "one with a name", combine.name())?;
+        self.accepts(combine.accepts(d), d)?;
+        self.same("result", x, self.result(o)?)?;
+        let fits = s.numel() * d.size() <= MAX_EXCHANGED;
+        self.require(fits, "operand 0", format!("a tile of at most {MAX_EXCHANGED} bytes"), x)?;
+        // The roles of a program are at different places, and others would not know which of them comes.
+        self.require(self.role.is_none(), "place", "outside of roles: whole programs meet", "in a role")
     }
 
     // -- control -------------------------------------------------------------------------------------------------------

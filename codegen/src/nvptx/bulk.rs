@@ -129,7 +129,7 @@ impl<'k> Lower<'k> {
         self.w.jump(&ready);
         self.w.start(&ready);
         if self.shares() {
-            self.cluster_barrier();
+            self.cluster_barrier("relaxed");
         } else {
             self.w.call("void", "llvm.nvvm.barrier0", &[]);
         }
@@ -201,10 +201,19 @@ impl<'k> Lower<'k> {
         self.plan.ahead.bulk.values().flat_map(|r| &r.loads).any(|l| l.copy.share.is_some())
     }
 
-    /// Waits for all threads of the cluster that have not left.
-    pub(super) fn cluster_barrier(&mut self) {
-        let ptx = "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;";
-        self.w.asm_effect("void", ptx, "", &[]);
+    /// Waits for all threads of the cluster that have not left. `order`: `release` if what they did to memory comes
+    /// before what follows, else `relaxed`.
+    pub(super) fn cluster_barrier(&mut self, order: &str) {
+        self.arrive_at_cluster(order);
+        self.wait_for_cluster();
+    }
+
+    pub(super) fn arrive_at_cluster(&mut self, order: &str) {
+        self.w.asm_effect("void", &format!("barrier.cluster.arrive.{order}.aligned;"), "", &[]);
+    }
+
+    pub(super) fn wait_for_cluster(&mut self) {
+        self.w.asm_effect("void", "barrier.cluster.wait.acquire.aligned;", "", &[]);
     }
 
     /// Warps beside the computing ones. A multiprocessor's quarter serves every fourth warp: a ninth would leave each

@@ -10,6 +10,7 @@
 
 use super::bulk::{Places, Walk, only_waits};
 use super::channel::{Channels, Ways};
+use super::cluster::Buffers;
 use super::pipeline::{Slot, Staged};
 use super::reduce::Exchange;
 use super::registers::Budget;
@@ -87,6 +88,8 @@ pub(super) struct Lower<'k> {
     /// The channels between them, and this one's ways through them.
     pub channels: Channels,
     pub ways: Ways,
+    /// Where this program's tiles lie that others of its cluster read, if they exchange any.
+    pub exchanged: Option<Buffers>,
     /// The tensor maps of those copies.
     pub maps: Vec<TensorMap>,
     /// Where values that products read lie in shared memory.
@@ -142,6 +145,7 @@ impl<'k> Lower<'k> {
             named_barrier: 1,
             channels: Channels::default(),
             ways: Ways::default(),
+            exchanged: None,
             maps: vec![],
             places: HashMap::new(),
             flying: vec![],
@@ -161,12 +165,14 @@ impl<'k> Lower<'k> {
         self.parameters();
         self.take_places();
         self.take_rings();
+        self.take_exchange_buffers();
         self.wait_for_earlier_grids();
         self.split_roles()?;
         self.region(self.k.body)?;
         if self.shares() {
-            self.cluster_barrier();
+            self.cluster_barrier("relaxed");
         }
+        self.end_exchanges();
         Ok(())
     }
 
@@ -313,8 +319,20 @@ impl<'k> Lower<'k> {
     // -- order of effects --------------------------------------------------------------------------------------------
 
     pub fn barrier(&mut self) {
+        self.barrier_by(|lower| lower.thread_barrier());
+    }
+
+    /// Where all threads of the program wait for each other, by these instructions.
+    pub fn barrier_by(&mut self, instructions: impl FnOnce(&mut Self)) {
         // The other warpgroup may have to take its turn before it comes here.
         self.pass_turn();
+        instructions(self);
+        self.pending.clear();
+        self.scratch_busy.clear();
+        self.traced = true;
+    }
+
+    fn thread_barrier(&mut self) {
         if self.rings.is_empty() && !self.one_of_several {
             self.w.call("void", "llvm.nvvm.barrier0", &[]);
         } else {
@@ -322,9 +340,6 @@ impl<'k> Lower<'k> {
             let ptx = format!("bar.sync {}, {};", self.named_barrier, self.threads());
             self.w.asm_effect("void", &ptx, "", &[]);
         }
-        self.pending.clear();
-        self.scratch_busy.clear();
-        self.traced = true;
     }
 
     /// Called before a memory operation: puts a barrier where an earlier one must be over in all threads.
@@ -497,6 +512,7 @@ impl<'k> Lower<'k> {
             OpKind::Atomic { .. } => self.atomic(id),
             OpKind::Signal => self.signal(op),
             OpKind::Wait => self.wait_for_signal(op),
+            OpKind::ClusterReduce(combine) => self.cluster_reduce(id, *combine),
             OpKind::Send => {
                 self.send(op);
                 Ok(())

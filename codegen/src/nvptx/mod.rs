@@ -1,14 +1,16 @@
 //! The NVPTX back end: a kernel in, PTX out.
 //!
 //! `gpu` decides where every element of every tile lives; this module writes what each thread does as LLVM text
-//! ([`text`], [`math`], `lower`, `control`, `memory`, `shared`, `reduce`, `scan`, `dot`; what is slow goes to `findings`), and `emit` has LLVM turn it into PTX. Without
-//! the feature `llvm` the text can still be made ([`llvm_text`]); LLVM is needed for the last step only.
+//! ([`text`], [`math`], `lower`, `control`, `memory`, `shared`, `reduce`, `scan`, `cluster`, `dot`; what is slow goes
+//! to `findings`), and `emit` has LLVM turn it into PTX. Without the feature `llvm` the text can still be made
+//! ([`llvm_text`]); LLVM is needed for the last step only.
 //!
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
 //! synchronise, without where they only compute.
 
 mod bulk;
 mod channel;
+mod cluster;
 mod control;
 #[cfg(test)]
 mod differential;
@@ -31,6 +33,8 @@ mod shared;
 mod simulate;
 #[cfg(all(test, feature = "llvm"))]
 mod tests;
+#[cfg(test)]
+mod tests_clusters;
 #[cfg(test)]
 mod tests_findings;
 #[cfg(test)]
@@ -126,7 +130,7 @@ pub struct Lowered {
     pub entry: String,
     pub threads: u32,
     pub shared_bytes: u32,
-    /// Programs of a cluster, if they share copies; else 1.
+    /// Programs of a cluster, if they share copies or exchange tiles; else 1.
     pub cluster: u32,
     pub maps: Vec<TensorMap>,
     pub findings: Vec<Finding>,
@@ -142,9 +146,13 @@ fn entry_name(kernel: &Kernel) -> String {
 /// Lowers a verified kernel to LLVM text.
 ///
 /// # Errors
-/// If the kernel needs more shared memory than the target has, or has more roles than the target can run
-/// ([`passes::roles`](crate::passes::roles)).
+/// If the kernel needs more shared memory than the target has, has more roles than the target can run
+/// ([`passes::roles`](crate::passes::roles)), or exchanges tiles within clusters that the target does not have.
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
+    if let Some((_, exchange)) = kernel.meeting().filter(|_| target.sm < 90) {
+        let message = format!("programs of a cluster exchange tiles on Hopper, and this is code for {}", target.name());
+        return Err(Error::Unsupported { kernel: kernel.name.clone(), loc: kernel.op(exchange).loc, message });
+    }
     // Where roles have warps of their own, work stays where its author put it.
     let division = roles::divide(kernel, target.sm < 90);
     let several = division.as_ref().filter(|d| d.parts.len() > 1);
@@ -185,7 +193,8 @@ fn lower_one(kernel: &Kernel, division: Option<&Division>, target: Target, chip:
     let mut findings = division.map_or(vec![], |d| d.findings.clone());
     findings.extend(plan.findings.iter().cloned());
     findings.append(&mut lower.findings);
-    let cluster = if lower.shares() { u32::from(kernel.options.cluster) } else { 1 };
+    let together = lower.shares() || lower.exchanged.is_some();
+    let cluster = if together { u32::from(kernel.options.cluster) } else { 1 };
     let (threads, shared_bytes) = (lower.launched_threads(), lower.shared_max);
     Ok(lowered(kernel, lower.w, [threads, shared_bytes], least, cluster, lower.maps, findings))
 }

@@ -73,12 +73,17 @@ impl Lower<'_> {
     }
 
     pub(super) fn load_shared(&mut self, address: &V, words: Words) -> Vec<V> {
+        self.load_from("shared", address, words)
+    }
+
+    /// From the shared memory of this program, `shared`, or of one of its cluster, `shared::cluster`.
+    pub(super) fn load_from(&mut self, space: &str, address: &V, words: Words) -> Vec<V> {
         let outs: Vec<String> = (0..words.count).map(|i| format!("${i}")).collect();
         let list = if words.count == 1 { outs[0].clone() } else { format!("{{{}}}", outs.join(",")) };
         let suffix = if words.bits == 8 { ".u8".to_owned() } else { words.suffix() };
         let ty = struct_type(words.asm_type(), words.count);
         let constraints = format!("{},r", vec![format!("={}", words.constraint()); words.count].join(","));
-        let ptx = format!("ld.shared{suffix} {list}, [${}];", words.count);
+        let ptx = format!("ld.{space}{suffix} {list}, [${}];", words.count);
         let result = self.w.asm_effect(&ty, &ptx, &constraints, &[("i32", address)]);
         self.w.fields(words.asm_type(), words.count, &result)
     }

@@ -5,6 +5,7 @@
 //! - `for` with constant bounds that never runs is its initial values; one that runs once is its body.
 //! - A carried value that the body yields unchanged, or as its initial value, is the initial value.
 //! - `assert` of true is nothing; a masked access whose mask is false everywhere is `other`, or nothing.
+//! - `cluster_reduce` in a cluster of one is its operand.
 //!
 //! Every rule makes the kernel smaller or moves it towards a normal form, so rounds end; a bound on them guards against
 //! a mistake in that reasoning.
@@ -177,6 +178,7 @@ fn rule(k: &mut Kernel, op: &Op, before: &mut Vec<OpId>) -> Option<Rewrite> {
     let constant = |i: usize| k.constant(op.operands[i]).map(|bits| bits.0 != 0);
     let last = op.operands.len().wrapping_sub(1);
     match op.kind {
+        OpKind::ClusterReduce(_) if k.options.cluster < 2 => return Some(Rewrite::value(op.operands[0])),
         OpKind::Assert { .. } if constant(0) == Some(true) => return Some(Rewrite::Values(vec![])),
         OpKind::Gather { masked: true } if constant(last - 1) == Some(false) => {
             return Some(Rewrite::value(op.operands[last]));

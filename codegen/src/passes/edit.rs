@@ -55,9 +55,9 @@ pub fn any(k: &Kernel, regions: &[RegionId], f: impl Fn(&OpKind) -> bool) -> boo
     found
 }
 
-/// Whether an operation may change memory. After a wait it is what others have made of it.
+/// Whether an operation may change memory. After one that waits for others it is what they have made of it.
 pub fn writes(kind: &OpKind) -> bool {
-    let waits = matches!(kind, OpKind::Signal | OpKind::Wait);
+    let waits = matches!(kind, OpKind::Signal | OpKind::Wait | OpKind::ClusterReduce(_));
     waits || matches!(kind, OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. })
 }
 

@@ -6,6 +6,7 @@
 //! - A pass may remove an error (a division by zero whose result nobody uses), never add one: what may fail is not
 //!   moved to where it would not have run.
 //! - Memory operations keep their order among themselves, and a loop that waits for another program keeps reading.
+//!   Programs of a cluster meet where and as often as it is written, and memory is another one afterwards.
 //! - The kernel was verified before; in debug builds it is verified after every pass.
 
 mod algebra;

@@ -14,6 +14,7 @@ mod gate;
 mod recurrent;
 mod state;
 mod step;
+mod tokens;
 
 pub use chunk::kda_chunk;
 pub use gate::kda_gate;

@@ -134,6 +134,21 @@ impl Device {
         }
     }
 
+    /// Whether programs of a cluster can exchange tiles there ([`Tile::cluster_sum`](crate::Tile::cluster_sum)): of
+    /// GPUs, on Hopper.
+    ///
+    /// # Errors
+    /// If the device is not there.
+    pub fn has_clusters(self) -> Result<bool> {
+        match self {
+            Device::Cpu | Device::Interpret => Ok(true),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(n) => Ok(cuda::Context::get(n)?.capability == (9, 0)),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.not_built()),
+        }
+    }
+
     /// Asks for the work of both closures, in this order; a GPU may do the two side by side. Neither may touch what the
     /// other writes, except that the second may wait for the first's signals ([`View::wait`](crate::View::wait)).
     ///

@@ -4,6 +4,7 @@
 //! works inside `#[kernel]` and `#[device]` functions only.
 
 mod along;
+mod cluster;
 mod element;
 mod elementwise;
 mod outer;

@@ -46,52 +46,32 @@ pub fn softmax<T: Float, const R: usize, const N: usize, const P: u8>(x: &View<T
     out.store((e * e.sum::<1>().recip().col()).cast::<T>());
 }
 
-/// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out. Program: row, of `P` warps.
-///
-/// The first `KEPT` blocks of `B` columns are read once and stay in registers; the others are read twice, the second time
-/// backwards, so that the cache still has what was read last. Highest and sum are kept per lane and put together once.
-#[kernel(warps = P, evict_first(out))]
-pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8>(x: &View<T, 2>, out: &mut View<T, 2>) {
-    let row = program_id(0);
+/// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out, with C·KEPT·B ≥ columns. A
+/// row is a cluster of `C` programs', each of `P` warps, and in registers while they exchange its highest score and
+/// its sum. Program: `KEPT` blocks of `B` columns of a row.
+#[kernel(warps = P, cluster = C, deny(spill))]
+pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8, const C: u8>(
+    x: &View<T, 2>,
+    out: &mut View<T, 2>,
+) {
+    let programs = usize::from(C);
+    let (row, first) = (program_id(0) / programs, program_id(0) % programs * (KEPT * B));
+    assert!(x.dim(1) <= programs * KEPT * B, "columns that no program has");
     let x = x.select(0, row);
-    let (first, columns) = (KEPT * B, x.dim(0));
-    let kept: [Tile<T, B>; KEPT] = std::array::from_fn(|c| x.load_or(c * B, full(f64::NEG_INFINITY)));
-    // Lower than any score and yet finite, so that lanes which see no column subtract no infinities.
-    let mut highest: Tile<f32, B> = full(-1e30);
+    let kept: [Tile<T, B>; KEPT] = std::array::from_fn(|c| x.load_or(first + c * B, full(f64::NEG_INFINITY)));
+    let scores = kept.map(|block| block.cast::<f32>() * LOG2_E);
+    // Per lane, and put together once.
+    let highest = scores.into_iter().reduce(|highest, block| highest.max(block)).expect("a block at least");
+    let top = highest.amax::<0>().cluster_max();
     let mut total: Tile<f32, B> = zeros();
-    for start in (first..columns).step_by(4 * B) {
-        let values = four::<T, B>(&x, start);
-        let new = values.into_iter().fold(highest, |highest, value| highest.max(value));
-        total *= (highest - new).exp2();
-        for value in values {
-            total += (value - new).exp2();
-        }
-        highest = new;
+    for block in scores {
+        total += (block - top).exp2();
     }
-    let before = highest;
-    for chunk in kept {
-        highest = highest.max(chunk.cast::<f32>() * LOG2_E);
-    }
-    total *= (before - highest).exp2();
-    for chunk in kept {
-        total += (chunk.cast::<f32>() * LOG2_E - highest).exp2();
-    }
-    let top = highest.amax::<0>();
-    let scale = (total * (highest - top).exp2()).sum::<0>().recip();
-    let steps = (columns - first + (4 * B - 1)) / (4 * B);
-    for step in 0..steps {
-        let start = (steps - 1 - step) * (4 * B) + first;
-        let values = four::<T, B>(&x, start);
-        for i in unroll(0..4) {
-            let p = (values[i] - top).exp2() * scale;
-            // SAFETY: a program writes its own row.
-            unsafe { out.store((row, start + i * B), p.cast::<T>().reshape::<D2<1, B>>()) };
-        }
-    }
+    let scale = total.sum::<0>().cluster_sum().recip();
     for c in unroll(0..KEPT) {
-        let p = (kept[c].cast::<f32>() * LOG2_E - top).exp2() * scale;
-        // SAFETY: a program writes its own row.
-        unsafe { out.store((row, c * B), p.cast::<T>().reshape::<D2<1, B>>()) };
+        let p = (scores[c] - top).exp2() * scale;
+        // SAFETY: a program writes its own columns.
+        unsafe { out.store((row, first + c * B), p.cast::<T>().reshape::<D2<1, B>>()) };
     }
 }
 
@@ -100,11 +80,4 @@ pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8>(x:
 pub fn cast<T: Element, U: Element, const B: usize>(x: &View<T, 1>, out: &mut Block<U, B>) {
     let values: Tile<T, B> = x.load(out.origin(0));
     out.store(values.cast::<U>());
-}
-
-/// Four blocks of scores in units of log2, -inf beyond the row; all are in flight together.
-#[device]
-fn four<T: Float, const B: usize>(x: &View<T, 1>, start: Tile<i32>) -> [Tile<f32, B>; 4] {
-    let raw: [Tile<T, B>; 4] = std::array::from_fn(|i| x.load_or(start + i * B, full(f64::NEG_INFINITY)));
-    raw.map(|block| block.cast::<f32>() * LOG2_E)
 }

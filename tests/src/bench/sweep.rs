@@ -175,9 +175,9 @@ fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep>
         )*}};
     }
     macro_rules! long {
-        ($($kept:literal x $b:literal by $p:literal)*) => {{$(
-            ways.add(concat!("kept ", $kept, " x ", $b, ", ", $p, " warps"), move |i, out| {
-                kernels::softmax_long::<bf16, $kept, $b, $p>(&i[0], out).grid([rows]).run()
+        ($($c:literal of $kept:literal x $b:literal by $p:literal)*) => {{$(
+            ways.add(concat!("clusters of ", $c, ", ", $kept, " x ", $b, ", ", $p, " warps"), move |i, out| {
+                kernels::softmax_long::<bf16, $kept, $b, $p, $c>(&i[0], out).grid([$c * rows]).run()
             });
         )*}};
     }
@@ -187,8 +187,7 @@ fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep>
         }
         1025..=8192 => whole!(1 x 8192 by 4 1 x 8192 by 8 1 x 8192 by 16),
         _ => long!(
-            0 x 4096 by 16 8 x 4096 by 16 12 x 4096 by 16 16 x 4096 by 16 20 x 4096 by 16 24 x 4096 by 16
-            16 x 2048 by 8 24 x 2048 by 8 32 x 2048 by 8
+            4 of 10 x 4096 by 16 8 of 5 x 4096 by 16 4 of 20 x 2048 by 8 8 of 10 x 2048 by 8 8 of 20 x 1024 by 4
         ),
     }
     let check = Box::new(move || {

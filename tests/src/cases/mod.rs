@@ -17,6 +17,7 @@ mod data;
 mod delta;
 mod dense;
 mod device;
+mod exchange;
 mod experts;
 mod replay;
 mod roles;
@@ -86,8 +87,10 @@ pub fn cases() -> Vec<Case> {
         Case { name: "device/out_of_memory", run: device::out_of_memory },
         Case { name: "linear_scaled/e4m3", run: dense::linear_scaled },
         Case { name: "linear_tiles/bf16", run: dense::linear_tiles },
+        Case { name: "passed_on_in_clusters/f32", run: exchange::passed_on_in_clusters },
         Case { name: "products_in_roles/bf16", run: roles::products_in_roles },
         Case { name: "route/f32", run: experts::route },
+        Case { name: "rows_over_clusters/f32", run: exchange::rows_over_clusters },
         Case { name: "argmax/f32", run: sampling::argmax },
         Case { name: "sample/f32", run: sampling::sample },
     ];

@@ -4,6 +4,7 @@
 //! with and without facts, and compares every byte of every argument; the memory around each argument must stay as it
 //! was.
 
+mod clusters;
 mod control;
 mod elements;
 mod memory;

@@ -35,6 +35,7 @@ fn one_of_each() -> Vec<OpKind> {
         OpKind::Atomic { op: AtomicOp::Add, masked: false },
         OpKind::Signal,
         OpKind::Wait,
+        OpKind::ClusterReduce(Combine::Sum),
         OpKind::For { stages: 0 },
         OpKind::While,
         OpKind::If,
@@ -63,10 +64,11 @@ fn one_of_each() -> Vec<OpKind> {
             OpKind::Atomic { .. } | OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Yield => 7,
             OpKind::Assert { .. } | OpKind::Print { .. } => 8,
             OpKind::Signal | OpKind::Wait => 9,
+            OpKind::ClusterReduce(_) => 11,
             OpKind::Channel { .. } | OpKind::Roles(_) | OpKind::Send | OpKind::Receive | OpKind::Release => 10,
         })
         .collect();
-    assert_eq!(groups.len(), 11);
+    assert_eq!(groups.len(), 12);
     kinds
 }
 

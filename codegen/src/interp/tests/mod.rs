@@ -1,6 +1,7 @@
 //! One small kernel per operation, with hostile inputs, and one per rule that can be broken.
 
 mod axes;
+mod clusters;
 mod control;
 mod document;
 mod elements;

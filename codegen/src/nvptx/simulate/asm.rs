@@ -123,7 +123,7 @@ impl Op {
         let kind = parts[parts.len() - 1];
         let size = kind.trim_start_matches(|c: char| c.is_alphabetic()).parse::<usize>().unwrap_or(0) / 8;
         let count = parts.iter().find_map(|p| p.strip_prefix('v')?.parse().ok()).unwrap_or(1);
-        let shared = parts.get(1) == Some(&"shared");
+        let shared = matches!(parts.get(1), Some(&"shared" | &"shared::cluster"));
         match (parts[0], parts.get(1).copied().unwrap_or_default()) {
             ("mov", _) => Op::Move,
             ("trap", _) => Op::Trap,
@@ -312,6 +312,11 @@ impl Simulator {
                 let address = value(count, env);
                 assert_eq!(address as usize % (size * count), 0, "misaligned vector");
                 self.touch(t, shared, address, size * count);
+                if shared {
+                    let other = (address / WINDOW) as usize != t.member;
+                    assert!(!other || p.name.contains("::cluster"), "{} of another program's memory", p.name);
+                    self.present(address);
+                }
                 for i in 0..count {
                     let at = address + (i * size) as u64;
                     if shared {
@@ -424,7 +429,8 @@ impl Simulator {
             Op::Fence => {}
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
-            Op::OtherGrids | Op::ClusterArrive => {}
+            Op::OtherGrids => {}
+            Op::ClusterArrive => t.arrivals += 1,
             Op::ClusterWait => return Some(Wait::Cluster),
             Op::Window => {
                 let (address, member) = (value(1, env), value(2, env));

@@ -70,7 +70,7 @@ pub enum Wait {
     Group,
     /// Which, and for how many threads.
     Barrier(u64, usize),
-    /// All threads of the cluster that have not left.
+    /// All threads of the cluster that have not left, until they have arrived as often.
     Cluster,
     /// Which, and the parity of the phase.
     Mbarrier(u64, u64),
@@ -91,6 +91,8 @@ pub struct Thread {
     /// Barriers that it has passed, and those of its warp.
     barriers: usize,
     warp_barriers: usize,
+    /// How often it has arrived at the cluster's barrier.
+    arrivals: usize,
     values: Vec<u64>,
     block: usize,
     previous: usize,
@@ -280,6 +282,7 @@ impl Simulator {
                 looked: None,
                 barriers: 0,
                 warp_barriers: 0,
+                arrivals: 0,
                 values: values.clone(),
                 block: 0,
                 previous: 0,
@@ -405,19 +408,22 @@ impl Simulator {
         moved
     }
 
-    /// If all that are left of the cluster wait for each other.
+    /// Lets those go on that wait for a cluster in which all that are left have arrived.
     fn move_cluster(&mut self, threads: &mut [Thread]) -> bool {
-        let waits = |t: &Thread| t.wait == Wait::Cluster;
-        if !threads.iter().any(waits) || !threads.iter().all(|t| waits(t) || t.wait == Wait::Exited) {
-            return false;
-        }
-        for t in threads.iter_mut().filter(|t| waits(t)) {
+        let arrived = threads.iter().filter(|t| t.wait != Wait::Exited).map(|t| t.arrivals).min().unwrap_or(0);
+        // Programs may have passed different numbers of barriers of their own.
+        let barriers = threads.iter().map(|t| t.barriers).max().unwrap_or(0) + 1;
+        let mut moved = false;
+        for t in threads.iter_mut().filter(|t| t.wait == Wait::Cluster && t.arrivals <= arrived) {
             self.shared.publish(&mut t.fenced);
-            t.barriers += 1;
+            t.barriers = barriers;
             (t.wait, t.pc) = (Wait::Nothing, t.pc + 1);
+            moved = true;
         }
-        self.shared.share_barriers();
-        true
+        if moved {
+            self.shared.share_barriers();
+        }
+        moved
     }
 
     /// Whose shared memory an address is in: that of a program that has not left.

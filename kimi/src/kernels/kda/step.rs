@@ -1,5 +1,6 @@
 //! One step of decoding: everything between a layer's projections, in one kernel.
 
+use super::tokens::{is, put, take};
 use super::{decay_scale, log2_decay};
 use kiln::prelude::*;
 
@@ -19,15 +20,18 @@ use kiln::prelude::*;
 ///
 /// Columns of the state do not depend on each other: after what all of them need, `C` of the blocks at a time (`C2` =
 /// 2·C) go through all tokens, while the next are loaded. So a program takes few registers, and others on the same
-/// multiprocessor load and store while it computes. Neither `N` nor `C` changes a result: the sums over rows are the
-/// same in any number of blocks, and what depends on `N` moves elements only.
-#[kernel(warps = 4, min_programs_per_sm = P, deny(spill))]
+/// multiprocessor load and store while it computes. Where there are more multiprocessors than heads, `O` = `C` = 1
+/// instead of `B`: a head is a cluster of programs with a block each, which add up their squares (not if `GROUPED` or
+/// `KEEP`). None of `N`, `C` and `O` changes a result: the sums over rows are the same in any number of blocks,
+/// squares are added one block after the other, and what depends on `N` moves elements only.
+#[kernel(warps = 4, min_programs_per_sm = P, cluster = (B / O) as u8, deny(spill))]
 pub fn kda_step<
     T: Float,
     const N: usize,
     const D: usize,
     const B: usize,
     const V: usize,
+    const O: usize,
     const C: usize,
     const C2: usize,
     const J: usize,
@@ -52,20 +56,21 @@ pub fn kda_step<
     state: &mut View<f32, 4>,
     out: &mut View<T, 4>,
 ) {
-    let (key_head, sequence, heads) = (program_id(0), program_id(1), out.dim(1));
+    let (key_head, sequence, heads) = (program_id(0) / (B / O), program_id(1), out.dim(1));
+    let first_block = program_id(0) % (B / O) * O;
     let head = if GROUPED { key_head * num_programs(2) + program_id(2) } else { key_head };
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
     let count = if N == 1 { full(1.0) } else { end - first };
     let channels = head * D;
     let mut own_state = state.select(0, slot * heads + head);
-    let mut own_inputs = inputs.select(0, slot);
 
     // The first blocks are on their way while the program computes what does not need the state.
-    let mut next: Tile<f32, C, D, V> = own_state.load((0, 0, 0));
+    let mut next: Tile<f32, C, D, V> = own_state.load((first_block, 0, 0));
 
     // Inputs of q, k, v (and a row of zeros) one, two and three tokens back; beyond J-1 tokens they lie outside.
-    let past = |back: i32| of_head::<T, D, GROUPED>(&own_inputs, full((J as i32 - 1 - back).into()), key_head, head);
+    let before = inputs.select(0, slot);
+    let past = |back: i32| of_head::<T, D, GROUPED>(&before, full((J as i32 - 1 - back).into()), key_head, head);
     let (mut back_1, mut back_2, mut back_3) = (past(1), past(2), past(3));
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
@@ -111,24 +116,26 @@ pub fn kda_step<
         if KEEP {
             let kept = kept.get(t);
             if kept >= 0 {
-                let mut inputs = inputs.select(0, kept);
                 // SAFETY: a slot belongs to one sequence or token, and this program to its head.
-                unsafe { store_inputs::<T, D, J, GROUPED>(&mut inputs, channels, [back_1, back_2, back_3]) };
+                unsafe { store_inputs::<T, D, J, GROUPED>(inputs, kept, channels, [back_1, back_2, back_3]) };
             }
         }
     }
-    // SAFETY: as above.
-    unsafe { store_inputs::<T, D, J, GROUPED>(&mut own_inputs, channels, [back_1, back_2, back_3]) };
+    if O == B {
+        // SAFETY: as above.
+        unsafe { store_inputs::<T, D, J, GROUPED>(inputs, slot, channels, [back_1, back_2, back_3]) };
+    }
 
     // A program alone on its multiprocessor asks for these before the walk; where others compute meanwhile it saves registers.
     let gate = gate.select(1, head);
-    let of_norm = || -> (Tile<T, N, B, V>, Tile<f32, B, V>) { (gate.load((first, 0, 0)), norm.load((0, 0))) };
-    let early = (C > 1).then(of_norm);
-    let mut o: Tile<f32, N, B, V> = zeros();
-    let mut squares: Tile<f32, N, 1, 1> = zeros();
-    for column in (0..B).step_by(C) {
+    let of_norm = || (gate.load((first, first_block, 0)), norm.load((first_block, 0)));
+    let early = (C > 1 || O < B).then(of_norm);
+    let mut o: Tile<f32, N, O, V> = zeros();
+    let (mut squares, mut last): (Tile<f32, N, 1, 1>, Tile<f32, C, D, V>) = (zeros(), next);
+    for own in (0..O).step_by(C) {
+        let column = own + first_block;
         let mut s = next;
-        if C < B {
+        if C < O {
             next = own_state.load((column + C, 0, 0));
         }
         for i in 0..count {
@@ -162,9 +169,9 @@ pub fn kda_step<
             for c in unroll(0..C) {
                 sum += sums.slice::<D1<1>, 1>([c]).reshape::<D0>();
                 let here =
-                    (iota::<B>() == column + c).reshape::<D3<1, B, 1>>().broadcast::<D3<N, B, V>>() & is::<N, B, V>(i);
+                    (iota::<O>() == own + c).reshape::<D3<1, O, 1>>().broadcast::<D3<N, O, V>>() & is::<N, O, V>(i);
                 let part: Tile<f32, 1, V> = block.slice([c, 0]);
-                o = select(here, part.reshape::<D3<1, 1, V>>().broadcast::<D3<N, B, V>>(), o);
+                o = select(here, part.reshape::<D3<1, 1, V>>().broadcast::<D3<N, O, V>>(), o);
             }
             squares = put(i, sum.reshape(), squares);
             if KEEP {
@@ -176,18 +183,31 @@ pub fn kda_step<
                 }
             }
         }
-        // SAFETY: as above.
-        unsafe { own_state.store((column, 0, 0), s) };
+        if O == B {
+            // SAFETY: as above.
+            unsafe { own_state.store((column, 0, 0), s) };
+        } else {
+            last = s;
+        }
     }
 
+    // An exchange waits for what was stored before.
+    let squares = squares.cluster_sum();
+    if O < B {
+        // SAFETY: as above.
+        unsafe { own_state.store((first_block, 0, 0), last) };
+        if first_block == 0 {
+            // SAFETY: as above; the other programs have read them.
+            unsafe { store_inputs::<T, D, J, GROUPED>(inputs, slot, channels, [back_1, back_2, back_3]) };
+        }
+    }
     let mut out = out.select(1, head).narrow(0, first, end - first);
-    let (open, norm) = early.unwrap_or_else(of_norm);
-    let scale = (squares / (D as f32) + eps).rsqrt();
-    let scale: Tile<f32, N, B, V> = scale.broadcast();
-    let norm: Tile<f32, N, B, V> = norm.reshape::<D3<1, B, V>>().broadcast();
+    let (open, norm): (Tile<T, N, O, V>, Tile<f32, O, V>) = early.unwrap_or_else(of_norm);
+    let scale: Tile<f32, N, O, V> = (squares / (D as f32) + eps).rsqrt().broadcast();
+    let norm: Tile<f32, N, O, V> = norm.reshape::<D3<1, O, V>>().broadcast();
     let y = (o * scale * norm * open.cast::<f32>().sigmoid()).cast::<T>();
-    // SAFETY: a program writes its own sequence's tokens, and of them its head.
-    unsafe { out.store((0, 0, 0), y) };
+    // SAFETY: a program writes its own sequence's tokens, and of them its head's blocks.
+    unsafe { out.store((0, first_block, 0), y) };
 }
 
 /// Row `at` of q, k and v (and of zeros) of a head.
@@ -215,36 +235,16 @@ fn of_head<T: Float, const D: usize, const GROUPED: bool>(
 /// The program's own channels of these inputs.
 #[device]
 unsafe fn store_inputs<T: Float, const D: usize, const J: usize, const GROUPED: bool>(
-    inputs: &mut View<T, 3>,
+    inputs: &View<T, 4>,
+    slot: Tile<i32>,
     channels: Tile<i32>,
     back: [Tile<T, 1, 4, D>; 3],
 ) {
     if !GROUPED {
+        let mut inputs = inputs.select(0, slot);
         for i in unroll(0..3) {
             // SAFETY: as the caller promises.
             unsafe { inputs.store((J as i32 - 2 - i as i32, 0, channels), back[i]) };
         }
     }
-}
-
-/// `all` with x in place i.
-#[device]
-fn put<const N: usize, const A: usize, const E: usize>(
-    i: Tile<i32>,
-    x: Tile<f32, A, E>,
-    all: Tile<f32, N, A, E>,
-) -> Tile<f32, N, A, E> {
-    let x: Tile<f32, 1, A, E> = x.reshape();
-    if N == 1 { x.broadcast() } else { select(is::<N, A, E>(i), x.broadcast::<D3<N, A, E>>(), all) }
-}
-
-/// What is in place i.
-#[device]
-fn take<const N: usize, const A: usize, const E: usize>(i: Tile<i32>, all: Tile<f32, N, A, E>) -> Tile<f32, A, E> {
-    if N == 1 { all.sum::<0>() } else { select(is::<N, A, E>(i), all, 0.0).sum::<0>() }
-}
-
-#[device]
-fn is<const N: usize, const A: usize, const E: usize>(i: Tile<i32>) -> Tile<bool, N, A, E> {
-    (iota::<N>() == i).reshape::<D3<N, 1, 1>>().broadcast()
 }

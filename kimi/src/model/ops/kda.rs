@@ -81,9 +81,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let weight = &conv.reshape(&[&[taps][..], &by_part].concat())?;
         let past = &mut inputs.reshape(&[&[inputs.shape()[0], taps - 1][..], &by_part].concat())?;
         let eps = eps as f32;
-        let grid = [heads / group, sequences.shape()[0], group];
-        // Many programs share multiprocessors, few have one each for a whole state.
-        let few = heads * sequences.shape()[0] < 2 * self.multiprocessors;
+        let [programs, clusters] = [heads * sequences.shape()[0], usize::from(self.device.has_clusters()?)];
+        // Many programs share multiprocessors, few have one each for a whole state, or for a block of its columns.
+        let few = programs < 2 * self.multiprocessors;
         with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
                 const V: usize = 32;
@@ -91,13 +91,16 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 let blocks = |tensor: &Tensor| tensor.reshape(&[tensor.shape()[0], heads, B, V]);
                 let (gate, norm) = (&blocks(gate)?, &norm.reshape(&[B, V])?);
                 let by_block = &mut blocks(out)?;
+                let fewest = B * programs <= clusters * self.multiprocessors;
                 let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
-                // Tokens, blocks at a time, programs that the registers are to suffice for, whether states are kept.
+                // Tokens, blocks of a program and at a time, programs that the registers are to suffice for, whether
+                // states are kept.
                 macro_rules! step {
-                    ($N:literal, $C:literal, $P:literal, $KEEP:literal, $GROUPED:literal) => {
+                    ($N:literal, $O:tt, $C:literal, $P:literal, $KEEP:literal, $GROUPED:literal) => {{
+                        let grid = [heads / group * (B / $O), sequences.shape()[0], group];
                         match kind {
                             Gate::Softplus => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, false, $KEEP, $GROUPED, $P>(
+                                kda::kda_step::<T, $N, D, B, V, $O, $C, { 2 * $C }, J, false, $KEEP, $GROUPED, $P>(
                                     rows, weight, decay, beta, a_log, dt_bias, 0.0, gate, norm, eps, sequences,
                                     kept, past, state, by_block,
                                 )
@@ -105,7 +108,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
                                 .run()?
                             }
                             Gate::Bounded(low) => {
-                                kda::kda_step::<T, $N, D, B, V, $C, { 2 * $C }, J, true, $KEEP, $GROUPED, $P>(
+                                kda::kda_step::<T, $N, D, B, V, $O, $C, { 2 * $C }, J, true, $KEEP, $GROUPED, $P>(
                                     rows, weight, decay, beta, a_log, dt_bias, low, gate, norm, eps, sequences,
                                     kept, past, state, by_block,
                                 )
@@ -113,19 +116,20 @@ impl<T: Activation, W: Float> Ops<T, W> {
                                 .run()?
                             }
                         }
-                    };
+                    }};
                 }
                 match (group, longest, keeps) {
-                    (1, 1, false) if few => step!(1, 2, 2, false, false),
-                    (1, 1, false) => step!(1, 1, 4, false, false),
-                    (1, 2..=4, false) => step!(4, 1, 3, false, false),
-                    (1, _, false) => step!(16, 1, 2, false, false),
-                    (1, 1..=8, true) => step!(8, 1, 2, true, false),
-                    (1, _, true) => step!(16, 1, 2, true, false),
-                    (_, 1, false) => step!(1, 1, 4, false, true),
-                    (_, _, false) => step!(16, 1, 2, false, true),
-                    (_, 1..=8, true) => step!(8, 1, 2, true, true),
-                    (_, _, true) => step!(16, 1, 2, true, true),
+                    (1, 1, false) if fewest => step!(1, 1, 1, 1, false, false),
+                    (1, 1, false) if few => step!(1, B, 2, 2, false, false),
+                    (1, 1, false) => step!(1, B, 1, 4, false, false),
+                    (1, 2..=4, false) => step!(4, B, 1, 3, false, false),
+                    (1, _, false) => step!(16, B, 1, 2, false, false),
+                    (1, 1..=8, true) => step!(8, B, 1, 2, true, false),
+                    (1, _, true) => step!(16, B, 1, 2, true, false),
+                    (_, 1, false) => step!(1, B, 1, 4, false, true),
+                    (_, _, false) => step!(16, B, 1, 2, false, true),
+                    (_, 1..=8, true) => step!(8, B, 1, 2, true, true),
+                    (_, _, true) => step!(16, B, 1, 2, true, true),
                 }
             })
         });

@@ -1,0 +1,36 @@
+//! What the programs of a cluster exchange: small tiles, combined on the way.
+
+use super::{Number, Shape, Tile};
+use crate::stage;
+use kiln_codegen::ir::Combine;
+
+/// Exchanges within the cluster, of `#[kernel(cluster = N)]`: the `N` neighbours along axis 0 of the grid that run at
+/// the same time. All of them must come to the same exchange equally often: whether they do may depend on what they
+/// have in common only, as `program_id(0) / N`. (The interpreter and the CPU report programs that do not meet.) A tile
+/// has at most 8 KiB.
+///
+/// What a program did to memory before an exchange comes before what the others do after it. So one program may replace
+/// what others read before, or read what they wrote. A GPU waits for that until its stores are in memory: what can be
+/// stored after an exchange should be.
+///
+/// Without `cluster`, a program is alone and has what it brought. Not in roles. On a GPU it takes Hopper; loads of
+/// such a kernel are not copied by a warp of their own.
+impl<T: Number, S: Shape> Tile<T, S> {
+    #[track_caller]
+    fn exchanged(self, combine: Combine) -> Tile<T, S> {
+        Tile::from_id(stage::emit(|b| b.cluster_reduce(self.id(), combine)))
+    }
+
+    /// Element by element, the sum over the programs of the cluster, added in the order of their ranks,
+    /// `(p0 + p1) + p2` ..: all get the same bits.
+    #[track_caller]
+    pub fn cluster_sum(self) -> Tile<T, S> {
+        self.exchanged(Combine::Sum)
+    }
+
+    /// Element by element, the largest among the programs of the cluster; NaN only if all are.
+    #[track_caller]
+    pub fn cluster_max(self) -> Tile<T, S> {
+        self.exchanged(Combine::Max)
+    }
+}
