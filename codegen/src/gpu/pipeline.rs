@@ -20,7 +20,7 @@ use super::mma::DotPlan;
 use super::panels::Panels;
 use super::{Chip, cluster, facts};
 use crate::ir::{Access, Def, Finding, Kernel, Lint, OpId, OpKind, Region, RegionId, Type, ValueId};
-use crate::passes::edit::any;
+use crate::passes::edit::{any, walk};
 use std::collections::{BTreeMap, HashMap};
 
 /// What a thread may copy for one iteration, in bytes.
@@ -182,13 +182,31 @@ pub fn plan(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
 
 /// The operation that the producer of bulk copies cannot pass, and why.
 fn refusal(k: &Kernel, ahead: &Ahead) -> Option<(OpId, &'static str)> {
-    if let Some((_, exchange)) = k.meeting() {
+    if let Some((_, exchange)) = k.meeting()
+        && !exchanges_follow(k, ahead)
+    {
         return Some((exchange, "the producer cannot come to where programs of a cluster exchange tiles"));
     }
     let nesting = Nesting::of(k);
     let mut waits = (0..k.ops.len()).map(|i| OpId(i as u32)).filter(|&id| k.op(id).kind == OpKind::Wait);
     let left = waits.find(|&id| !waits_for_copies(k, &nesting, id, ahead))?;
     Some((left, "none comes before other reads after this wait"))
+}
+
+/// Whether programs of a cluster exchange tiles only when all has been copied, and each for itself: the producer has
+/// left then, and nobody waits for it.
+fn exchanges_follow(k: &Kernel, ahead: &Ahead) -> bool {
+    let has = |id: OpId, f: &dyn Fn(OpId) -> bool| {
+        let mut found = f(id);
+        k.op(id).regions.iter().for_each(|&r| walk(k, r, &mut |id, _| found |= f(id)));
+        found
+    };
+    let copies = |id: OpId| ahead.bulk_load(id).is_some();
+    let exchanges = |id: OpId| matches!(k.op(id).kind, OpKind::ClusterReduce(_));
+    let ops = &k.region(k.body).ops;
+    let after = ops.iter().rposition(|&id| has(id, &copies)).map_or(0, |last| last + 1);
+    let shared = ahead.bulk.values().flat_map(|r| &r.loads).any(|l| l.copy.share.is_some());
+    !shared && !ops[..after].iter().any(|&id| has(id, &exchanges))
 }
 
 /// Whether the producer can wait for a signal instead of the computing warps: a bulk copy is the next thing that reads

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 /// The most elements of one tile.
 pub const MAX_ELEMENTS: usize = 1 << 20;
 /// The most bytes of a tile that the programs of a cluster exchange.
-pub const MAX_EXCHANGED: usize = 8 << 10;
+pub const MAX_EXCHANGED: usize = 64 << 10;
 
 /// A rule that a kernel breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

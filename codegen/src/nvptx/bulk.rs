@@ -33,7 +33,7 @@ use std::collections::HashMap;
 pub(super) struct Places {
     full: usize,
     free: usize,
-    buffers: usize,
+    pub(super) buffers: usize,
     end: usize,
 }
 

@@ -1,8 +1,12 @@
 //! What the programs of a cluster exchange (`cluster_reduce`).
 //!
-//! A program has two buffers in shared memory, which exchanges use in turns: it writes its tile to one, waits at the
-//! cluster's barrier, and reads the tiles of all in the order of their ranks, each thread what it needs. The barrier is
-//! one of the program's own threads, too, and what was done to global memory before comes before what follows it.
+//! A program has two buffers in shared memory, which exchanges use in turns (one, if there is a single exchange): it writes
+//! its tile to one, waits at the cluster's barrier, and reads the tiles of all in the order of their ranks, each thread what
+//! it needs. Of two programs each adds the other's tile to its own: the order makes no difference then. The barrier is
+//! one of the program's own threads, too, and what was done to global memory before comes before what follows it. Where
+//! copies have filled rings before, their memory is that of the buffers.
+//!
+//! A tile of which each thread has elements that nobody else has lies in a buffer thread by thread, else row by row.
 //!
 //! Invariants:
 //! - A buffer is written again two exchanges later. Who comes to the barrier between has read what he needed.
@@ -25,6 +29,8 @@ pub(super) struct Buffers {
     start: usize,
     /// Of one buffer: a power of two.
     bytes: usize,
+    /// Where they end, if they lie where rings were.
+    in_ring: Option<usize>,
     /// The stack slot of the place of the next one to use, from the start: 0 or `bytes`.
     next: V,
     /// The last exchange, if it stands in no loop or branch.
@@ -37,21 +43,29 @@ impl Lower<'_> {
         if self.k.meeting().is_none() {
             return;
         }
-        let (k, mut bytes, mut last) = (self.k, 16, None);
+        let (k, mut bytes, mut all) = (self.k, 16, vec![]);
         walk(k, k.body, &mut |id, op| {
             if let OpKind::ClusterReduce(_) = op.kind {
                 let ty = k.ty(op.results[0]);
                 bytes = bytes.max((ty.dtype().size() * ty.shape().numel()).next_power_of_two());
-                last = Some(id);
+                all.push(id);
             }
         });
-        let last = last.filter(|id| k.region(k.body).ops.contains(id));
-        let start = self.shared_top.next_multiple_of(128);
-        self.shared_top = start + 2 * bytes;
-        self.shared_max = self.shared_max.max(self.shared_top);
+        let body = &k.region(k.body).ops;
+        let last = all.last().copied().filter(|id| body.contains(id));
+        let taken = if all.len() == 1 && last.is_some() { bytes } else { 2 * bytes };
+        // Exchanges come when the rings of loops are empty; in the body they come one after the other.
+        let loops = self.plan.ahead.bulk.iter().filter(|(region, _)| **region != k.body);
+        let ring = loops.flat_map(|(_, r)| &r.loads).map(|l| self.rings[&l.load].buffers).min();
+        let ring = ring.filter(|start| start + taken <= self.shared_top && all.iter().all(|id| body.contains(id)));
+        let start = ring.unwrap_or(self.shared_top.next_multiple_of(128));
+        if ring.is_none() {
+            self.shared_top = start + taken;
+            self.shared_max = self.shared_max.max(self.shared_top);
+        }
         let next = self.w.hoist("alloca i32, align 4");
         self.w.line(format_args!("store i32 0, ptr {next}, align 4"));
-        self.exchanged = Some(Buffers { start, bytes, next, last });
+        self.exchanged = Some(Buffers { start, bytes, in_ring: ring.map(|_| start + taken), next, last });
     }
 
     /// Waits until nobody reads this program's memory any more.
@@ -67,74 +81,109 @@ impl Lower<'_> {
         let op = self.k.op(id);
         let (x, result) = (op.operands[0], op.results[0]);
         let (registers, layout) = self.get_home(x);
-        let Some(Buffers { start, bytes, next, last }) = self.exchanged.clone() else {
-            let to = self.plan.versions[result.index()][0].clone();
-            let registers = self.convert(&registers, self.k.ty(x).dtype(), &layout, &to)?;
+        let to = self.plan.versions[result.index()][0].clone();
+        let dtype = self.k.ty(x).dtype();
+        let Some(Buffers { start, bytes, in_ring, next, last }) = self.exchanged.clone() else {
+            let registers = self.convert(&registers, dtype, &layout, &to)?;
             return self.define(result, registers);
         };
-        let dtype = self.k.ty(x).dtype();
         let place = self.w.op(format_args!("load i32, ptr {next}, align 4"));
         let other = self.w.op(format_args!("xor i32 {place}, {bytes}"));
         self.w.line(format_args!("store i32 {other}, ptr {next}, align 4"));
         let buffer = self.shared_at(start, &place, 1);
 
-        self.write_exchanged(&buffer, dtype, &layout, &registers);
-        self.barrier_by(|lower| lower.cluster_barrier("release"));
-        let layout = self.plan.versions[result.index()][0].clone();
-        let mut sum: Option<Vec<V>> = None;
-        for rank in 0..u32::from(self.k.options.cluster) {
-            let args = [("i32", &buffer), ("i32", &int(rank))];
-            let buffer = self.w.asm("i32", "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r", &args);
-            let tile = self.read_exchanged(&buffer, dtype, &layout);
-            sum = Some(match sum {
-                None => tile,
-                Some(sum) => {
-                    let pairs = sum.iter().zip(&tile);
-                    pairs.map(|(x, y)| math::combine(&mut self.w, combine, dtype, x, y)).collect()
-                }
-            });
+        if let Some(end) = in_ring {
+            // From here on it is nobody else's; what was there before may still be read.
+            self.shared_top = self.shared_top.max(end);
+            self.barrier();
         }
+        let by_thread = layout == to && layout.copies() == 1;
+        self.write_exchanged(&buffer, dtype, &layout, by_thread, &registers);
+        self.barrier_by(|lower| lower.cluster_barrier("release"));
+        let programs = u32::from(self.k.options.cluster);
+        let (compact, copies) = to.compact_registers();
+        let (mut sum, others) = if programs == 2 && by_thread {
+            let program = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.ctaid.x", &[]);
+            let rank = self.w.bin("and", "i32", &program, &int(1));
+            (registers.into_iter().map(Some).collect(), vec![self.w.bin("xor", "i32", &rank, &int(1))])
+        } else {
+            (vec![None; compact.registers()], (0..programs).map(int).collect())
+        };
+        for rank in others {
+            let args = [("i32", &buffer), ("i32", &rank)];
+            let buffer = self.w.asm("i32", "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r", &args);
+            self.add_exchanged(&buffer, dtype, &compact, by_thread, combine, &mut sum);
+        }
+        let sum = copies.iter().map(|&r| sum[r as usize].clone().expect("a cluster has programs")).collect();
         if last == Some(id) {
             self.arrive_at_cluster("release");
         }
-        self.define(result, sum.expect("a cluster has programs"))
+        self.define(result, sum)
     }
 
-    /// Writes a tile to a buffer, row-major, every element once.
-    fn write_exchanged(&mut self, buffer: &V, dtype: DType, layout: &LinearLayout, registers: &[V]) {
+    /// Writes a tile to a buffer, every element once.
+    fn write_exchanged(&mut self, buffer: &V, dtype: DType, layout: &LinearLayout, by_thread: bool, registers: &[V]) {
         let (compact, copies) = layout.compact_registers();
         let owner = self.owner(layout);
         let register = |r: &u32| copies.iter().position(|copy| copy == r).expect("every register is one of its copies");
-        let (thread, groups) = self.exchanged_places(dtype, &compact);
-        for group in groups {
-            let address = self.shared_place(buffer, &thread, compact.flat(group[0], 0, 0) * dtype.size() as u32);
+        for (address, group) in self.exchanged_places(buffer, dtype, &compact, by_thread) {
             let elements: Vec<V> = group.iter().map(|r| registers[register(r)].clone()).collect();
             let words = pack(&mut self.w, dtype, &elements);
             self.store_shared(&address, Words::of(dtype, elements.len()), &words, owner.as_ref());
         }
     }
 
-    /// Reads a tile from a buffer of a program of the cluster.
-    fn read_exchanged(&mut self, buffer: &V, dtype: DType, layout: &LinearLayout) -> Vec<V> {
-        let (compact, copies) = layout.compact_registers();
-        let (thread, groups) = self.exchanged_places(dtype, &compact);
-        let mut read = vec![int(0); compact.registers()];
-        for group in groups {
-            let address = self.shared_place(buffer, &thread, compact.flat(group[0], 0, 0) * dtype.size() as u32);
+    /// Reads a tile from a buffer of a program of the cluster and combines it with the sum so far: one access after the
+    /// other, so that there are not two tiles in registers.
+    fn add_exchanged(
+        &mut self,
+        buffer: &V,
+        dtype: DType,
+        compact: &LinearLayout,
+        by_thread: bool,
+        combine: Combine,
+        sum: &mut [Option<V>],
+    ) {
+        for (address, group) in self.exchanged_places(buffer, dtype, compact, by_thread) {
             let words = self.load_from("shared::cluster", &address, Words::of(dtype, group.len()));
             let elements = unpack(&mut self.w, dtype, &words, group.len());
             for (&r, x) in group.iter().zip(elements) {
-                read[r as usize] = x;
+                let sum = &mut sum[r as usize];
+                *sum = Some(match sum.take() {
+                    Some(before) => math::combine(&mut self.w, combine, dtype, &before, &x),
+                    None => x,
+                });
             }
         }
-        copies.iter().map(|&r| read[r as usize].clone()).collect()
     }
 
-    /// What the thread contributes to addresses in a buffer, and the registers of each access.
-    fn exchanged_places(&mut self, dtype: DType, layout: &LinearLayout) -> ((V, u32), Vec<Vec<u32>>) {
+    /// The addresses of a thread's accesses in a buffer, and the registers of each.
+    fn exchanged_places(
+        &mut self,
+        buffer: &V,
+        dtype: DType,
+        layout: &LinearLayout,
+        by_thread: bool,
+    ) -> Vec<(V, Vec<u32>)> {
         let size = dtype.size() as u32;
+        if by_thread {
+            // Each access of a warp is one run of bytes.
+            let registers: Vec<u32> = (0..layout.registers() as u32).collect();
+            let (together, threads) = ((16 / size).min(registers.len() as u32), self.threads() as u32);
+            let tid = self.tid();
+            let own = self.w.bin("mul", "i32", &tid, &int(together * size));
+            let own = self.w.bin("add", "i32", buffer, &own);
+            let groups = registers.chunks(together as usize).enumerate();
+            return groups
+                .map(|(i, group)| {
+                    let place = self.w.bin("add", "i32", &own, &int(i as u32 * threads * together * size));
+                    (place, group.to_vec())
+                })
+                .collect();
+        }
         let thread = self.thread_bytes(layout.thread_bases().map(|b| b * size).collect());
         let rows = SharedLayout::row_major(*layout.shape()).expect("extents of a layout are powers of two");
-        (thread, rows.vectorise(layout, dtype.size()).groups)
+        let groups = rows.vectorise(layout, dtype.size()).groups.into_iter();
+        groups.map(|group| (self.shared_place(buffer, &thread, layout.flat(group[0], 0, 0) * size), group)).collect()
     }
 }

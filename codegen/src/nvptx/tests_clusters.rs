@@ -116,36 +116,62 @@ fn several_exchanges_in_a_loop() {
     }
 }
 
-/// Products in a loop beside exchanges: no copies by a producer, which would not come to the barrier.
-#[test]
-fn products_run_ahead_without_a_producer() {
-    let k = kernel(
-        "kernel product(%a: view<f16,2>, %b: view<f16,2>, %c: write view<f32,2>) warps 8 cluster 2 {
+/// Rows of a product whose inner dimension two programs share, `ending` after the loop or in it.
+fn product(within: &str, after: &str) -> Kernel {
+    kernel(&format!(
+        "kernel product(%a: view<f16,2>, %b: view<f16,2>, %c: write view<f32,2>) warps 8 cluster 2 {{
           %zero: i32 = const 0
+          %one: i32 = const 1
+          %two: i32 = const 2
           %p: i32 = program_id 0
+          %part: i32 = rem %p, %two
+          %tile: i32 = div %p, %two
           %m: i32 = const 128
-          %i: i32 = mul %p, %m
+          %i: i32 = mul %tile, %m
           %step: i32 = const 64
           %depth: i32 = dim 1 %a
+          %half: i32 = div %depth, %two
+          %from: i32 = mul %part, %half
+          %to: i32 = add %from, %half
           %none: f32<128x64> = const 0.0
-          %sum: f32<128x64> = for %k: i32 = %zero to %depth step %step carrying (%acc: f32<128x64> = %none) {
+          %own: f32<128x64> = for %k: i32 = %from to %to step %step carrying (%acc: f32<128x64> = %none) {{
             %x: f16<128x64> = load %a[%i, %k]
             %y: f16<64x64> = load %b[%zero, %k]
             %t: f16<64x64> = transpose [1, 0] %y
             %next: f32<128x64> = dot %x, %t, %acc
-            yield %next
-          }
-          %rows: f32<64> = reduce max axis 0 %sum
-          %most: f32<64> = cluster_reduce max %rows
-          %row: f32<1x64> = reshape %most
-          %all: f32<128x64> = broadcast %row
-          %scaled: f32<128x64> = sub %sum, %all
-          store %c[%i, %zero], %scaled
+            {within}
+          }}
+          {after}
+          %first: bool = eq %part, %zero
+          if %first {{
+            store %c[%i, %zero], %sum
+            yield
+          }} else {{
+            yield
+          }}
           yield
-        }",
-    );
-    let shapes: [&[i64]; 3] = [&[256, 256], &[64, 256], &[256, 64]];
-    let made = check(&k, 2, &shapes, 1e-2);
+        }}"
+    ))
+}
+
+/// The sums of a large tile are exchanged when all has been copied: the producer has left, and its rings are the buffers.
+#[test]
+fn large_tiles_are_exchanged_in_the_memory_of_rings() {
+    let k = product("yield %next", "%sum: f32<128x64> = cluster_reduce sum %own");
+    let made = check(&k, 4, &[&[256, 512], &[64, 512], &[256, 64]], 1e-2);
+    assert!(made.text.contains("cp.async.bulk") && made.findings.is_empty(), "{:?}", made.findings);
+    let alone = product("yield %next", "%sum: f32<128x64> = add %own, %own");
+    let alone = llvm_text(&specialised(&alone, &[&[256, 512], &[64, 512], &[256, 64]]), Target { sm: 90 }).unwrap();
+    assert_eq!(made.shared_bytes, alone.shared_bytes);
+}
+
+/// Exchanges among the products: no copies by a producer, which would not come to the barrier.
+#[test]
+fn products_run_ahead_without_a_producer() {
+    let within = "%both: f32<128x64> = cluster_reduce max %next
+                  yield %both";
+    let k = product(within, "%sum: f32<128x64> = add %own, %own");
+    let made = check(&k, 4, &[&[256, 256], &[64, 256], &[256, 64]], 1e-2);
     assert!(!made.text.contains("cp.async.bulk") && made.text.contains("cp.async"), "{:?}", made.findings);
     let found: Vec<_> = made.findings.iter().map(|f| (f.lint, &f.message[..])).collect();
     let why = "no bulk copies: the producer cannot come to where programs of a cluster exchange tiles";

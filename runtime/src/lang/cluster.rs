@@ -1,4 +1,4 @@
-//! What the programs of a cluster exchange: small tiles, combined on the way.
+//! What the programs of a cluster exchange: tiles, combined on the way.
 
 use super::{Number, Shape, Tile};
 use crate::stage;
@@ -7,14 +7,14 @@ use kiln_codegen::ir::Combine;
 /// Exchanges within the cluster, of `#[kernel(cluster = N)]`: the `N` neighbours along axis 0 of the grid that run at
 /// the same time. All of them must come to the same exchange equally often: whether they do may depend on what they
 /// have in common only, as `program_id(0) / N`. (The interpreter and the CPU report programs that do not meet.) A tile
-/// has at most 8 KiB.
+/// has at most 64 KiB.
 ///
 /// What a program did to memory before an exchange comes before what the others do after it. So one program may replace
 /// what others read before, or read what they wrote. A GPU waits for that until its stores are in memory: what can be
 /// stored after an exchange should be.
 ///
-/// Without `cluster`, a program is alone and has what it brought. Not in roles. On a GPU it takes Hopper; loads of
-/// such a kernel are not copied by a warp of their own.
+/// Without `cluster`, a program is alone and has what it brought. Not in roles. On a GPU it takes Hopper; loads are copied by
+/// a warp of their own only if all exchanges come after them, outside of loops and branches with such loads.
 impl<T: Number, S: Shape> Tile<T, S> {
     #[track_caller]
     fn exchanged(self, combine: Combine) -> Tile<T, S> {

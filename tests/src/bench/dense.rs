@@ -167,7 +167,7 @@ fn softmax(rows: usize, columns: usize) -> Case {
                 match columns {
                     ..=1024 => kernels::softmax::<bf16, 2, 1024, 1>(&x, &mut out).run()?,
                     1025..=8192 => kernels::softmax::<bf16, 1, 8192, 16>(&x, &mut out).run()?,
-                    _ => kernels::softmax_long::<bf16, 5, 4096, 16, 8>(&x, &mut out).grid([8 * rows]).run()?,
+                    _ => kernels::softmax_long::<bf16, 10, 2048, 8, 8>(&x, &mut out).grid([8 * rows]).run()?,
                 }
                 Ok(())
             }),

@@ -2,6 +2,7 @@
 //! round.
 
 use super::Trial;
+use kiln::bf16;
 use kiln::prelude::*;
 use kimi::reference;
 
@@ -41,6 +42,30 @@ fn passed_on<const N: usize, const C: u8>(x: &View<f32, 2>, out: &mut View<f32, 
     }
     // SAFETY: as above.
     unsafe { out.store((program, 0), own) };
+}
+
+/// `y = x·Wᵀ`, x `[n, in]`, weight `[out, in]`, y `[n, out]`: a cluster shares the inner dimension of a tile and adds up what its
+/// programs have. Each stores a share of the rows. Program: (`C` for each row of tiles, column of tiles).
+#[kernel(cluster = C, deny(spill, wgmma_serialized, bank_conflict))]
+fn summed_up<const M: usize, const N: usize, const K: usize, const C: u8>(
+    x: &View<bf16, 2>,
+    weight: &View<bf16, 2>,
+    y: &mut View<f32, 2>,
+) {
+    let programs = usize::from(C);
+    let (part, row, column) = (program_id(0) % programs, program_id(0) / programs * M, program_id(1) * N);
+    let share = (x.dim(1) + (K * programs - 1)) / (K * programs) * K;
+    let mut sum: Tile<f32, M, N> = zeros();
+    for k in (part * share..(part * share + share).min(x.dim(1))).step_by(K) {
+        let x: Tile<bf16, M, K> = x.load((row, k));
+        let weight: Tile<bf16, N, K> = weight.load((column, k));
+        sum = dot(x, weight.t(), sum);
+    }
+    let sum = sum.cluster_sum();
+    let above = part * (M / programs);
+    let mut own = y.narrow(0, row + above, M / programs);
+    // SAFETY: a share is one program's; the other rows lie outside of its view.
+    unsafe { own.store((-above, column), sum) };
 }
 
 /// What [`passed_on`] computes of `[programs][N]`, operation by operation.
@@ -98,6 +123,28 @@ pub(super) fn passed_on_in_clusters(trial: &mut Trial) -> anyhow::Result<()> {
         }
         let want: Vec<f64> = passed_on_by_host(&rows, cluster).concat().into_iter().map(f64::from).collect();
         trial.compare(&format!("clusters of {cluster}"), &out, &want, N, 0.0)?;
+    }
+    Ok(())
+}
+
+/// Large tiles, after products: in the memory through which their operands came. The last parts may have nothing.
+pub(super) fn products_summed_up(trial: &mut Trial) -> anyhow::Result<()> {
+    for (rows, inputs, outputs) in [(150, 520, 200), (65, 264, 33), (7, 72, 130)] {
+        let weight = trial.normal::<bf16>(&[outputs, inputs], 1.0)?;
+        let x = trial.normal::<bf16>(&[rows, inputs], 1.0)?;
+        let want = reference::linear(&x.values, &weight.values, inputs);
+        let mut y = trial.poisoned::<f32>(&[rows, outputs])?;
+        macro_rules! tiles {
+            ($($m:literal by $n:literal, clusters of $c:literal;)*) => {$({
+                y.fill(f64::NAN)?;
+                summed_up::<$m, $n, 64, $c>(&x.tensor, &weight.tensor, &mut y)
+                    .grid([rows.div_ceil($m) * $c, outputs.div_ceil($n)])
+                    .run()?;
+                let what = format!("{rows} rows, {inputs} to {outputs}, tiles of {} by {}, clusters of {}", $m, $n, $c);
+                trial.compare(&what, &y, &want, outputs, 1e-5)?;
+            })*};
+        }
+        tiles! { 16 by 64, clusters of 4; 64 by 64, clusters of 8; 128 by 128, clusters of 2; 128 by 128, clusters of 4; }
     }
     Ok(())
 }

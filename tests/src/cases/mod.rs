@@ -89,6 +89,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "linear_tiles/bf16", run: dense::linear_tiles },
         Case { name: "passed_on_in_clusters/f32", run: exchange::passed_on_in_clusters },
         Case { name: "products_in_roles/bf16", run: roles::products_in_roles },
+        Case { name: "products_summed_up/bf16", run: exchange::products_summed_up },
         Case { name: "route/f32", run: experts::route },
         Case { name: "rows_over_clusters/f32", run: exchange::rows_over_clusters },
         Case { name: "argmax/f32", run: sampling::argmax },
