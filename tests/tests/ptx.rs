@@ -11,7 +11,7 @@ use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
 use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
 use kimi::kernels::linear::{linear_scaled_tuned, linear_tiles_tuned};
-use kimi::model::ops::{Batch, Gate, Keep, MlaShape, Ops};
+use kimi::model::ops::{Batch, Gate, Keep, MlaShape, Ops, state_shape};
 use kimi::sampling::Sampling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
     let low_rank = ops.linear::<bf16>(&h, &tensor::<W>(&[2 * m.head + m.heads, hidden])?)?;
     let decay = ops.linear::<bf16>(&low_rank.narrow(1, 0, m.head)?, &tensor::<W>(&[channels, m.head])?)?;
     let beta = low_rank.narrow(1, 2 * m.head, m.heads)?;
-    let mut state = tensor::<f32>(&[2, m.heads, m.head, m.head])?;
+    let mut state = tensor::<f32>(&state_shape(2, m.heads, m.head))?;
     let (a_log, dt_bias) = (tensor::<f32>(&[m.heads])?, tensor::<f32>(&[channels])?);
     ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Bounded(-5.0), &mut state, &at)?;
     let o = ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, Gate::Softplus, &mut state, &at)?;

@@ -174,7 +174,10 @@ impl<'a> Box<'a> {
     /// Whether the element of register `r` lies in the view.
     pub fn mask(&mut self, lower: &mut Lower, r: u32) -> Option<V> {
         let mut all = self.view.valid.clone();
-        for axis in 0..self.base.len() {
+        // Axes along which the registers agree first: they have that much of the mask in common.
+        let mut axes: Vec<usize> = (0..self.base.len()).collect();
+        axes.sort_by_key(|&axis| self.registers[axis].iter().filter(|&&basis| basis != 0).count());
+        for axis in axes {
             let key = (axis, apply(&self.registers[axis], r));
             if !self.inside.contains_key(&key) {
                 let step = self.step(lower, axis, r);

@@ -31,6 +31,12 @@ use std::f32::consts::LOG2_E;
 /// in blocks of 8 (f32) 2^-26.
 const FLOOR_BITS: f32 = 208.0;
 
+/// Value columns of a block of a state.
+///
+/// Kernels take a pool of states as `[slots·heads, D / 32, D, 32]` f32: the columns of a head's state in blocks, of each
+/// block its `D` rows (key channels). So what [`kda_step`] moves at a time is one piece of memory.
+pub const STATE_COLUMNS: usize = 32;
+
 /// Chunks of a sequence that a walk beside their preparation waits for at once: a look at a semaphore takes as long as
 /// most of a step.
 pub const GROUP: usize = 4;

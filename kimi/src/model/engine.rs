@@ -1,7 +1,7 @@
 //! [`Engine`] on kernels.
 
 use super::load::{ModelWeights, weight_type};
-use super::ops::{Activation, activation_type};
+use super::ops::{Activation, activation_type, states_by_rows};
 use super::session::{Memory, Session};
 use super::{Model, Passed, describe, last_routing};
 use crate::config::Config;
@@ -185,9 +185,10 @@ impl<T: Activation, W: Float> Engine for KernelEngine<T, W> {
         let session = self.session(session)?;
         let states = session.memory.iter().map(|memory| {
             Ok(match memory {
-                // The device keeps [taps, channels]; the interface wants each channel's taps together.
+                // The device keeps states in blocks of columns and [taps, channels]; the interface wants rows, and each
+                // channel's taps together.
                 Memory::Kda { conv, state } => LayerState::Kda {
-                    state: state.to_vec_f32()?,
+                    state: states_by_rows(state)?.to_vec_f32()?,
                     conv: conv.select(0, 0)?.transpose(0, 1)?.to_vec_f32()?,
                 },
                 Memory::Mla { latent, shared } => LayerState::Mla {

@@ -4,7 +4,7 @@
 //! number of tokens alone, and with it how attention is split and rounded; and between two powers nothing moves, so that
 //! a recorded step stays right.
 
-use super::ops::Activation;
+use super::ops::{Activation, state_shape};
 use super::step::Recorded;
 use super::{Model, Result};
 use crate::config::Mixer;
@@ -15,7 +15,8 @@ pub const FIRST_CAPACITY: usize = 256;
 
 /// What one layer remembers of a session.
 pub(super) enum Memory {
-    /// The last inputs of the convolutions [1, taps - 1, 3·channels], and the state [1, heads, key, value] f32.
+    /// The last inputs of the convolutions [1, taps - 1, 3·channels], and the state
+    /// [1, heads, value / 32, key, 32] f32 ([`state_shape`]).
     Kda { conv: Tensor, state: Tensor },
     /// Latents [capacity, latent] and shared keys [capacity, rope]; zeros beyond the session's tokens.
     Mla { latent: Tensor, shared: Tensor },
@@ -44,7 +45,7 @@ impl<T: Activation, W: Float> Model<T, W> {
             Ok(match mixer {
                 Mixer::Kda => Memory::Kda {
                     conv: Tensor::zeros(&[1, c.conv_kernel - 1, 3 * c.kda_channels()], T::DTYPE, device)?,
-                    state: Tensor::zeros(&[1, c.kda_heads, c.kda_head_dim, c.kda_head_dim], f32::DTYPE, device)?,
+                    state: Tensor::zeros(&state_shape(1, c.kda_heads, c.kda_head_dim), f32::DTYPE, device)?,
                 },
                 Mixer::Mla => Memory::Mla {
                     latent: Tensor::zeros(&[capacity, c.kv_lora_rank], T::DTYPE, device)?,

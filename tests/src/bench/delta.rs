@@ -3,7 +3,7 @@
 use super::{Case, Least, Work, random};
 use crate::cases::{bound, values};
 use kiln::{Device, Element, Tensor, bf16};
-use kimi::model::ops::{Batch, Gate, Keep, Ops};
+use kimi::model::ops::{Batch, Gate, Keep, Ops, state_shape, states_by_rows};
 use kimi::reference::{self, KdaShape, relative_error};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -87,7 +87,7 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
     let a_log: Vec<f32> = (0..HEADS).map(|h| (1.0 + 15.0 * h as f32 / HEADS as f32).ln()).collect();
     let a_log = Tensor::from_slice(&a_log, &[HEADS], device)?;
     let dt_bias = random::<f32>(device, &[CHANNELS], 1.0, 4)?;
-    let mut state = Tensor::zeros(&[sequences, HEADS, WIDTH, WIDTH], f32::DTYPE, device)?;
+    let mut state = Tensor::zeros(&state_shape(sequences, HEADS, WIDTH), f32::DTYPE, device)?;
     let at = batch(device, sequences, tokens)?;
     let result = Rc::new(RefCell::new(None));
     let kept = result.clone();
@@ -132,7 +132,7 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
                 let want = reference::kda_recurrence(shape, &q, &k, &third(2), &g, &beta, &mut state);
                 error = error.max(relative_error(&values(&o.narrow(0, first, count)?)?, &want));
                 if whole {
-                    let last = relative_error(&values(&last.narrow(0, sequence, 1)?)?, &state);
+                    let last = relative_error(&values(&states_by_rows(&last.narrow(0, sequence, 1)?)?)?, &state);
                     error = error.max(last);
                 }
             }
@@ -165,7 +165,7 @@ fn step(device: Device, sequences: usize, tokens: usize, least: Least) -> anyhow
     let gate = random::<bf16>(device, &[n, HEADS, WIDTH], 1.0, 6)?;
     let norm = random::<f32>(device, &[WIDTH], 1.0, 7)?;
     let mut inputs = Tensor::zeros(&[sequences + n, 3, ALL], bf16::DTYPE, device)?;
-    let mut state = Tensor::zeros(&[sequences + n, HEADS, WIDTH, WIDTH], f32::DTYPE, device)?;
+    let mut state = Tensor::zeros(&state_shape(sequences + n, HEADS, WIDTH), f32::DTYPE, device)?;
     let result = Rc::new(RefCell::new(None));
     let kept = result.clone();
     let read = (x.clone(), decay.clone(), beta.clone(), a_log.clone(), dt_bias.clone());

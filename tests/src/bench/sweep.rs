@@ -347,7 +347,7 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let k_out = shared_tensor::<bf16>(device, &[HEADS, tokens, WIDTH])?;
     let p = shared_tensor::<bf16>(device, &[HEADS, tokens, 32])?;
     let keep = shared_tensor::<f32>(device, &[HEADS, chunks, WIDTH])?;
-    let state = shared_tensor::<f32>(device, &[1, HEADS, WIDTH, WIDTH])?;
+    let state = shared_tensor::<f32>(device, &[HEADS, WIDTH / kda::STATE_COLUMNS, WIDTH, kda::STATE_COLUMNS])?;
     let [q_scale, k_scale] = [(); 2].map(|()| shared_tensor::<f32>(device, &[HEADS, chunks, 32]));
     let (q_scale, k_scale) = (q_scale?, k_scale?);
     let started = Rc::new(RefCell::new(Tensor::zeros(&[1], i32::DTYPE, device)?));
@@ -375,7 +375,7 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
                     .run()
                 };
                 let mut walk = || {
-                    kda::kda_state::<bf16, WIDTH, 32, 64, $v, $ahead, $beside, false>(
+                    kda::kda_state::<bf16, WIDTH, 32, 64, $v, { $v / kda::STATE_COLUMNS }, $ahead, $beside, false>(
                         &i[0], &kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &mut ready, &mut started, &i[6], &i[5],
                         &mut state, out,
                     )

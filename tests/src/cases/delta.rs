@@ -2,7 +2,7 @@
 
 use super::{Input, Trial, bound, values};
 use kiln::{DType, Device, Element, Tensor};
-use kimi::model::ops::{Activation, Batch, Gate, Keep};
+use kimi::model::ops::{Activation, Batch, Gate, Keep, state_shape};
 use kimi::reference::{self, KdaShape};
 
 /// Lengths of the sequences of a batch.
@@ -258,7 +258,7 @@ pub(super) fn delta_rule<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
             let layer = Layer::new::<T>(trial, n, [key_heads, heads], width, nature)?;
             let places = slots(trial, lengths.len());
             let size = heads * width * width;
-            let mut state = trial.normal::<f32>(&[lengths.len() + 1, heads, width, width], 0.3)?;
+            let mut state = trial.states([lengths.len() + 1, heads, width], 0.3)?;
             let at = Batch::in_pieces(trial.ops::<T, f32>(), lengths, &places, &[], 128)?;
             let got = layer.run::<T>(trial, 0, n, &mut state.tensor, &at)?;
 
@@ -271,7 +271,7 @@ pub(super) fn delta_rule<T: Activation>(trial: &mut Trial) -> anyhow::Result<()>
             // By head over all tokens: a single token's output may be nearly nothing after cancellation.
             trial.compare(&what, &got, &want, n * heads * width, output_bound(T::DTYPE))?;
             let bound = state_bound(T::DTYPE);
-            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, size, bound)?;
+            trial.compare_states(&what, &state.tensor, &state.values, heads, bound)?;
         }
     }
     Ok(())
@@ -284,7 +284,7 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
         for pieces in [&[16, 16, 1][..], &[17, 1, 1, 15], &[1, 64], &[33, 2]] {
             let n = pieces.iter().sum();
             let layer = Layer::new::<T>(trial, n, [heads; 2], width, nature)?;
-            let mut state = trial.input::<f32>(&[1, heads, width, width], vec![0.0; heads * width * width])?;
+            let mut state = trial.states([1, heads, width], 0.0)?;
             let (mut got, mut first) = (vec![], 0);
             for length in pieces {
                 let at = Batch::new(trial.ops::<T, f32>(), &[*length], &[0])?;
@@ -295,7 +295,7 @@ pub(super) fn delta_rule_in_pieces<T: Activation>(trial: &mut Trial) -> anyhow::
             let what = format!("{nature:?}, pieces of {pieces:?}");
             trial.report.add(&what, reference::relative_error(&got, &want), output_bound(T::DTYPE));
             let bound = state_bound(T::DTYPE);
-            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, heads * width * width, bound)?;
+            trial.compare_states(&what, &state.tensor, &state.values, heads, bound)?;
         }
     }
     Ok(())
@@ -320,7 +320,7 @@ pub(super) fn delta_rule_long<T: Activation>(trial: &mut Trial) -> anyhow::Resul
             }
             input.tensor = all;
         }
-        let zeros = || Tensor::zeros(&[1, heads, width, width], DType::F32, trial.device);
+        let zeros = || Tensor::zeros(&state_shape(1, heads, width), DType::F32, trial.device);
         let (mut state, mut state_in_parts) = (zeros()?, zeros()?);
         let ops = trial.ops::<T, f32>();
         let o = layer.run::<T>(trial, 0, n, &mut state, &Batch::new(ops, &[n], &[0])?)?;
@@ -341,9 +341,8 @@ pub(super) fn delta_rule_long<T: Activation>(trial: &mut Trial) -> anyhow::Resul
         let count = want.len() / width;
         let end = o.narrow(0, n - count, count)?.narrow(1, heads - 1, 1)?.contiguous()?;
         trial.compare(&format!("{nature:?}, the end"), &end, &want, want.len(), output_bound(T::DTYPE))?;
-        let state = state.narrow(1, heads - 1, 1)?.contiguous()?;
-        let bound = state_bound(T::DTYPE);
-        trial.compare(&format!("{nature:?}, the state"), &state, &want_state, width * width, bound)?;
+        let state = state.narrow(1, heads - 1, 1)?;
+        trial.compare_states(&format!("{nature:?}"), &state, &want_state, 1, state_bound(T::DTYPE))?;
     }
     Ok(())
 }
@@ -353,7 +352,7 @@ pub(super) fn delta_rule_repeats<T: Activation>(trial: &mut Trial) -> anyhow::Re
     let (heads, width, lengths) = (4, 64, [333, 16, 200]);
     let gpu = matches!(trial.device, Device::Cuda(_));
     let layer = Layer::new::<T>(trial, lengths.iter().sum(), [heads; 2], width, NATURES[0])?;
-    let start = trial.normal::<f32>(&[lengths.len(), heads, width, width], 0.3)?;
+    let start = trial.states([lengths.len(), heads, width], 0.3)?;
     let at = Batch::in_pieces(trial.ops::<T, f32>(), &lengths, &[2, 0, 1], &[], 128)?;
     let mut first = None;
     for repeat in 0..if gpu { 100 } else { 2 } {
@@ -375,7 +374,7 @@ pub(super) fn delta_rule_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Resu
     let n = lengths.iter().sum();
     for nature in [Nature::Mild, Nature::Extreme, Nature::Bounded] {
         let layer = Layer::new::<T>(trial, n, [heads; 2], width, nature)?;
-        let start = trial.normal::<f32>(&[12, heads, width, width], 0.3)?.tensor;
+        let start = trial.states([12, heads, width], 0.3)?.tensor;
         let start_inputs = trial.normal::<T>(&[12, 3, 3 * heads * width], 1.0)?.tensor;
         let weight = trial.normal::<f32>(&[4, 3 * heads * width], 0.7)?.tensor;
         let places = [7, 0, 3];

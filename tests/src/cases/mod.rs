@@ -29,7 +29,7 @@ pub use replay::export as export_kda_inputs;
 
 use data::round;
 use kiln::{DType, Device, Element, Float, Tensor, bf16};
-use kimi::model::ops::{Activation, Ops};
+use kimi::model::ops::{Activation, Ops, state_shape, states_by_rows};
 use kimi::reference::relative_error;
 
 /// Lengths around every block size in use, none of them convenient together.
@@ -177,6 +177,16 @@ impl Trial {
         self.input::<T>(shape, values)
     }
 
+    /// Normally distributed states of so many slots, heads and of this width: the tensor as operations take it, the
+    /// values [slots, heads, key, value].
+    fn states(&mut self, [slots, heads, width]: [usize; 3], scale: f64) -> anyhow::Result<Input> {
+        let [_, _, blocks, _, columns] = state_shape(slots, heads, width);
+        let rows = self.normal::<f32>(&[slots, heads, width, blocks, columns], scale)?;
+        // On the host: on a GPU these would be many small copies.
+        let tensor = states_by_rows(&rows.tensor.to_device(Device::Cpu)?)?.contiguous()?.to_device(self.device)?;
+        Ok(Input { tensor, values: rows.values })
+    }
+
     /// A tensor to be written, full of NaN.
     fn poisoned<T: Element>(&self, shape: &[usize]) -> anyhow::Result<Tensor> {
         Ok(Tensor::full(shape, T::DTYPE, f64::NAN, self.device)?)
@@ -185,6 +195,19 @@ impl Trial {
     /// Notes something that must hold.
     fn expect(&mut self, what: &str, holds: bool) {
         self.report.add(what, if holds { 0.0 } else { f64::INFINITY }, 0.0);
+    }
+
+    /// As [`Trial::compare`] for a pool of states, by so many heads at once; `want` [slots, heads, key, value].
+    fn compare_states(
+        &mut self,
+        what: &str,
+        got: &Tensor,
+        want: &[f64],
+        heads: usize,
+        bound: f64,
+    ) -> anyhow::Result<()> {
+        let matrix = got.shape()[2..].iter().product::<usize>();
+        self.compare(&format!("{what}: state"), &states_by_rows(got)?, want, heads * matrix, bound)
     }
 
     /// Compares a result with what it should be, by the norm of each row of `width`: a wrong small row must not hide

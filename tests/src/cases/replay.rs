@@ -7,7 +7,7 @@ use anyhow::Context;
 use kiln::{DType, Device, Element, Tensor, bf16};
 use kimi::config::Config;
 use kimi::golden::Golden;
-use kimi::model::ops::{Activation, Batch, Gate};
+use kimi::model::ops::{Activation, Batch, Gate, state_shape, states_by_rows};
 use kimi::reference::model::{KdaInputs, ReferenceModel, ReferenceTrace};
 use kimi::weights::Weights;
 use std::path::{Path, PathBuf};
@@ -60,13 +60,13 @@ pub(super) fn delta_rule_replayed<T: Activation>(trial: &mut Trial) -> anyhow::R
     for (at, given) in layers()? {
         let layer = Layer::replayed::<T>(trial, given)?;
         let (n, heads, width) = (layer.beta.tensor.shape()[0], layer.heads, layer.width);
-        let mut state = trial.input::<f32>(&[1, heads, width, width], vec![0.0; heads * width * width])?;
+        let mut state = trial.states([1, heads, width], 0.0)?;
         let batch = Batch::new(trial.ops::<T, f32>(), &[n], &[0])?;
         let got = layer.run::<T>(trial, 0, n, &mut state.tensor, &batch)?;
         let want = layer.reference(0, n, &mut state.values);
         let what = format!("layer {at}, {n} tokens");
         trial.compare(&what, &got, &want, want.len(), output_bound(T::DTYPE))?;
-        trial.compare(&format!("{what}: state"), &state.tensor, &state.values, width * width, state_bound(T::DTYPE))?;
+        trial.compare_states(&what, &state.tensor, &state.values, 1, state_bound(T::DTYPE))?;
     }
     Ok(())
 }
@@ -83,7 +83,7 @@ pub fn export(device: Device, path: &Path) -> anyhow::Result<usize> {
     for (at, given) in layers()? {
         let layer = Layer::replayed::<bf16>(&trial, given)?;
         let (n, heads, width) = (layer.beta.tensor.shape()[0], layer.heads, layer.width);
-        let mut state = Tensor::zeros(&[1, heads, width, width], f32::DTYPE, device)?;
+        let mut state = Tensor::zeros(&state_shape(1, heads, width), f32::DTYPE, device)?;
         let batch = Batch::new(trial.ops::<bf16, f32>(), &[n], &[0])?;
         let o = layer.run::<bf16>(&trial, 0, n, &mut state, &batch)?;
         let qkv = layer.qkv.tensor.reshape(&[n, 3, heads, width])?;
@@ -96,7 +96,7 @@ pub fn export(device: Device, path: &Path) -> anyhow::Result<usize> {
             ("a_log", layer.a_log.tensor),
             ("dt_bias", layer.dt_bias.tensor.reshape(&[heads, width])?),
             ("o", o),
-            ("state", state.select(0, 0)?),
+            ("state", states_by_rows(&state)?.contiguous()?.reshape(&[heads, width, width])?),
         ] {
             tensors.push((format!("{at}.{name}"), tensor));
         }

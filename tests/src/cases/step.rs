@@ -47,7 +47,7 @@ impl Step {
     fn pool<T: Activation>(&self, trial: &mut Trial, slots: usize) -> anyhow::Result<Pool> {
         let Layer { heads, width, .. } = self.layer;
         let inputs = trial.normal::<T>(&[slots, TAPS - 1, self.layer.columns()], 1.0)?;
-        let state = trial.normal::<f32>(&[slots, heads, width, width], 0.3)?;
+        let state = trial.states([slots, heads, width], 0.3)?;
         Ok(Pool { inputs, state })
     }
 
@@ -177,8 +177,7 @@ pub(super) fn kda<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
             // Copied, not computed.
             let (inputs, state) = (&pool.inputs, &pool.state);
             trial.compare(&format!("{what}: inputs"), &inputs.tensor, &inputs.values, columns, 0.0)?;
-            let bound = state_bound(T::DTYPE);
-            trial.compare(&format!("{what}: state"), &state.tensor, &state.values, channels * width, bound)?;
+            trial.compare_states(&what, &state.tensor, &state.values, heads[1], state_bound(T::DTYPE))?;
         }
     }
     Ok(())

@@ -3,8 +3,8 @@
 use super::{decay_scale, log2_decay, unit};
 use kiln::prelude::*;
 
-/// Arguments as of [`super::kda_chunk`] and [`super::kda_state`]; of sequences column 0 is not read. If `KEEP`: kept
-/// `[n]`, the slot that gets the state after each token, or -1.
+/// Arguments as of [`super::kda_chunk`] and [`super::kda_state`], state `[slots·heads, D / V, D, V]`; of sequences column 0
+/// is not read. If `KEEP`: kept `[n]`, the slot that gets the state after each token, or -1.
 /// Program: (block of `V` value columns of all value heads of a key head, key head, sequence).
 #[kernel(deny(spill))]
 pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bool, const KEEP: bool>(
@@ -22,13 +22,14 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
     let (key_head, sequence, key_heads) = (program_id(1), program_id(2), num_programs(1));
     let blocks = D / V;
     let head = key_head * (num_programs(0) / blocks) + program_id(0) / blocks;
-    let column = program_id(0) % blocks * V;
+    let block = program_id(0) % blocks;
+    let (column, heads) = (block * V, o.dim(1));
     let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
     let slot = sequences.get((sequence, 3));
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
     let bias: Tile<f32, D> = dt_bias.load(head * D);
-    let stored: Tile<f32, 1, 1, D, V> = state.load((slot, head, 0, column));
+    let stored: Tile<f32, 1, 1, D, V> = state.load((slot * heads + head, block, 0, 0));
     let mut s: Tile<f32, D, V> = stored.reshape();
     for t in first..end {
         let row = qkv.select(0, t);
@@ -49,10 +50,10 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
             let kept = kept.get(t);
             if kept >= 0 {
                 // SAFETY: as above; a slot belongs to one token.
-                unsafe { state.store((kept, head, 0, column), s.reshape::<D4<1, 1, D, V>>()) };
+                unsafe { state.store((kept * heads + head, block, 0, 0), s.reshape::<D4<1, 1, D, V>>()) };
             }
         }
     }
     // SAFETY: as above; a slot belongs to one sequence.
-    unsafe { state.store((slot, head, 0, column), s.reshape::<D4<1, 1, D, V>>()) };
+    unsafe { state.store((slot * heads + head, block, 0, 0), s.reshape::<D4<1, 1, D, V>>()) };
 }

@@ -1,6 +1,6 @@
 //! Second kernel of a prompt: the state from chunk to chunk, and the outputs.
 
-use super::GROUP;
+use super::{GROUP, STATE_COLUMNS};
 use kiln::prelude::*;
 
 /// Per chunk, with S the state before it and all else as [`super::kda_chunk`] leaves it (k_in and q_in, the halves of
@@ -12,12 +12,13 @@ use kiln::prelude::*;
 /// it from registers, and all second operands come from memory as they lie there.
 ///
 /// qkv as of [`super::kda_chunk`]; sequences `[count, 4]`: first chunk, first token, end, slot; state
-/// `[slots, heads, D, D]` f32, replaced → o `[n, heads, D]`. If `KEEP`: chunks `[count, 4]`, in column 2 the slot that
-/// gets the state after a chunk, or -1. `AHEAD` chunks are in shared memory at a time; `C2` = 2·`C`.
+/// `[slots·heads, D / 32, D, 32]` f32 in blocks of [`STATE_COLUMNS`], replaced → o `[n, heads, D]`. If `KEEP`: chunks
+/// `[count, 4]`, in column 2 the slot that gets the state after a chunk, or -1. `AHEAD` chunks are in shared memory at a
+/// time; `C2` = 2·`C`.
 ///
 /// If `BESIDE`, it may run beside kda_chunk: it waits for the signals of [`GROUP`] chunks at a time, and started `[1]`
-/// counts its programs; kq_in and k_out hold nothing afterwards. There must be one program a head then (`V` = `D`). Program: (block of `V` value columns, head,
-/// first of its sequences).
+/// counts its programs; kq_in and k_out hold nothing afterwards. There must be one program a head then (`V` = `D`).
+/// Program: (`V` value columns, which are `B` blocks of the state; head; first of its sequences).
 #[kernel(
     evict_first(qkv if BESIDE, p if BESIDE),
     discard(kq_in if BESIDE, k_out if BESIDE),
@@ -29,6 +30,7 @@ pub fn kda_state<
     const C: usize,
     const C2: usize,
     const V: usize,
+    const B: usize,
     const AHEAD: usize,
     const BESIDE: bool,
     const KEEP: bool,
@@ -49,13 +51,14 @@ pub fn kda_state<
 ) where
     T: Float + DotElement<Acc = f32>,
 {
-    let (column, head) = (program_id(0) * V, program_id(1));
+    let (column, head, heads) = (program_id(0) * V, program_id(1), o.dim(1));
+    let block = program_id(0) * B;
     if BESIDE {
         // SAFETY: everybody adds.
         unsafe { started.atomic_add(full::<i32, D0>(0.0), full(1.0)) };
     }
     // The values are the last columns.
-    let values = qkv.dim(1) - (o.dim(1) - head) * D + column;
+    let values = qkv.dim(1) - (heads - head) * D + column;
     let o = o.select(1, head);
     let (kq_in, k_out) = (kq_in.select(0, head), k_out.select(0, head));
     let (p, keep) = (p.select(0, head), keep.select(0, head));
@@ -66,10 +69,10 @@ pub fn kda_state<
         let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
         let length = end - first;
         let mut o = o.narrow(0, first, length);
-        let mut own_state = state.select(0, slot).select(0, head);
+        let mut own_state = state.select(0, slot * heads + head);
 
-        let stored: Tile<f32, D, V> = own_state.load((0, column));
-        let mut s: Tile<f32, V, D> = stored.t();
+        let stored: Tile<f32, B, D, STATE_COLUMNS> = own_state.load((block, 0, 0));
+        let mut s: Tile<f32, V, D> = stored.t().reshape();
         let mut out: Tile<T, V, C> = zeros();
         for t in (0..length).step_by(C).stages(AHEAD as u8) {
             let row = chunk * C + t;
@@ -106,9 +109,9 @@ pub fn kda_state<
             if KEEP {
                 let kept = chunks.get((chunk + t / C, 2));
                 if kept >= 0 {
-                    let mut state = state.select(0, kept).select(0, head);
+                    let mut state = state.select(0, kept * heads + head);
                     // SAFETY: as above; a slot belongs to one sequence or one chunk.
-                    unsafe { state.store((0, column), s.t()) };
+                    unsafe { state.store((block, 0, 0), s.reshape::<D3<B, STATE_COLUMNS, D>>().t()) };
                 }
             }
         }
@@ -116,7 +119,7 @@ pub fn kda_state<
         // SAFETY: as above.
         unsafe {
             o.store((last, column), out.t());
-            own_state.store((0, column), s.t());
+            own_state.store((block, 0, 0), s.reshape::<D3<B, STATE_COLUMNS, D>>().t());
         }
     }
 }

@@ -8,8 +8,8 @@ use kiln::prelude::*;
 ///
 /// - x `[n, 3, heads·D]`, the projections of q, k and v; weight `[J, 3, heads·D]`; inputs `[slots, J-1, 3, heads·D]`,
 ///   the convolution's last inputs, oldest first, replaced; decay_input, beta_input, a_log, dt_bias, lower_bound
-///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: D rows, their D = B·V
-///   columns in blocks of V.
+///   and sequences as of [`super::kda_recurrent`]; state `[slots·heads, B, D, V]` f32, replaced: D = B·V columns in
+///   blocks of V, of each its D rows.
 /// - If `GROUPED` several value heads have a key head: x `[n, 1, (2·key_heads + heads)·D]`, weight and inputs likewise;
 ///   inputs are not replaced, since others read them.
 /// - If `KEEP`: kept `[n]`, the slot whose inputs and state become those after each token, or -1.

@@ -4,7 +4,8 @@
 use super::batch::{Inputs, Long, Piece, Short, chunk_tokens};
 use super::{Activation, Batch, FEW_ROWS, Ops, Result, WARP, unsupported};
 use crate::engine::EngineError;
-use crate::kernels::{kda, short_conv};
+use crate::kernels::kda::{self, STATE_COLUMNS};
+use crate::kernels::short_conv;
 use kiln::{Device, Float, Tensor, f16};
 
 /// Tokens of a sequence in the mean from which on states walk beside the preparation of chunks, few at a time.
@@ -33,6 +34,35 @@ pub(super) struct DeltaInput<'a> {
     pub gate: Gate,
     /// Value heads that have a key head in common.
     pub group: usize,
+}
+
+/// A pool of states is `[slots, heads, width / 32, width, 32]` f32: the value columns of a head in blocks of
+/// [`STATE_COLUMNS`], of each block its rows (key channels).
+pub fn state_shape(slots: usize, heads: usize, width: usize) -> [usize; 5] {
+    [slots, heads, width / STATE_COLUMNS, width, STATE_COLUMNS]
+}
+
+/// A pool of states as [slots, heads, width, width / 32, 32]: in row-major order these are the [key, value] matrices.
+/// Also the other way round. The memory is the same.
+///
+/// # Errors
+/// If the tensor is neither.
+pub fn states_by_rows(states: &Tensor) -> kiln::Result<Tensor> {
+    states.transpose(2, 3)
+}
+
+/// A pool of states as kernels take it, [slots·heads, width / 32, width, 32], of how many heads and which width.
+pub(super) fn state_blocks(pool: &Tensor) -> Result<(Tensor, usize, usize)> {
+    match *pool.shape() {
+        [slots, heads, blocks, width, STATE_COLUMNS] if blocks * STATE_COLUMNS == width => {
+            Ok((pool.reshape(&[slots * heads, blocks, width, STATE_COLUMNS])?, heads, width))
+        }
+        _ => {
+            let found = format!("states are {:?}", pool.shape());
+            let text = format!("{found} instead of [slots, heads, width / {STATE_COLUMNS}, width, {STATE_COLUMNS}]");
+            Err(EngineError::Device(text.into()))
+        }
+    }
 }
 
 /// What [`kda::kda_chunk`] leaves for [`kda::kda_state`].
@@ -103,12 +133,12 @@ impl<T: Activation, W: Float> Ops<T, W> {
     }
 
     /// Gate, normalisation and the delta rule: qkv [n, (2·key heads + heads)·width] after the convolution, decay
-    /// [n, heads·width] and beta [n, heads] inputs; state [slots, heads, width, width] f32 (replaced) →
-    /// [n, heads, width]. Value head h has q and k of head h / (heads / key heads).
+    /// [n, heads·width] and beta [n, heads] inputs; state [slots, heads, width / 32, width, 32] f32
+    /// ([`state_shape`], replaced) → [n, heads, width]. Value head h has q and k of head h / (heads / key heads).
     ///
     /// # Errors
-    /// If the columns are not those of a whole number of value heads a key head, the width is none of the kernels', or
-    /// the batch is not of these activations or this pool.
+    /// If the columns are not those of a whole number of value heads a key head, the width is none of the kernels',
+    /// states are not in such blocks, or the batch is not of these activations or this pool.
     #[allow(clippy::too_many_arguments)]
     pub fn delta_rule(
         self,
@@ -122,8 +152,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         at: &Batch,
     ) -> Result<Tensor> {
         at.check_pool(state.shape()[0])?;
-        let (n, heads, width) = (qkv.shape()[0], state.shape()[1], state.shape()[2]);
-        let mut o = self.empty::<T>(&[n, heads, width])?;
+        let (mut state, heads, width) = state_blocks(state)?;
+        let mut o = self.empty::<T>(&[qkv.shape()[0], heads, width])?;
         let group = value_heads_a_key_head(qkv.shape()[1], heads, width)?;
         let input = DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group };
         if let Some(short) = &at.short {
@@ -131,14 +161,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 D = width,
                 of [64, 128],
                 "linear_attn_config.head_dim",
-                self.delta_rule_short::<D>(&input, short, state, &mut o)?
+                self.delta_rule_short::<D>(&input, short, &mut state, &mut o)?
             );
         }
-        self.delta_rule_long(&input, state, at, &mut o)?;
+        self.delta_rule_long(&input, &mut state, at, &mut o)?;
         Ok(o)
     }
 
-    /// Of the sequences that go through in chunks.
+    /// Of the sequences that go through in chunks; states as [`state_blocks`] gives them.
     pub(super) fn delta_rule_long(
         self,
         input: &DeltaInput,
@@ -150,12 +180,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
             return Err(EngineError::Device("the batch was made for activations of another width".into()));
         }
         let Some(Long { pieces, .. }) = &at.long else { return Ok(()) };
-        with_const!(D = state.shape()[2], of [64, 128], "linear_attn_config.head_dim", {
+        with_const!(D = o.shape()[2], of [64, 128], "linear_attn_config.head_dim", {
+            const B: usize = D / STATE_COLUMNS;
             // The inverse inside a chunk has entries of at most 1: f16 keeps three bits more of them than bf16.
             if T::DTYPE.size() == 2 {
-                self.delta_rule_chunks::<f16, D, 64, 32, 16>(input, pieces, state, o)
+                self.delta_rule_chunks::<f16, D, B, 64, 32, 16>(input, pieces, state, o)
             } else {
-                self.delta_rule_chunks::<f32, D, 32, 16, 8>(input, pieces, state, o)
+                self.delta_rule_chunks::<f32, D, B, 32, 16, 8>(input, pieces, state, o)
             }
         })
     }
@@ -169,10 +200,10 @@ impl<T: Activation, W: Float> Ops<T, W> {
         o: &mut Tensor,
     ) -> Result<()> {
         let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
-        let grid = [D / 32 * group, state.shape()[1] / group, sequences.shape()[0]];
+        let grid = [D / STATE_COLUMNS * group, o.shape()[1] / group, sequences.shape()[0]];
         macro_rules! recurrent {
             ($BOUNDED:literal, $KEEP:literal, $low:expr) => {
-                kda::kda_recurrent::<T, D, 32, $BOUNDED, $KEEP>(
+                kda::kda_recurrent::<T, D, STATE_COLUMNS, $BOUNDED, $KEEP>(
                     qkv, decay, beta, a_log, dt_bias, $low, sequences, kept, state, o,
                 )
                 .grid(grid)
@@ -190,14 +221,21 @@ impl<T: Activation, W: Float> Ops<T, W> {
 
     /// Chunks of `C` = 2·`S` tokens. Where walkers of whole states leave most multiprocessors to others, they walk along
     /// as chunks are prepared; otherwise afterwards, all sequences at once, with half a state each.
-    fn delta_rule_chunks<X: Activation, const D: usize, const C2: usize, const C: usize, const S: usize>(
+    fn delta_rule_chunks<
+        X: Activation,
+        const D: usize,
+        const B: usize,
+        const C2: usize,
+        const C: usize,
+        const S: usize,
+    >(
         self,
         input: &DeltaInput,
         pieces: &[Piece],
         state: &mut Tensor,
         o: &mut Tensor,
     ) -> Result<()> {
-        let heads = state.shape()[1];
+        let heads = o.shape()[1];
         for piece in pieces {
             let chunks = self.chunks::<D, C>(heads, piece)?;
             // A walker takes one sequence after the other: those should be long. It has no registers left for copies of
@@ -211,11 +249,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
                     kda::kda_gate(&mut chunks.started.clone(), heads as i32).grid([1]).run()?;
                     self.prepare_chunks::<X, D, C, S, true>(input, piece, &chunks)
                 };
-                let walk = || self.walk_chunks::<D, C2, C, D, 6, true>(input, piece, &chunks, state, o);
+                let walk = || self.walk_chunks::<D, C2, C, D, B, 6, true>(input, piece, &chunks, state, o);
                 self.device.beside(prepare, walk)?;
             } else {
                 self.prepare_chunks::<X, D, C, S, false>(input, piece, &chunks)?;
-                self.walk_chunks::<D, C2, C, 64, 5, false>(input, piece, &chunks, state, o)?;
+                self.walk_chunks::<D, C2, C, 64, 2, 5, false>(input, piece, &chunks, state, o)?;
             }
         }
         Ok(())
@@ -270,6 +308,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         const C2: usize,
         const C: usize,
         const V: usize,
+        const B: usize,
         const AHEAD: usize,
         const BESIDE: bool,
     >(
@@ -286,7 +325,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let grid = [D / V, heads, if BESIDE { 1 } else { sequences.shape()[0] }];
         macro_rules! walk {
             ($KEEP:literal) => {
-                kda::kda_state::<T, D, C, C2, V, AHEAD, BESIDE, $KEEP>(
+                kda::kda_state::<T, D, C, C2, V, B, AHEAD, BESIDE, $KEEP>(
                     qkv, kq_in, k_out, p, keep, q_scale, k_scale, ready, started, sequences, chunks, state, o,
                 )
                 .grid(grid)
@@ -310,7 +349,29 @@ pub(super) fn value_heads_a_key_head(columns: usize, heads: usize, width: usize)
 
 #[cfg(test)]
 mod tests {
-    use super::value_heads_a_key_head;
+    use super::{state_blocks, state_shape, states_by_rows, value_heads_a_key_head};
+    use kiln::{DType, Device, Tensor};
+
+    /// Where kernels look for what stands in a row and a column.
+    #[test]
+    fn states_lie_in_blocks() {
+        let places: Vec<i32> = (0..2 * 3 * 64 * 64).collect();
+        let pool = Tensor::from_slice(&places, &state_shape(2, 3, 64), Device::Cpu).unwrap();
+        let rows = states_by_rows(&pool).unwrap().to_vec::<i32>().unwrap();
+        let (head, key, column) = (5, 7, 45);
+        let place = ((head * 2 + column / 32) * 64 + key) * 32 + column % 32;
+        assert_eq!(rows[(head * 64 + key) * 64 + column], place as i32);
+        assert_eq!(state_blocks(&pool).unwrap().0.shape(), [6, 2, 64, 32]);
+    }
+
+    #[test]
+    fn other_states_are_refused() {
+        for shape in [&[2, 3, 64, 64][..], &[2, 3, 1, 64, 64], &[2, 3, 4, 64, 32]] {
+            let states = Tensor::zeros(shape, DType::F32, Device::Cpu).unwrap();
+            let error = state_blocks(&states).unwrap_err().to_string();
+            assert_eq!(error, format!("states are {shape:?} instead of [slots, heads, width / 32, width, 32]"));
+        }
+    }
 
     #[test]
     fn key_heads_follow_from_the_columns() {

@@ -2,15 +2,15 @@
 //! another.
 
 use super::batch::Short;
-use super::delta::{DeltaInput, value_heads_a_key_head};
+use super::delta::{DeltaInput, state_blocks, value_heads_a_key_head};
 use super::{Activation, Batch, Gate, Ops, Result, unsupported};
-use crate::kernels::kda;
+use crate::kernels::kda::{self, STATE_COLUMNS};
 use kiln::{Float, Tensor};
 
 impl<T: Activation, W: Float> Ops<T, W> {
     /// Convolution, delta rule and gated RMSNorm. x [n, channels of q, k, v] before the convolution, conv
-    /// [taps, channels], inputs [slots, taps - 1, channels] and state [slots, heads, width, width] f32 (replaced), gate
-    /// [n, heads, width] → [n, heads, width]; else as [`Ops::delta_rule`].
+    /// [taps, channels], inputs [slots, taps - 1, channels] and state [slots, heads, width / 32, width, 32] f32
+    /// (replaced), gate [n, heads, width] → [n, heads, width]; else as [`Ops::delta_rule`].
     ///
     /// What a sequence gets does not depend on the others: of fewer than 16 tokens it takes [`kda::kda_step`] whatever
     /// else is in the batch.
@@ -35,18 +35,18 @@ impl<T: Activation, W: Float> Ops<T, W> {
         at: &Batch,
     ) -> Result<Tensor> {
         at.check_pool(state.shape()[0].min(inputs.shape()[0]))?;
-        let (heads, width) = (state.shape()[1], state.shape()[2]);
+        let (mut state, heads, width) = state_blocks(state)?;
         let group = value_heads_a_key_head(conv.shape()[1], heads, width)?;
         let mut input = DeltaInput { qkv: x, decay, beta, a_log, dt_bias, gate: kind, group };
         let mut out = self.empty::<T>(gate.shape())?;
         if let Some(short) = &at.short {
-            self.kda_step(&input, conv, gate, norm, eps, inputs, state, short, &mut out)?;
+            self.kda_step(&input, conv, gate, norm, eps, inputs, &mut state, short, &mut out)?;
         }
         if let Some(long) = &at.long {
             let qkv = self.convolved::<f32>(x, conv, inputs, at, &long.inputs)?;
             input.qkv = &qkv;
             let mut o = self.empty::<T>(gate.shape())?;
-            self.delta_rule_long(&input, state, at, &mut o)?;
+            self.delta_rule_long(&input, &mut state, at, &mut o)?;
             for tokens in &long.tokens {
                 let part = |tensor: &Tensor| tensor.narrow(0, tokens.start, tokens.len());
                 self.gated_rms_norm_into(&part(&o)?, &part(gate)?, norm, eps, &mut part(&out)?)?;
@@ -72,7 +72,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
     ) -> Result<()> {
         let DeltaInput { qkv: x, decay, beta, a_log, dt_bias, gate: kind, group } = *input;
         let Short { sequences, longest, kept, keeps, inputs: ends } = short;
-        let (slots, heads, width) = (state.shape()[0], state.shape()[1], state.shape()[2]);
+        let (heads, width) = (gate.shape()[1], gate.shape()[2]);
         let (n, taps, channels) = (x.shape()[0], conv.shape()[0], conv.shape()[1]);
         // q, k, v of a head below each other, if they have as many.
         let parts = if group == 1 { 3 } else { 1 };
@@ -86,13 +86,12 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let few = programs < 2 * self.multiprocessors;
         with_const!(J = taps, of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             with_const!(D = width, of [64, 128], "linear_attn_config.head_dim", {
-                const V: usize = 32;
+                const V: usize = STATE_COLUMNS;
                 const B: usize = D / V;
                 let blocks = |tensor: &Tensor| tensor.reshape(&[tensor.shape()[0], heads, B, V]);
                 let (gate, norm) = (&blocks(gate)?, &norm.reshape(&[B, V])?);
                 let by_block = &mut blocks(out)?;
                 let fewest = B * programs <= clusters * self.multiprocessors;
-                let state = &mut state.reshape(&[slots * heads, width, B, V])?.permute(&[0, 2, 1, 3])?;
                 // Tokens, blocks of a program and at a time, programs that the registers are to suffice for, whether
                 // states are kept.
                 macro_rules! step {

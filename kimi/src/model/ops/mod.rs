@@ -66,7 +66,7 @@ mod linear;
 
 pub use attention::MlaShape;
 pub use batch::{Batch, Keep};
-pub use delta::Gate;
+pub use delta::{Gate, state_shape, states_by_rows};
 
 impl<T: Activation, W: Float> Ops<T, W> {
     pub fn new(device: Device) -> Self {
