@@ -13,6 +13,8 @@ use std::ops::Range;
 pub(super) const SHORT: usize = 16;
 /// The most tokens of a batch whose chunks are prepared at once: 28 KiB each with 32 heads of 128 in bf16.
 const TOKENS_AT_ONCE: usize = 32768;
+/// What part of a piece a brief sequence is less than: of fewer than 2,048 tokens.
+const BRIEF: usize = 16;
 
 /// Tokens in a chunk of the delta rule.
 pub(super) fn chunk_tokens<T: Element>() -> usize {
@@ -87,6 +89,8 @@ pub(super) struct Piece {
     pub sequences: Tensor,
     /// Whether the state after one of its chunks is kept.
     pub keeps: bool,
+    /// Whether its sequences are brief, less than a [`BRIEF`]th of what a piece may have, rather than longer.
+    pub brief: bool,
     /// [heads + 1, count of chunks] i32, 0 between launches: semaphores that say that chunks are prepared and, below
     /// them, a counter of programs that have begun.
     ready: OnceCell<Tensor>,
@@ -238,7 +242,8 @@ impl Short {
 }
 
 impl Long {
-    /// Chunks in the order of the tokens, as many to a piece as are allowed.
+    /// Chunks in the order of the tokens, as many to a piece as are allowed. How a sequence is computed, and so rounded,
+    /// depends on its own length only: brief ones and longer ones are in pieces of their own.
     fn new<T: Activation, W: Float>(
         ops: Ops<T, W>,
         sequences: &[Sequence],
@@ -247,17 +252,26 @@ impl Long {
         tokens_at_once: usize,
     ) -> Result<Long> {
         let most = (tokens_at_once / chunk).max(1);
-        let piece = |chunks: &[[i32; 4]], sequences: &[[i32; 4]]| -> Result<Piece> {
+        let piece = |chunks: &[[i32; 4]], sequences: &[[i32; 4]], brief| -> Result<Piece> {
             let keeps = chunks.iter().any(|[_, _, slot, _]| *slot >= 0);
-            Ok(Piece { chunks: table(ops, chunks)?, sequences: table(ops, sequences)?, keeps, ready: OnceCell::new() })
+            let (chunks, sequences) = (table(ops, chunks)?, table(ops, sequences)?);
+            Ok(Piece { chunks, sequences, keeps, brief, ready: OnceCell::new() })
         };
         let (mut pieces, mut chunks, mut rows) = (vec![], vec![], vec![]);
         let mut tokens: Vec<Range<usize>> = vec![];
+        let mut brief = false;
         for s in sequences {
+            if (s.tokens() < tokens_at_once / BRIEF) != brief {
+                if !chunks.is_empty() {
+                    pieces.push(piece(&chunks, &rows, brief)?);
+                    (chunks, rows) = (vec![], vec![]);
+                }
+                brief = !brief;
+            }
             let mut first = s.first;
             while first < s.end {
                 if chunks.len() == most {
-                    pieces.push(piece(&chunks, &rows)?);
+                    pieces.push(piece(&chunks, &rows, brief)?);
                     (chunks, rows) = (vec![], vec![]);
                 }
                 let end = (first + ((most - chunks.len()) * chunk) as i32).min(s.end);
@@ -276,7 +290,7 @@ impl Long {
                 _ => tokens.push(first..end),
             }
         }
-        pieces.push(piece(&chunks, &rows)?);
+        pieces.push(piece(&chunks, &rows, brief)?);
         Ok(Long { pieces, tokens, inputs: Inputs::new(ops, sequences, others)? })
     }
 }
@@ -364,6 +378,20 @@ mod tests {
         assert_eq!(message(&[70], &[0], &[(0, 65, 1)]), text);
         let text = "a batch of 2147483648 tokens: at most 2147483647 can be told apart";
         assert_eq!(message(&[1 << 31], &[0], &[]), text);
+    }
+
+    #[test]
+    fn brief_sequences_are_apart() {
+        let ops = Ops::<bf16, bf16>::new(Device::Cpu);
+        let pieces = |lengths: &[usize]| -> Vec<(bool, usize)> {
+            let slots: Vec<usize> = (0..lengths.len()).collect();
+            let long = Batch::in_pieces(ops, lengths, &slots, &[], 640).unwrap().long;
+            let pieces = long.into_iter().flat_map(|long| long.pieces);
+            pieces.map(|piece| (piece.brief, piece.chunks.shape()[0])).collect()
+        };
+        assert_eq!(pieces(&[39, 20, 40, 700, 33]), [(true, 3), (false, 20), (false, 4), (true, 2)]);
+        assert_eq!(pieces(&[20]), [(true, 1)]);
+        assert!(pieces(&[3]).is_empty());
     }
 
     #[test]

@@ -11,9 +11,6 @@ use kiln::{Device, Float, Tensor, f16};
 /// Tokens of a sequence in the mean from which on states walk beside the preparation of chunks, few at a time.
 const LONG: usize = 1024;
 
-/// Programs for a multiprocessor up to which what counts is how long each takes.
-const FEW_CHUNKS: usize = 24;
-
 /// How much of the past a channel forgets with a token, from x = decay input + dt_bias.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Gate {
@@ -293,9 +290,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
                 .run()
             };
         }
-        // Few chunks have two warps for each block: less work in all is less time only where there is much of it.
-        let few = T::DTYPE.size() == 2 && heads * count < FEW_CHUNKS * self.multiprocessors;
-        match (gate, few) {
+        // Brief sequences have two warps for each block: less work in all is less time only where there is much of it.
+        let brief = piece.brief && T::DTYPE.size() == 2;
+        match (gate, brief) {
             (Gate::Softplus, false) => prepare!(1, 2, 32, false, 0.0),
             (Gate::Softplus, true) => prepare!(2, 4, 64, false, 0.0),
             (Gate::Bounded(low), false) => prepare!(1, 2, 32, true, low),
