@@ -366,8 +366,8 @@ pub(super) fn delta_rule_repeats<T: Activation>(trial: &mut Trial) -> anyhow::Re
     Ok(())
 }
 
-/// States on the way, of prompts and of few tokens, are those after these tokens alone, bit for bit; and keeping them
-/// changes nothing else.
+/// States on the way, of prompts and of few tokens, are those after these tokens alone, bit for bit (neither being brief
+/// for its pieces); and keeping them changes nothing else.
 pub(super) fn delta_rule_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     let (heads, width, step) = (2, 64, Batch::keep_step::<T>());
     let lengths = [3 * step + 5, 4, 2 * step];
@@ -402,7 +402,7 @@ pub(super) fn delta_rule_keeps<T: Activation>(trial: &mut Trial) -> anyhow::Resu
                 None => (slot, None, format!("slot {slot}, where nothing is kept")),
                 Some(&Keep { sequence, tokens, .. }) => {
                     let place = places[sequence];
-                    let at = Batch::new(ops, &[tokens], &[place])?;
+                    let at = Batch::in_pieces(ops, &[tokens], &[place], &[], 128)?;
                     let alone = run(trial, lengths[..sequence].iter().sum(), tokens, &at)?;
                     (place, Some(alone), format!("after {tokens} tokens of sequence {sequence}"))
                 }

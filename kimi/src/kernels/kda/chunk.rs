@@ -96,8 +96,8 @@ pub fn kda_chunk<
     // A and P by part of the channels and block, before masks and β.
     let mut a_own: Tile<f32, N, S, S> = zeros();
     let mut p_own: Tile<f32, N, S, S> = zeros();
-    let mut a_pair: Tile<f32, N, S, S> = zeros();
-    let mut p_pair: Tile<f32, N, S, S> = zeros();
+    let mut a_pair: Tile<f32, H, C, S> = zeros();
+    let mut p_pair: Tile<f32, H, C, S> = zeros();
     let mut q_squares: Tile<f32, N, S, S> = zeros();
     // k_out before T, with keys of any length.
     let mut rest: Tile<T, C, D> = zeros();
@@ -129,12 +129,20 @@ pub fn kda_chunk<
         a_own = dot_batch(k_own, earlier_own.t(), a_own);
         p_own = dot_batch(q_own, earlier_own.t(), p_own);
 
-        // Moved to the end of the first block.
+        // Moved to the end of the first block, whose columns all rows of these channels meet.
         let factor = select(in_second, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<N, S, W>>();
         let columns: Tile<T, H, 1, S, W> = (earlier_own * factor).reshape::<D4<H, 2, S, W>>().slice([0, 0, 0, 0]);
-        let columns = columns.broadcast::<D4<H, 2, S, W>>().reshape::<D3<N, S, W>>();
-        a_pair = dot_batch(k_own * factor, columns.t(), a_pair);
-        p_pair = dot_batch(q_own * factor, columns.t(), p_pair);
+        let pair = |rows: Tile<T, N, S, W>, sum: Tile<f32, H, C, S>| -> Tile<f32, H, C, S> {
+            if H == 1 {
+                let columns: Tile<T, H, S, W> = columns.reshape();
+                dot_batch(rows.reshape(), columns.t(), sum)
+            } else {
+                // By block again: saves registers.
+                let columns: Tile<T, N, S, W> = columns.broadcast::<D4<H, 2, S, W>>().reshape();
+                dot_batch(rows, columns.t(), sum.reshape()).reshape()
+            }
+        };
+        (a_pair, p_pair) = (pair(k_own * factor, a_pair), pair(q_own * factor, p_pair));
 
         let middle = before + middle;
         let all: Tile<f32, N, 1, W> = total.reshape::<D3<H, 1, W>>().broadcast::<D3<H, 2, W>>().reshape();
@@ -153,7 +161,7 @@ pub fn kda_chunk<
 
     // Squares of lengths: k's are on the diagonal of A, where no time passes.
     let (a_own, p_own) = (sum_of_parts::<H, N, C, S>(a_own), sum_of_parts::<H, N, C, S>(p_own));
-    let (a_pair, p_pair) = (sum_of_parts::<H, N, C, S>(a_pair), sum_of_parts::<H, N, C, S>(p_pair));
+    let (a_pair, p_pair) = (a_pair.sum::<0>(), p_pair.sum::<0>());
     let q_squares = (diagonal::<C, S>(sum_of_parts::<H, N, C, S>(q_squares)) + 1e-6) * D as f32;
     let q_unit = q_squares.rsqrt();
     let k_unit = (diagonal::<C, S>(a_own) + 1e-6).rsqrt();
