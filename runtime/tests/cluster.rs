@@ -82,7 +82,7 @@ fn apart(out: &mut Block<i32, 1>) {
 /// More than what may be exchanged.
 #[kernel(cluster = 2)]
 fn large(out: &mut Block<f32, 1>) {
-    let all: Tile<f32, 64, 64> = zeros();
+    let all: Tile<f32, 64, 512> = zeros();
     let sum = all.cluster_sum(); // large
     out.store(sum.sum::<0>().sum::<0>().reshape());
 }
@@ -110,6 +110,6 @@ fn what_does_not_fit() {
         let error = launched.unwrap_err().to_string();
         assert!(error.contains(text) && error.contains(&format!("cluster.rs:{}:", line_of(line))), "{error}");
     };
-    error(large(&mut sums).run(), "large", "a tile of at most 8192 bytes");
+    error(large(&mut sums).run(), "large", "a tile of at most 65536 bytes");
     error(in_role(&mut out).run(), "role", "outside of roles");
 }
