@@ -372,7 +372,7 @@ impl<'a> Emitter<'a, '_> {
             OpKind::Print { .. } => return self.emit_print(id),
             OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } => return self.emit_view(op),
             OpKind::Roles(_) => return self.emit_roles(id),
-            OpKind::Send | OpKind::Receive | OpKind::Release | OpKind::ClusterReduce(_) => {
+            OpKind::Send | OpKind::Receive | OpKind::Release | OpKind::ClusterReduce(_) | OpKind::GridSync => {
                 return self.emit_exchange(id);
             }
             OpKind::Channel { .. } | OpKind::Yield => return,

@@ -2,8 +2,8 @@
 //!
 //! `plan` decides where values live, `emit` and its siblings emit loops over 128-bit vectors, and this file turns the
 //! result into a [`CpuKernel`] and launches it. Scratch memory belongs to a thread and is reused by every program that
-//! the thread runs. A program with roles takes a thread for each, programs of a cluster that exchange tiles have
-//! threads of their own (`roles`).
+//! the thread runs. A program with roles takes a thread for each, programs that meet have threads of their own
+//! (`roles`).
 //!
 //! Invariants:
 //! - Compiled code does not trap: divisions and accesses are guarded. What fails comes back as [`CpuError`].
@@ -24,7 +24,7 @@ mod roles;
 #[cfg(test)]
 mod tests;
 
-use crate::ir::{Kernel, Loc, OpKind};
+use crate::ir::{Kernel, Loc, Meeting, OpKind};
 use crate::passes::roles::divide;
 use cranelift_codegen::Context as ClifContext;
 use cranelift_codegen::ir::{AbiParam, Signature, UserFuncName, types};
@@ -52,9 +52,14 @@ pub enum CpuError {
     Slots { kernel: String, expected: usize, found: usize },
     #[error("kernel `{kernel}`: in a grid of {grid:?} axis 0 is not a multiple of the clusters of {cluster}")]
     Grid { kernel: String, grid: [u32; 3], cluster: usize },
+    #[error("kernel `{kernel}`: all {programs} programs of a grid of {grid:?} are to meet, and {most} can")]
+    Meeting { kernel: String, grid: [u32; 3], programs: u64, most: u64 },
     #[error("kernel `{kernel}`, program {program:?}, {loc}: {message}")]
     Failed { kernel: String, program: [u32; 3], loc: Loc, message: String },
 }
+
+/// How many programs of a launch can meet: each has a thread.
+const MOST_TOGETHER: u64 = 1024;
 
 /// slots, scratch memory, ids, context → 0, or 1 + the number of the operation that failed.
 type Entry = unsafe extern "C" fn(*const u64, *mut u8, *const LaunchIds, *const Context) -> u32;
@@ -65,10 +70,10 @@ pub struct CpuKernel {
     entry: Entry,
     slots: usize,
     scratch_bytes: usize,
-    /// How many threads run together: the roles of a program, or the programs of a cluster; 0: each is alone.
-    crew: usize,
-    /// How many programs they run: those of a cluster that exchange tiles, else 1.
-    cluster: usize,
+    /// How many roles a program has, each of which takes a thread; 0: it has none.
+    roles: usize,
+    /// Which programs meet, and run on a thread each.
+    meeting: Option<Meeting>,
     context: Context,
     /// What can fail, by operation: where it stands and what to say.
     failures: HashMap<u32, (Loc, String)>,
@@ -150,19 +155,18 @@ fn compile_for(kernel: &Kernel, fma: bool) -> Result<CpuKernel, CpuError> {
         OpKind::Assert { message } => Some((i as u32, (op.loc, format!("assertion failed: {message}")))),
         OpKind::Wait => Some((i as u32, (op.loc, "waits for a signal that no earlier launch has given".to_owned()))),
         OpKind::For { .. } => Some((i as u32, (op.loc, "the step of a loop must be positive".to_owned()))),
-        OpKind::Send | OpKind::Receive | OpKind::Channel { .. } | OpKind::ClusterReduce(_) => {
+        OpKind::Send | OpKind::Receive | OpKind::Channel { .. } | OpKind::ClusterReduce(_) | OpKind::GridSync => {
             Some((i as u32, (op.loc, format!("`{}` at {}", op.kind.mnemonic(), op.loc))))
         }
         _ => None,
     });
-    let cluster = kernel.meeting().map_or(1, |(programs, _)| programs as usize);
     Ok(CpuKernel {
         name: kernel.name.clone(),
         entry,
         slots: kernel.slots().len(),
         scratch_bytes: plan.scratch_bytes,
-        crew: if cluster > 1 { cluster } else { roles::count(kernel) },
-        cluster,
+        roles: roles::count(kernel),
+        meeting: kernel.meeting().map(|(meeting, _)| meeting),
         context: Context::new(kernel, &plan),
         failures: failures.collect(),
         code_bytes,
@@ -264,8 +268,8 @@ impl CpuKernel {
     /// Runs every program of the grid and waits for all.
     ///
     /// # Errors
-    /// If the number of slots is not that of the kernel's parameters, if programs exchange tiles and the grid is not
-    /// whole clusters, or if an assertion fails or a loop's step is not positive (then programs that have not begun do
+    /// If the number of slots is not that of the kernel's parameters, if programs of clusters exchange tiles and the grid
+    /// is not whole clusters, if too many programs are to meet, or if an assertion fails or a loop's step is not positive (then programs that have not begun do
     /// not run).
     ///
     /// # Safety
@@ -276,10 +280,19 @@ impl CpuKernel {
         if slots.len() != self.slots {
             return Err(CpuError::Slots { kernel: self.name.clone(), expected: self.slots, found: slots.len() });
         }
-        if !(grid[0] as usize).is_multiple_of(self.cluster) {
-            return Err(CpuError::Grid { kernel: self.name.clone(), grid, cluster: self.cluster });
-        }
         let total: u64 = grid.iter().map(|&g| g as u64).product();
+        let kernel = || self.name.clone();
+        let together = match self.meeting {
+            None => 1,
+            Some(Meeting::Cluster(cluster)) if !grid[0].is_multiple_of(cluster) => {
+                return Err(CpuError::Grid { kernel: kernel(), grid, cluster: cluster as usize });
+            }
+            Some(Meeting::Cluster(cluster)) => cluster as u64,
+            Some(Meeting::Grid) if total > MOST_TOGETHER => {
+                return Err(CpuError::Meeting { kernel: kernel(), grid, programs: total, most: MOST_TOGETHER });
+            }
+            Some(Meeting::Grid) => total.max(1),
+        };
         let stop = AtomicBool::new(false);
         let program = |i: u64| {
             let (gx, gy) = (grid[0] as u64, grid[1] as u64);
@@ -287,13 +300,11 @@ impl CpuKernel {
         };
         // SAFETY: of the function's own demands, that the caller vouches for the slots.
         let run = |ids: &LaunchIds| unsafe { self.run(slots, ids) };
-        if self.crew > 0 {
-            let number = |i: u64, member: u32| match self.cluster {
-                1 => i,
-                programs => i * programs as u64 + u64::from(member),
-            };
+        let crew = if together > 1 { together as usize } else { self.roles };
+        if crew > 0 {
+            let number = |i: u64, member: u32| if together > 1 { i * together + u64::from(member) } else { i };
             let program = |i: u64, member: u32| program(number(i, member));
-            return self.run_crews(total / self.cluster as u64, &program, &stop, |role, crew, i| {
+            return self.run_crews(crew, total / together, &program, &stop, |role, crew, i| {
                 run(&LaunchIds { program: program(i, role), grid, role, crew })
             });
         }
@@ -331,17 +342,18 @@ impl CpuKernel {
         })
     }
 
-    /// Spreads programs, or clusters, over crews. `program` says which one a member of a crew runs.
+    /// Spreads programs, or those that meet, over crews of so many threads. `program` says which one a member of a crew runs.
     fn run_crews(
         &self,
+        size: usize,
         total: u64,
         program: &(impl Fn(u64, u32) -> [u32; 3] + Sync),
         stop: &AtomicBool,
         run: impl Fn(u32, &Crew, u64) -> u32 + Sync,
     ) -> Result<(), CpuError> {
-        let number = (rayon::current_num_threads() / self.crew).max(1).min(total as usize);
+        let number = (rayon::current_num_threads() / size).max(1).min(total as usize);
         let run = &run;
-        let crews: Vec<Crew> = (0..number).map(|_| Crew::new(self.crew)).collect();
+        let crews: Vec<Crew> = (0..number).map(|_| Crew::new(size)).collect();
         let role = &|crew: &Crew, first: u64, role: u32| -> Result<(), CpuError> {
             for i in (first..total).step_by(number) {
                 match crew.end(run(role, crew, i), stop) {
@@ -354,7 +366,7 @@ impl CpuKernel {
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> = (crews.iter().zip(0..))
-                .flat_map(|(crew, first)| (0..self.crew as u32).map(move |r| (crew, first, r)))
+                .flat_map(|(crew, first)| (0..size as u32).map(move |r| (crew, first, r)))
                 .map(|(crew, first, r)| scope.spawn(move || role(crew, first, r)))
                 .collect();
             let outcomes = threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
@@ -369,9 +381,10 @@ impl CpuKernel {
             Failure::Operation(code) => said(code - 1),
             Failure::Deadlock(waiting) => {
                 let first = waiting.values().next().map_or(Loc::default(), |&op| said(op).0);
-                let (who, what) = match self.cluster {
-                    1 => ("role", "a deadlock"),
-                    _ => ("program", "the programs of a cluster do not meet"),
+                let (who, what) = match self.meeting {
+                    None => ("role", "a deadlock"),
+                    Some(Meeting::Cluster(_)) => ("program", "the programs of a cluster do not meet"),
+                    Some(Meeting::Grid) => ("program", "the programs do not meet"),
                 };
                 let waits = |(member, &op): (&u32, &u32)| format!("{who} {member} waits in {}", said(op).1);
                 (first, format!("{what}: {}", waiting.iter().map(waits).collect::<Vec<_>>().join(", ")))

@@ -40,6 +40,8 @@ pub(super) enum Site {
     /// The same of the receiver's.
     Receive(u32, u8, Vec<(usize, usize)>),
     Release(u32),
+    /// All programs wait for each other.
+    Meet,
     /// How to combine how many elements of which type, and where in scratch memory they are and go to.
     Combine {
         combine: Combine,
@@ -81,6 +83,7 @@ pub(super) fn sites(k: &Kernel, plan: &Plan) -> HashMap<u32, Site> {
                 let places = place((0, &x)).zip(place((1, &result)));
                 places.map(|((from, _), (to, _))| Site::Combine { combine, dtype, count, from, to })
             }
+            OpKind::GridSync => Some(Site::Meet),
             OpKind::Release => {
                 k.defining_op(op.operands[0]).map(|receive| Site::Release(channel(k.op(receive).operands[0]).0))
             }
@@ -98,13 +101,13 @@ pub(super) fn sites(k: &Kernel, plan: &Plan) -> HashMap<u32, Site> {
 pub(super) enum Failure {
     /// The operation's own: 1 + its number.
     Operation(u32),
-    /// The operation that each role, or program of the cluster, waits in.
+    /// The operation that each role, or program that is to meet others, waits in.
     Deadlock(BTreeMap<u32, u32>),
     /// So many messages of the channel were never received.
     NotReceived(u32, usize),
 }
 
-/// The threads that run one program, or one cluster, together.
+/// The threads that run one program, or programs that meet, together.
 pub(super) struct Crew {
     size: usize,
     state: Mutex<State>,
@@ -114,8 +117,7 @@ pub(super) struct Crew {
 #[derive(Default)]
 struct State {
     channels: BTreeMap<u32, Ring<Box<[u8]>>>,
-    /// What the programs of the cluster have brought to an exchange, by their ranks, and in which operation; how many
-    /// have taken all of it.
+    /// What the programs that meet have brought, by their ranks, and to which operation; how many have taken all of it.
     brought: BTreeMap<u32, (u32, Box<[u8]>)>,
     taken: usize,
     /// How often all have met, and how many have come to meet again.
@@ -176,10 +178,10 @@ impl Crew {
         None
     }
 
-    /// Brings bytes to an exchange and waits for those of all, which come in the order of ranks.
-    fn all_of_cluster(&self, rank: u32, op: u32, bytes: Box<[u8]>) -> Option<Vec<Box<[u8]>>> {
+    /// Brings bytes to a meeting and waits for those of all, which come in the order of ranks.
+    fn all_that_meet(&self, rank: u32, op: u32, bytes: Box<[u8]>) -> Option<Vec<Box<[u8]>>> {
         let mut bytes = Some(bytes);
-        // Not before all have taken what was brought to the exchange before.
+        // Not before all have taken what was brought to the meeting before.
         self.when(rank, op, |state| {
             if state.brought.contains_key(&rank) {
                 return None;
@@ -292,11 +294,12 @@ pub(super) unsafe extern "C" fn exchange(
                 number as i64
             })
         }
+        // A program that is alone has nobody to wait for.
+        Some(Site::Meet) => crew.map_or(Some(0), |c| c.all_that_meet(role, op, [].into()).map(|_| 0)),
         Some(&Site::Combine { combine, dtype, count, from, to }) => {
             // SAFETY: the compiled code has written so many elements there, and their scratch memory is aligned.
             let own = unsafe { std::slice::from_raw_parts(scratch.add(from), lane_bytes(dtype) * count) };
-            // A program that is alone has nobody to wait for.
-            let all = crew.map_or_else(|| Some(vec![own.into()]), |c| c.all_of_cluster(role, op, own.into()));
+            let all = crew.map_or_else(|| Some(vec![own.into()]), |c| c.all_that_meet(role, op, own.into()));
             all.map(|all| {
                 for i in 0..count {
                     // SAFETY: all have brought the same tile.

@@ -185,7 +185,7 @@ fn refusal(k: &Kernel, ahead: &Ahead) -> Option<(OpId, &'static str)> {
     if let Some((_, exchange)) = k.meeting()
         && !exchanges_follow(k, ahead)
     {
-        return Some((exchange, "the producer cannot come to where programs of a cluster exchange tiles"));
+        return Some((exchange, "the producer cannot come to where programs meet"));
     }
     let nesting = Nesting::of(k);
     let mut waits = (0..k.ops.len()).map(|i| OpId(i as u32)).filter(|&id| k.op(id).kind == OpKind::Wait);
@@ -193,8 +193,8 @@ fn refusal(k: &Kernel, ahead: &Ahead) -> Option<(OpId, &'static str)> {
     Some((left, "none comes before other reads after this wait"))
 }
 
-/// Whether programs of a cluster exchange tiles only when all has been copied, and each for itself: the producer has
-/// left then, and nobody waits for it.
+/// Whether programs meet only when all has been copied, and each for itself: the producer has left then, and nobody
+/// waits for it.
 fn exchanges_follow(k: &Kernel, ahead: &Ahead) -> bool {
     let has = |id: OpId, f: &dyn Fn(OpId) -> bool| {
         let mut found = f(id);
@@ -202,7 +202,7 @@ fn exchanges_follow(k: &Kernel, ahead: &Ahead) -> bool {
         found
     };
     let copies = |id: OpId| ahead.bulk_load(id).is_some();
-    let exchanges = |id: OpId| matches!(k.op(id).kind, OpKind::ClusterReduce(_));
+    let exchanges = |id: OpId| matches!(k.op(id).kind, OpKind::ClusterReduce(_) | OpKind::GridSync);
     let ops = &k.region(k.body).ops;
     let after = ops.iter().rposition(|&id| has(id, &copies)).map_or(0, |last| last + 1);
     let shared = ahead.bulk.values().flat_map(|r| &r.loads).any(|l| l.copy.share.is_some());
@@ -252,7 +252,7 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
             continue;
         }
         let bulk = planner.bulk_loads(id);
-        let waits = any(k, &op.regions, |kind| *kind == OpKind::Wait);
+        let waits = any(k, &op.regions, |kind| matches!(kind, OpKind::Wait | OpKind::GridSync));
         if bulk.is_empty() && waits {
             continue; // What is behind a wait may not be read before.
         }

@@ -201,14 +201,14 @@ impl<'k> Machine<'k, '_, '_, '_> {
         Ok(())
     }
 
-    /// Whether the operation cannot happen before another role has done something, or before the other programs of the
-    /// cluster have come.
+    /// Whether the operation cannot happen before another role has done something, or before the other programs have
+    /// come.
     fn waits(&self, op: &Op) -> bool {
         let channel = || op.operands.first().and_then(|c| self.channels.get(c));
         match op.kind {
             OpKind::Send => channel().is_some_and(|c| !c.has_room()),
             OpKind::Receive => channel().is_some_and(|c| c.waiting() == 0),
-            OpKind::ClusterReduce(_) => self.meets,
+            OpKind::ClusterReduce(_) | OpKind::GridSync => self.meets,
             _ => false,
         }
     }

@@ -51,7 +51,7 @@ pub(super) struct Machine<'k, 'b, 'o, 'c> {
     pub(super) channels: HashMap<ValueId, Ring<Values>>,
     pub(super) program: [u32; 3],
     pub(super) linear: u32,
-    /// Whether programs of a cluster meet.
+    /// Whether programs meet.
     pub(super) meets: bool,
     /// The role that runs, and how many a program has.
     pub(super) role: Option<u32>,
@@ -63,6 +63,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
     pub(super) fn new(
         kernel: &'k Kernel,
         grid: [u32; 3],
+        group: u32,
         held: Held<'b>,
         params: Vec<Value>,
         options: &'o mut Options<'c>,
@@ -81,7 +82,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             channels,
             program: [0; 3],
             linear: 0,
-            meets: kernel.meeting().is_some(),
+            meets: group > 1,
             role: None,
             roles,
             steps: 0,
@@ -195,6 +196,8 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             }
             OpKind::Store | OpKind::Scatter { .. } => self.write(op),
             OpKind::Signal | OpKind::Wait => self.semaphore(op),
+            // Of a single program: others meet (`meeting.rs`).
+            OpKind::GridSync => Ok(()),
             _ => {
                 let value = self.value(op)?;
                 self.set(&op.results, [value]);
@@ -219,7 +222,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
             OpKind::ProgramId { axis } => Data::W4(vec![self.program[*axis as usize]]),
             OpKind::NumPrograms { axis } => Data::W4(vec![self.grid[*axis as usize]]),
             OpKind::Dim { dim } => Data::W4(vec![self.view(operand(0)?)?.dim(*dim as usize) as u32]),
-            // Of a cluster of one: others meet (`cluster.rs`).
+            // Of a cluster of one.
             OpKind::ClusterReduce(_) => return Ok(Value::Tile(self.tile(operand(0)?)?.clone())),
             OpKind::Broadcast | OpKind::Reshape | OpKind::Transpose { .. } | OpKind::Slice { .. } => {
                 let from = self.tile_type(operand(0)?)?.1;

@@ -20,12 +20,12 @@
 
 mod axis;
 mod buffer;
-mod cluster;
 mod control;
 mod dot;
 mod elementwise;
 mod error;
 mod exec;
+mod meeting;
 mod memory;
 mod shape;
 mod tile;
@@ -37,7 +37,7 @@ pub use buffer::{Buffer, BufferError};
 pub use error::{Error, ErrorKind};
 pub use tile::Tile;
 
-use crate::ir::{Access, Bits, DType, Fact, Kernel, Loc, OpId, SlotKind, Type, verify};
+use crate::ir::{Access, Bits, DType, Fact, Kernel, Loc, Meeting, OpId, SlotKind, Type, verify};
 use buffer::{MAX_PROGRAMS, Memory};
 use error::Fault;
 use exec::{Machine, Value, role_count};
@@ -132,8 +132,10 @@ pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Opt
         let what = format!("a grid of {grid:?} has {programs} programs; the interpreter counts to {MAX_PROGRAMS}");
         return Err(reject(ErrorKind::BadArgument(what).into()));
     }
-    let (programs, group) = (programs as u32, kernel.meeting().map_or(1, |(group, _)| group));
-    if !grid[0].is_multiple_of(group) {
+    let programs = programs as u32;
+    let meeting = kernel.meeting().map(|(meeting, _)| meeting);
+    let group = meeting.map_or(1, |meeting| meeting.programs(programs).max(1));
+    if matches!(meeting, Some(Meeting::Cluster(_))) && !grid[0].is_multiple_of(group) {
         let what = format!("a grid of {grid:?}: axis 0 is not a multiple of the clusters of {group}");
         return Err(reject(ErrorKind::BadArgument(what).into()));
     }
@@ -146,11 +148,11 @@ pub fn run_with(kernel: &Kernel, grid: [u32; 3], args: &[Arg], options: &mut Opt
     // One program without roles cannot race, and what nobody writes nobody can race for.
     let held = Held::lock(&buffers, |i| (accessors > 1 && written(i)).then_some(group));
     let order = options.order;
-    let mut machine = Machine::new(kernel, grid, held, values, options);
+    let mut machine = Machine::new(kernel, grid, group, held, values, options);
     let mut run = |n: u32| {
         let outcome = match group {
             1 => machine.program(n).map_err(|fault| (n, fault)),
-            _ => machine.cluster(n * group..(n + 1) * group),
+            _ => machine.together(n * group..(n + 1) * group),
         };
         outcome.map_err(|(n, fault)| Error::new(&kernel.name, kernel.loc, Some(program_index(n, grid)), fault))
     };

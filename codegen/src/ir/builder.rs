@@ -307,12 +307,17 @@ impl Builder {
         self.emit(OpKind::Wait, &operands, &[]);
     }
 
-    // -- clusters ------------------------------------------------------------------------------------------------------
+    // -- programs that meet --------------------------------------------------------------------------------------------
 
     /// Combines what all programs of the cluster have.
     pub fn cluster_reduce(&mut self, x: ValueId, combine: Combine) -> ValueId {
         let ty = self.ty(x);
         self.emit1(OpKind::ClusterReduce(combine), &[x], ty)
+    }
+
+    /// Waits for all programs of the launch.
+    pub fn grid_sync(&mut self) {
+        self.emit(OpKind::GridSync, &[], &[]);
     }
 
     // -- roles ---------------------------------------------------------------------------------------------------------

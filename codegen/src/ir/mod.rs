@@ -161,6 +161,25 @@ pub struct Value {
     pub def: Def,
 }
 
+/// Which programs meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meeting {
+    /// Those of a cluster of so many.
+    Cluster(u32),
+    /// All of the launch.
+    Grid,
+}
+
+impl Meeting {
+    /// How many programs that is, in a launch of `all`.
+    pub fn programs(self, all: u32) -> u32 {
+        match self {
+            Meeting::Cluster(programs) => programs,
+            Meeting::Grid => all,
+        }
+    }
+}
+
 /// One kernel in tile IR.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -248,16 +267,18 @@ impl Kernel {
         }
     }
 
-    /// The programs that run together because they exchange tiles, those of a cluster, and the first operation by which
-    /// they do; `None` if every program can run alone.
-    pub fn meeting(&self) -> Option<(u32, OpId)> {
-        fn first(k: &Kernel, region: RegionId) -> Option<OpId> {
+    /// The programs that run together because they meet, and the first operation by which they do; `None` if every
+    /// program can run alone.
+    pub fn meeting(&self) -> Option<(Meeting, OpId)> {
+        fn first(k: &Kernel, region: RegionId) -> Option<(Meeting, OpId)> {
+            let cluster = k.options.cluster;
             k.region(region).ops.iter().find_map(|&id| match k.op(id).kind {
-                OpKind::ClusterReduce(_) => Some(id),
+                OpKind::ClusterReduce(_) if cluster > 1 => Some((Meeting::Cluster(cluster.into()), id)),
+                OpKind::GridSync => Some((Meeting::Grid, id)),
                 _ => k.op(id).regions.iter().find_map(|&r| first(k, r)),
             })
         }
-        (self.options.cluster > 1).then(|| first(self, self.body)).flatten().map(|op| (self.options.cluster.into(), op))
+        first(self, self.body)
     }
 
     /// The bits of `value`, if it is a constant.

@@ -129,6 +129,7 @@ impl OpKind {
             OpKind::Signal => "signal",
             OpKind::Wait => "wait",
             OpKind::ClusterReduce(_) => "cluster_reduce",
+            OpKind::GridSync => "grid_sync",
             OpKind::For { .. } => "for",
             OpKind::While => "while",
             OpKind::If => "if",

@@ -246,12 +246,15 @@ pub enum OpKind {
     /// queued earlier: interpreter and CPU, which run one launch after the other, report an error instead of waiting.
     Wait,
 
-    // -- clusters --------------------------------------------------------------------------------------------------
+    // -- programs that meet ----------------------------------------------------------------------------------------
     /// T<S> → T<S>: element by element, the tiles of all programs of the cluster combined in the order of their ranks,
     /// ((x₀ ∘ x₁) ∘ x₂) …, every step rounded to T; a named combination. The programs meet here: all come to the same
     /// operation equally often, and what one of them did to memory before lies before what the others do afterwards.
     /// Not in roles. In a cluster of one, the operand.
     ClusterReduce(Combine),
+    /// (): all programs of the launch come here equally often; what any of them did to memory before lies before what
+    /// the others do afterwards. Not in roles, and not in a kernel whose clusters exchange tiles.
+    GridSync,
 
     // -- control ---------------------------------------------------------------------------------------------------
     /// (lo i32, hi i32, step i32, inits…) → carried…; one region (i i32, carried…) yielding carried…. Runs for
@@ -316,6 +319,7 @@ impl OpKind {
                 | OpKind::Signal
                 | OpKind::Wait
                 | OpKind::ClusterReduce(_)
+                | OpKind::GridSync
                 | OpKind::Assert { .. }
                 | OpKind::Print { .. }
                 | OpKind::Yield

@@ -529,6 +529,7 @@ impl<'a> Parser<'a> {
                 let combine = self.named("a combination", Combine::from_name)?;
                 plain(self, OpKind::ClusterReduce(combine))
             }
+            "grid_sync" => plain(self, OpKind::GridSync),
             "dot" => {
                 let given = !self.rest().starts_with('%');
                 let precision = if given { self.named("a precision", Precision::from_name)? } else { Precision::F32 };

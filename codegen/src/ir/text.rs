@@ -227,7 +227,7 @@ impl Printer<'_> {
             OpKind::Assert { message } => format!("{}, {message:?}", self.values(o)),
             OpKind::Print { message } if o.is_empty() => format!("{message:?}"),
             OpKind::Print { message } => format!("{message:?}, {}", self.values(o)),
-            OpKind::For { .. } | OpKind::While | OpKind::Roles(_) => String::new(),
+            OpKind::For { .. } | OpKind::While | OpKind::Roles(_) | OpKind::GridSync => String::new(),
             OpKind::Channel { slots, message } => {
                 let types: Vec<String> = message.iter().map(Type::to_string).collect();
                 format!("{slots} of ({})", types.join(", "))

@@ -340,7 +340,8 @@ impl Verifier<'_> {
             OpKind::Load { .. } | OpKind::Store => self.box_access(o),
             OpKind::Gather { .. } | OpKind::Scatter { .. } | OpKind::Atomic { .. } => self.element_access(o),
             OpKind::Signal | OpKind::Wait => self.semaphore(o),
-            OpKind::ClusterReduce(combine) => self.meeting(o, *combine),
+            OpKind::ClusterReduce(combine) => self.cluster_reduce(o, *combine),
+            OpKind::GridSync => self.grid_sync(o),
             OpKind::For { .. } | OpKind::While | OpKind::If => self.control(o),
             OpKind::Channel { slots, message } => self.channel(o, *slots, message),
             OpKind::Roles(roles) => self.roles(o, roles),
@@ -638,9 +639,16 @@ impl Verifier<'_> {
         o.operands[1..].iter().try_for_each(|&v| self.same("count or coordinate", I32, self.k.ty(v)))
     }
 
-    // -- clusters ------------------------------------------------------------------------------------------------------
+    // -- programs that meet --------------------------------------------------------------------------------------------
 
-    fn meeting(&self, o: &Op, combine: Combine) -> Check {
+    fn grid_sync(&self, o: &Op) -> Check {
+        let [] = self.operands(o)?;
+        self.require(self.role.is_none(), "place", "outside of roles: whole programs meet", "in a role")?;
+        let cluster = matches!(self.k.meeting(), Some((Meeting::Cluster(_), _)));
+        self.require(!cluster, "kernel", "one whose clusters exchange nothing", "one whose clusters exchange tiles")
+    }
+
+    fn cluster_reduce(&self, o: &Op, combine: Combine) -> Check {
         let [x] = self.operands(o)?;
         let (d, s) = self.tile("operand 0", x)?;
         self.require(combine != Combine::Region, "combination", "one with a name", combine.name())?;
@@ -648,6 +656,8 @@ impl Verifier<'_> {
         self.same("result", x, self.result(o)?)?;
         let fits = s.numel() * d.size() <= MAX_EXCHANGED;
         self.require(fits, "operand 0", format!("a tile of at most {MAX_EXCHANGED} bytes"), x)?;
+        let grid = self.k.options.cluster > 1 && matches!(self.k.meeting(), Some((Meeting::Grid, _)));
+        self.require(!grid, "kernel", "one in which the grid does not meet", "one in which the grid meets")?;
         // The roles of a program are at different places, and others would not know which of them comes.
         self.require(self.role.is_none(), "place", "outside of roles: whole programs meet", "in a role")
     }

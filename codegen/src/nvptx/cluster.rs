@@ -19,7 +19,7 @@ use super::math;
 use super::memory::{Words, pack, unpack};
 use super::text::{V, int};
 use crate::gpu::layout::{LinearLayout, SharedLayout};
-use crate::ir::{Combine, DType, OpId, OpKind};
+use crate::ir::{Combine, DType, Meeting, OpId, OpKind};
 use crate::passes::edit::walk;
 
 /// A program's two buffers, one after the other.
@@ -40,7 +40,7 @@ pub(super) struct Buffers {
 impl Lower<'_> {
     /// Takes shared memory for what is exchanged.
     pub(super) fn take_exchange_buffers(&mut self) {
-        if self.k.meeting().is_none() {
+        if !matches!(self.k.meeting(), Some((Meeting::Cluster(_), _))) {
             return;
         }
         let (k, mut bytes, mut all) = (self.k, 16, vec![]);

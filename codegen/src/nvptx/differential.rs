@@ -87,7 +87,7 @@ pub(super) fn compare_runs(runs: &[(&Kernel, u32, &[Order])], grid: [u32; 3], sh
             let mut s = Simulator::new(&lowered, global.clone());
             for z in 0..grid[2] {
                 for y in 0..grid[1] {
-                    for x in (0..grid[0]).step_by(s.cluster()) {
+                    for x in (0..grid[0]).step_by(s.run_together(grid)) {
                         s.run(&params, [x, y, z], grid, order);
                     }
                 }

@@ -513,6 +513,10 @@ impl<'k> Lower<'k> {
             OpKind::Signal => self.signal(op),
             OpKind::Wait => self.wait_for_signal(op),
             OpKind::ClusterReduce(combine) => self.cluster_reduce(id, *combine),
+            OpKind::GridSync => {
+                self.grid_sync();
+                Ok(())
+            }
             OpKind::Send => {
                 self.send(op);
                 Ok(())

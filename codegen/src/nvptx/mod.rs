@@ -18,6 +18,7 @@ mod dot;
 #[cfg(feature = "llvm")]
 mod emit;
 mod findings;
+mod grid;
 mod lower;
 mod math;
 mod memory;
@@ -38,6 +39,8 @@ mod tests_clusters;
 #[cfg(test)]
 mod tests_findings;
 #[cfg(test)]
+mod tests_grid;
+#[cfg(test)]
 mod tests_kernels;
 #[cfg(test)]
 mod tests_roles;
@@ -51,7 +54,7 @@ mod wgmma;
 pub use crate::gpu::bulk::TensorMap;
 
 use crate::gpu::{self, Chip};
-use crate::ir::{Denied, Finding, Kernel, Loc};
+use crate::ir::{Denied, Finding, Kernel, Loc, Meeting};
 use crate::passes::roles::{self, Division};
 
 /// The chip to compile for: 80 (Ampere and later) or 90 (Hopper, emitted as sm_90a).
@@ -105,6 +108,9 @@ pub struct Ptx {
     pub shared_bytes: u32,
     /// The tensor maps that follow the launch slots as parameters of 128 bytes each.
     pub maps: Vec<TensorMap>,
+    /// Whether all programs meet: after the maps comes a 64-bit parameter, the address of a word that is 0 before the
+    /// first launch and in use by one launch at a time. The launch must be cooperative.
+    pub meets: bool,
     /// Why something is slower than its author may expect. The assembler knows more ([`ptxas::assemble`]).
     pub findings: Vec<Finding>,
 }
@@ -133,6 +139,8 @@ pub struct Lowered {
     /// Programs of a cluster, if they share copies or exchange tiles; else 1.
     pub cluster: u32,
     pub maps: Vec<TensorMap>,
+    /// As [`Ptx::meets`].
+    pub meets: bool,
     pub findings: Vec<Finding>,
 }
 
@@ -149,7 +157,7 @@ fn entry_name(kernel: &Kernel) -> String {
 /// If the kernel needs more shared memory than the target has, has more roles than the target can run
 /// ([`passes::roles`](crate::passes::roles)), or exchanges tiles within clusters that the target does not have.
 pub fn llvm_text(kernel: &Kernel, target: Target) -> Result<Lowered, Error> {
-    if let Some((_, exchange)) = kernel.meeting().filter(|_| target.sm < 90) {
+    if let Some((Meeting::Cluster(_), exchange)) = kernel.meeting().filter(|_| target.sm < 90) {
         let message = format!("programs of a cluster exchange tiles on Hopper, and this is code for {}", target.name());
         return Err(Error::Unsupported { kernel: kernel.name.clone(), loc: kernel.op(exchange).loc, message });
     }
@@ -210,8 +218,9 @@ fn lowered(
     findings: Vec<Finding>,
 ) -> Lowered {
     let entry = entry_name(kernel);
-    let text = w.finish(&entry, kernel.slots().len(), maps.len(), threads, least, shared_bytes > 0);
-    Lowered { text, entry, threads: threads as u32, shared_bytes: shared_bytes as u32, cluster, maps, findings }
+    let meets = matches!(kernel.meeting(), Some((Meeting::Grid, _)));
+    let text = w.finish(&entry, [kernel.slots().len(), maps.len(), meets.into()], threads, least, shared_bytes > 0);
+    Lowered { text, entry, threads: threads as u32, shared_bytes: shared_bytes as u32, cluster, maps, meets, findings }
 }
 
 /// Compiles a verified kernel to PTX.
@@ -231,6 +240,6 @@ pub fn compile(kernel: &Kernel, target: Target) -> Result<Ptx, Error> {
         };
         text = format!("{before}{threads}\n.reqnctapercluster {}, 1, 1{after}", lowered.cluster);
     }
-    let Lowered { entry, threads, shared_bytes, maps, findings, .. } = lowered;
-    Ok(Ptx { text, entry, threads, shared_bytes, maps, findings })
+    let Lowered { entry, threads, shared_bytes, maps, meets, findings, .. } = lowered;
+    Ok(Ptx { text, entry, threads, shared_bytes, maps, meets, findings })
 }

@@ -174,7 +174,7 @@ fn products_run_ahead_without_a_producer() {
     let made = check(&k, 4, &[&[256, 256], &[64, 256], &[256, 64]], 1e-2);
     assert!(!made.text.contains("cp.async.bulk") && made.text.contains("cp.async"), "{:?}", made.findings);
     let found: Vec<_> = made.findings.iter().map(|f| (f.lint, &f.message[..])).collect();
-    let why = "no bulk copies: the producer cannot come to where programs of a cluster exchange tiles";
+    let why = "no bulk copies: the producer cannot come to where programs meet";
     assert!(found.contains(&(Lint::Fallback, why)), "{found:?}");
 }
 

@@ -273,14 +273,14 @@ impl Writer {
     pub fn finish(
         self,
         name: &str,
-        slots: usize,
-        maps: usize,
+        [slots, maps, meetings]: [usize; 3],
         threads: usize,
         min_ctas: u8,
         shared_in_use: bool,
     ) -> String {
         let mut params: Vec<String> = (0..slots).map(|i| format!("i64 %p{i}")).collect();
         params.extend((0..maps).map(|i| format!("ptr byval([128 x i8]) align 64 %map{i}")));
+        params.extend((0..meetings).map(|_| format!("i64 {}", super::grid::WORD)));
         let mut out = String::from(
             "target datalayout = \"e-i64:64-i128:128-v16:16-v32:32-n16:32:64\"\ntarget triple = \"nvptx64-nvidia-cuda\"\n",
         );

@@ -145,13 +145,21 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
     y.store(acc.sum::<1>().cast::<T>().reshape());
 }
 
+/// Heads and channels of one of the `parts` parts of a tile in [`mla_decode`], all powers of two.
+pub const fn part_of_tile(heads: usize, channels: usize, parts: usize) -> [usize; 2] {
+    if parts <= heads { [heads / parts, channels] } else { [1, channels * heads / parts] }
+}
+
 /// One split of absorbed attention for one token: `H` heads share the keys, which are read once for all of them.
 ///
 /// q_latent `[n, heads, R]`, q `[n, heads, N + P]`, latent `[sequences, capacity, R]`, shared `[sequences, capacity, P]` →
-/// partial `[n, splits, heads, R]` f32 (not normalised), and per split the highest score and the sum, `[n, splits,
-/// heads]`, in units of log2. Each sequence has n / sequences tokens, and its i-th sees `position[sequence] + i + 1`
-/// keys; rows beyond are finite. scale > 0. Program: (split, tile of `H` heads, token); `B` keys at a time. `PB` ≥ P is a
-/// power of two. The splits share what is seen evenly; of little, the last ones have nothing (-∞ and 0).
+/// out `[n, heads, R]` f32. Each sequence has n / sequences tokens, and its i-th sees `position[sequence] + i + 1` keys;
+/// rows beyond are finite. scale > 0. Program: (split, tile of `H` heads, token); `B` keys at a time. `PB` ≥ P is a power
+/// of two. The splits share what is seen evenly; of little, the last ones have nothing.
+///
+/// If there are several, `S` ≥ splits is a power of two, and they leave partial `[n, splits, heads, R]` f32 (not
+/// normalised) and, in units of log2, their highest scores and sums `[n, splits, heads]`. When all have, each puts a part
+/// of the tile together: `SH` heads and `SR` channels, an `S`-th.
 ///
 /// Scores and sums are transposed, keys and channels along the rows: there are more of those than of heads, and the
 /// tensor cores take rows by 64. `ONCE`: the caches are read by one program each and leave room in the device's own cache
@@ -161,7 +169,17 @@ pub fn mla_expand_value<T: Float, W: Float, const V: usize, const R: usize, cons
     evict_first(latent if ONCE, shared if ONCE),
     deny(spill, wgmma_serialized, bank_conflict)
 )]
-pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: usize, const ONCE: bool>(
+pub fn mla_decode<
+    T,
+    const R: usize,
+    const PB: usize,
+    const H: usize,
+    const B: usize,
+    const S: usize,
+    const SH: usize,
+    const SR: usize,
+    const ONCE: bool,
+>(
     q_latent: &View<T, 3>,
     q: &View<T, 3>,
     latent: &View<T, 3>,
@@ -169,8 +187,9 @@ pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: u
     position: &View<i32, 1>,
     scale: f32,
     partial: &mut View<f32, 4>,
-    highest_out: &mut View<f32, 3>,
-    total_out: &mut View<f32, 3>,
+    highest_of: &mut View<f32, 3>,
+    total_of: &mut View<f32, 3>,
+    out: &mut View<f32, 3>,
 ) where
     T: Float + DotElement<Acc = f32>,
 {
@@ -205,30 +224,33 @@ pub fn mla_decode<T, const R: usize, const PB: usize, const H: usize, const B: u
         highest = new_highest;
     }
     let total = weights.sum::<0>();
-    // SAFETY: a program writes its own split, heads and token.
-    unsafe {
-        partial.store((token, split, head, 0), acc.t().reshape::<D4<1, 1, H, R>>());
-        highest_out.store((token, split, head), highest.reshape::<D3<1, 1, H>>());
-        total_out.store((token, split, head), total.reshape::<D3<1, 1, H>>());
+    if S == 1 {
+        let o = acc * total.recip().row();
+        // SAFETY: a program has heads and a token of its own.
+        unsafe { out.store((token, head, 0), o.t().reshape::<D3<1, H, R>>()) };
+    } else {
+        // SAFETY: a program writes its own split, heads and token.
+        unsafe {
+            partial.store((token, split, head, 0), acc.t().reshape::<D4<1, 1, H, R>>());
+            highest_of.store((token, split, head), highest.reshape::<D3<1, 1, H>>());
+            total_of.store((token, split, head), total.reshape::<D3<1, 1, H>>());
+        }
+        grid_sync();
+        for part in (split..S as i32).step_by(num_programs(0)) {
+            let at = part * (SH * SR);
+            let (head, channel) = (head + at / R, at % R);
+            let parts: Tile<f32, 1, S, SH, SR> = partial.load((token, 0, head, channel));
+            let highest: Tile<f32, 1, S, SH> = highest_of.load_or((token, 0, head), full(f64::NEG_INFINITY));
+            let total: Tile<f32, 1, S, SH> = total_of.load((token, 0, head));
+            let highest: Tile<f32, S, SH> = highest.reshape();
+            // The first split has a key, so that the highest of all is finite.
+            let factor = (highest - highest.amax::<0>().row()).exp2();
+            let weight = (total.reshape::<D2<S, SH>>() * factor).sum::<0>();
+            let factor = factor.reshape::<D3<S, SH, 1>>().broadcast::<D3<S, SH, SR>>();
+            let sum = (parts.reshape::<D3<S, SH, SR>>() * factor).sum::<0>();
+            let o = sum * weight.recip().col();
+            // SAFETY: each part of a tile is one program's.
+            unsafe { out.store((token, head, channel), o.reshape::<D3<1, SH, SR>>()) };
+        }
     }
-}
-
-/// The splits of [`mla_decode`] put together: out `[n, heads, R]` f32. Program: (token, head, `B` channels). `S` ≥ splits
-/// is a power of two; all splits are in flight together.
-#[kernel]
-pub fn mla_combine<T: Float, const S: usize, const B: usize>(
-    partial: &View<f32, 4>,
-    highest: &View<f32, 3>,
-    total: &View<f32, 3>,
-    out: &mut Block<T, 1, 1, B>,
-) {
-    let (token, head) = (program_id(0), program_id(1));
-    let parts: Tile<f32, 1, S, 1, B> = partial.load((token, 0, head, out.origin(2)));
-    let highest: Tile<f32, 1, S, 1> = highest.load_or((token, 0, head), full(f64::NEG_INFINITY));
-    let total: Tile<f32, 1, S, 1> = total.load((token, 0, head));
-    let highest: Tile<f32, S> = highest.reshape();
-    let factor = (highest - highest.amax::<0>()).exp2();
-    let weight = (total.reshape::<D1<S>>() * factor).sum::<0>();
-    let sum = (parts.reshape::<D2<S, B>>() * factor.col()).sum::<0>();
-    out.store((sum / weight).cast::<T>().reshape());
 }

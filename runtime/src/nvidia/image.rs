@@ -14,6 +14,7 @@ impl Image {
         };
         field(&self.threads.to_le_bytes());
         field(&self.shared_bytes.to_le_bytes());
+        field(&[self.meets.into()]);
         field(self.entry.as_bytes());
         field(&self.code);
         field(&self.maps.iter().flat_map(encode_map).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
@@ -33,7 +34,7 @@ impl Image {
             fields.push(field);
             bytes = rest;
         }
-        let [threads, shared_bytes, entry, code, maps, findings @ ..] = &fields[..] else { return None };
+        let [threads, shared_bytes, meets, entry, code, maps, findings @ ..] = &fields[..] else { return None };
         let (findings, []) = findings.as_chunks::<3>() else { return None };
         let text = |b: &[u8]| String::from_utf8(b.to_vec()).ok();
         let finding = |[lint, place, message]: &[&[u8]; 3]| {
@@ -42,6 +43,11 @@ impl Image {
         Some(Image {
             threads: u32::from_le_bytes((*threads).try_into().ok()?),
             shared_bytes: u32::from_le_bytes((*shared_bytes).try_into().ok()?),
+            meets: match meets {
+                [0] => false,
+                [1] => true,
+                _ => return None,
+            },
             entry: text(entry)?,
             code: code.to_vec(),
             maps: decode_maps(maps)?,
@@ -80,6 +86,7 @@ mod tests {
             entry: "kiln_add".into(),
             threads: 128,
             shared_bytes: 4096,
+            meets: true,
             maps: vec![TensorMap { slot: 3, size: 2, extents: vec![1, 128, 64], swizzle: 128 }],
             findings: vec![
                 Finding { lint: Lint::Fallback, place: "a.rs:1:2".into(), message: "slow".into() },

@@ -51,6 +51,7 @@ pub(super) fn image(kernel: &Kernel, target: Target, variant: &str) -> Result<Im
         entry: ptx.entry,
         threads: ptx.threads,
         shared_bytes: ptx.shared_bytes,
+        meets: ptx.meets,
         maps: ptx.maps,
         findings: ptx.findings,
     };

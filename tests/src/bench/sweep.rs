@@ -273,12 +273,12 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
             ways.add(name, move |i, out| {
                 let (partial, highest) = (&mut *partial.borrow_mut(), &mut *highest.borrow_mut());
                 let total = &mut *total.borrow_mut();
-                mla::mla_decode::<bf16, LATENT, 64, $h, $b, false>(
-                    &i[0], &i[1], &i[2], &i[3], &i[4], scale, partial, highest, total,
+                const PART: [usize; 2] = mla::part_of_tile($h, LATENT, $s);
+                mla::mla_decode::<bf16, LATENT, 64, $h, $b, $s, { PART[0] }, { PART[1] }, false>(
+                    &i[0], &i[1], &i[2], &i[3], &i[4], scale, partial, highest, total, out,
                 )
                 .grid([splits, HEADS / $h, sequences])
-                .run()?;
-                mla::mla_combine::<f32, $s, 64>(partial, highest, total, out).run()
+                .run()
             });
         })*}};
     }
@@ -289,17 +289,15 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
             tiles!(64, 64: 32 heads 64 keys 16 heads 64 keys);
         }
         (1, _) => {
+            tiles!(64, 64: 16 heads 64 keys);
             tiles!(66, 128: 32 heads 64 keys);
-            tiles!(128, 128: 32 heads 64 keys 16 heads 64 keys);
+            tiles!(128, 128: 32 heads 64 keys);
         }
         (16, _) => {
-            tiles!(8, 8: 32 heads 64 keys 16 heads 64 keys);
-            tiles!(16, 16: 32 heads 64 keys);
+            tiles!(4, 4: 16 heads 64 keys);
+            tiles!(8, 8: 32 heads 64 keys);
         }
-        _ => {
-            tiles!(1, 1: 32 heads 64 keys 16 heads 64 keys);
-            tiles!(2, 2: 32 heads 64 keys);
-        }
+        _ => tiles!(1, 1: 32 heads 64 keys 16 heads 64 keys),
     }
     let check = Box::new(move || {
         let mut want = vec![];

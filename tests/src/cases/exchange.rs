@@ -1,9 +1,9 @@
 //! What programs of a cluster exchange (`Tile::cluster_sum`): rows that are spread over them, and numbers that go
-//! round.
+//! round; and numbers that go around a whole grid (`grid_sync`).
 
 use super::Trial;
-use kiln::bf16;
 use kiln::prelude::*;
+use kiln::{DType, Tensor, bf16};
 use kimi::reference;
 
 /// Softmax of rows less its mean, in clusters of `C` programs: x, out `[rows, columns]`, columns ≤ C·N. Program: `N`
@@ -68,6 +68,24 @@ fn summed_up<const M: usize, const N: usize, const K: usize, const C: u8>(
     unsafe { own.store((-above, column), sum) };
 }
 
+/// Each program's numbers become thrice themselves and what another has, which is further on in each of the rounds: x, out
+/// `[programs, N]`, read from where that one has stored them.
+#[kernel]
+fn gone_around<const N: usize>(x: &View<i32, 2>, rounds: i32, out: &mut View<i32, 2>) {
+    let (program, programs) = (program_id(0) + num_programs(0) * program_id(1), num_programs(0) * num_programs(1));
+    let mut own: Tile<i32, 1, N> = x.load((program, 0));
+    for round in 0..rounds {
+        // SAFETY: a program stores its own row, after a meeting with those that have read it.
+        unsafe { out.store((program, 0), own) };
+        grid_sync();
+        let theirs: Tile<i32, 1, N> = out.load(((program + round + 1) % programs, 0));
+        grid_sync();
+        own = own * 3 + theirs;
+    }
+    // SAFETY: as above.
+    unsafe { out.store((program, 0), own) };
+}
+
 /// What [`passed_on`] computes of `[programs][N]`, operation by operation.
 fn passed_on_by_host(x: &[Vec<f32>], cluster: usize) -> Vec<Vec<f32>> {
     let all = |x: &[Vec<f32>], program: usize, i: usize, f: fn(f32, f32) -> f32| {
@@ -123,6 +141,29 @@ pub(super) fn passed_on_in_clusters(trial: &mut Trial) -> anyhow::Result<()> {
         }
         let want: Vec<f64> = passed_on_by_host(&rows, cluster).concat().into_iter().map(f64::from).collect();
         trial.compare(&format!("clusters of {cluster}"), &out, &want, N, 0.0)?;
+    }
+    Ok(())
+}
+
+/// Bit for bit, with as many programs as multiprocessors or threads, and twice as many; one launch after the other.
+pub(super) fn gone_around_the_grid(trial: &mut Trial) -> anyhow::Result<()> {
+    const N: usize = 64;
+    for (grid, rounds) in [([132, 1], 40), ([12, 22], 7), ([1, 1], 3), ([3, 2], 100)] {
+        let programs = grid[0] * grid[1];
+        let rows: Vec<Vec<i32>> =
+            (0..programs).map(|p| (0..N).map(|i| (p * 31 + i * 7) as i32 % 100).collect()).collect();
+        let x = Tensor::from_slice(&rows.concat(), &[programs, N], trial.device)?;
+        let each = |rows: Vec<Vec<i32>>, round: usize| -> Vec<Vec<i32>> {
+            let other = |p: usize| &rows[(p + round + 1) % programs];
+            let sum = |p: usize, i: usize| rows[p][i].wrapping_mul(3).wrapping_add(other(p)[i]);
+            (0..programs).map(|p| (0..N).map(|i| sum(p, i)).collect()).collect()
+        };
+        let want = (0..rounds).fold(rows, each).concat();
+        for _ in 0..5 {
+            let mut out = Tensor::zeros(&[programs, N], DType::I32, trial.device)?;
+            gone_around::<N>(&x, rounds as i32, &mut out).grid(grid).run()?;
+            trial.expect(&format!("a grid of {grid:?}, {rounds} rounds"), out.to_vec::<i32>()? == want);
+        }
     }
     Ok(())
 }

@@ -90,6 +90,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "passed_on_in_clusters/f32", run: exchange::passed_on_in_clusters },
         Case { name: "products_in_roles/bf16", run: roles::products_in_roles },
         Case { name: "products_summed_up/bf16", run: exchange::products_summed_up },
+        Case { name: "gone_around_the_grid/i32", run: exchange::gone_around_the_grid },
         Case { name: "route/f32", run: experts::route },
         Case { name: "rows_over_clusters/f32", run: exchange::rows_over_clusters },
         Case { name: "argmax/f32", run: sampling::argmax },

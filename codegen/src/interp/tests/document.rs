@@ -36,6 +36,7 @@ fn one_of_each() -> Vec<OpKind> {
         OpKind::Signal,
         OpKind::Wait,
         OpKind::ClusterReduce(Combine::Sum),
+        OpKind::GridSync,
         OpKind::For { stages: 0 },
         OpKind::While,
         OpKind::If,
@@ -64,7 +65,7 @@ fn one_of_each() -> Vec<OpKind> {
             OpKind::Atomic { .. } | OpKind::For { .. } | OpKind::While | OpKind::If | OpKind::Yield => 7,
             OpKind::Assert { .. } | OpKind::Print { .. } => 8,
             OpKind::Signal | OpKind::Wait => 9,
-            OpKind::ClusterReduce(_) => 11,
+            OpKind::ClusterReduce(_) | OpKind::GridSync => 11,
             OpKind::Channel { .. } | OpKind::Roles(_) | OpKind::Send | OpKind::Receive | OpKind::Release => 10,
         })
         .collect();

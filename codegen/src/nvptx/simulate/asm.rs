@@ -132,7 +132,7 @@ impl Op {
             ("cvt", _) if name.contains("x2") => Op::Pair(name.contains("f16x2") && !name.contains("bf16x2")),
             ("add" | "sub" | "mul", "rn") if name.ends_with("f16x2") => Op::Paired,
             // What loops around it ends where it goes on.
-            ("ld", "acquire") => Op::Look,
+            ("ld", "acquire" | "relaxed") => Op::Look,
             ("ld", _) => Op::Load(shared, size, count),
             ("st", _) => Op::Store(shared, size, count),
             ("atom", _) => Op::Atomic(size),

@@ -185,8 +185,10 @@ pub struct Simulator {
     program: Rc<Program>,
     maps_wanted: Vec<super::TensorMap>,
     threads: usize,
-    /// Programs that run together.
+    /// Programs that run together: of a kernel in which all meet, those of the whole grid, which has one axis.
     cluster: usize,
+    /// Whether all meet; the last of the buffers is their word.
+    meets: bool,
     shared_bytes: usize,
     /// Whether asynchronous instructions read shared memory.
     asynchronous: bool,
@@ -219,12 +221,14 @@ pub fn address_of(buffer: usize) -> u64 {
 }
 
 impl Simulator {
-    pub fn new(lowered: &Lowered, global: Vec<Vec<u8>>) -> Simulator {
+    pub fn new(lowered: &Lowered, mut global: Vec<Vec<u8>>) -> Simulator {
+        global.extend(lowered.meets.then(|| vec![0; 4]));
         Simulator {
             program: Rc::new(Program::parse(&lowered.text)),
             maps_wanted: lowered.maps.clone(),
             threads: lowered.threads as usize,
             cluster: lowered.cluster as usize,
+            meets: lowered.meets,
             shared_bytes: lowered.shared_bytes as usize,
             asynchronous: lowered.text.contains("wgmma"),
             traced: !["mbarrier", "bar.sync", "bar.arrive"].iter().any(|b| lowered.text.contains(b)),
@@ -245,9 +249,9 @@ impl Simulator {
         }
     }
 
-    /// Programs that run together.
-    pub fn cluster(&self) -> usize {
-        self.cluster
+    /// Programs of such a grid that run together.
+    pub fn run_together(&self, grid: [u32; 3]) -> usize {
+        if self.meets { grid[0] as usize } else { self.cluster }
     }
 
     /// Threads from one program of a cluster to the next.
@@ -255,9 +259,11 @@ impl Simulator {
         self.threads.next_multiple_of(128)
     }
 
-    /// Runs one program, or the cluster that begins with it. `params`: the launch slots.
+    /// Runs one program, or those that run together from it on. `params`: the launch slots.
     pub fn run(&mut self, params: &[u64], place: [u32; 3], grid: [u32; 3], order: Order) {
         let program = self.program.clone();
+        assert!(!self.meets || grid[1..] == [1, 1], "programs that meet lie along one axis");
+        self.cluster = self.run_together(grid);
         self.shared = Shared::new((self.cluster - 1) * WINDOW as usize + self.shared_bytes, self.traced);
         self.arrived.clear();
         self.left = vec![0; self.cluster];
@@ -269,6 +275,9 @@ impl Simulator {
             if let Some(slot) = program.find(&format!("%p{i}")) {
                 values[slot] = p;
             }
+        }
+        if let Some(word) = program.find(super::grid::WORD) {
+            values[word] = address_of(self.global.len() - 1);
         }
         let base = program.find("%shared_base");
         let (per_program, stride) = (self.threads, self.stride());

@@ -157,19 +157,30 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let most = (self.multiprocessors / (n * tiles).max(1)).clamp(1, MAX_SPLITS);
         let splits = latent.shape()[1].div_ceil(if few { KEYS } else { 2 * KEYS }).clamp(1, most);
         let scale = shape.scale();
-        let mut partial = self.empty::<f32>(&[n, splits, heads, r])?;
-        let mut highest = self.empty::<f32>(&[n, splits, heads])?;
-        let mut total = self.empty::<f32>(&[n, splits, heads])?;
+        let kept = if splits > 1 { splits } else { 0 };
+        let mut partial = self.empty::<f32>(&[n, kept, heads, r])?;
+        let mut highest = self.empty::<f32>(&[n, kept, heads])?;
+        let mut total = self.empty::<f32>(&[n, kept, heads])?;
         let mut attended = self.empty::<f32>(&[n, heads, r])?;
-        let (highest, total) = (&mut highest, &mut total);
+        let (partial, highest, total, out) = (&mut partial, &mut highest, &mut total, &mut attended);
         with_const!(R = r, of [64, 128, 256, 512], "kv_lora_rank", {
             with_const!(P = shape.rope.next_power_of_two(), of [16, 32, 64, 128], "qk_rope_head_dim", {
-                let out = &mut partial;
                 macro_rules! decode {
-                    ($H:literal, $B:literal, $ONCE:literal) => {
-                        attention::mla_decode::<T, R, P, $H, $B, $ONCE>(
-                            absorbed, &q, latent, shared, position, scale, out, highest, total,
+                    ($H:literal, $B:literal, $S:literal, $ONCE:literal) => {{
+                        const PARTS: [usize; 2] = attention::part_of_tile($H, R, $S);
+                        attention::mla_decode::<T, R, P, $H, $B, $S, { PARTS[0] }, { PARTS[1] }, $ONCE>(
+                            absorbed, &q, latent, shared, position, scale, partial, highest, total, out,
                         )
+                        .grid([splits, tiles, n])
+                        .run()?
+                    }};
+                    ($H:literal, $B:literal, $ONCE:literal) => {
+                        match splits {
+                            1 => decode!($H, $B, 1, $ONCE),
+                            2..=8 => decode!($H, $B, 8, $ONCE),
+                            9..=64 => decode!($H, $B, 64, $ONCE),
+                            _ => decode!($H, $B, 128, $ONCE),
+                        }
                     };
                 }
                 match (wide, self.gpu && T::DTYPE.size() == 2) {
@@ -178,12 +189,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
                     (_, true) => decode!(16, 64, false),
                     _ => decode!(16, 16, false),
                 }
-                .grid([splits, tiles, n])
-                .run()?
             })
-        });
-        with_const!(S = splits.next_power_of_two(), of [1, 2, 4, 8, 16, 32, 64, 128], "max_splits", {
-            attention::mla_combine::<f32, S, 64>(&partial, highest, total, &mut attended).run()?
         });
         Ok(attended)
     }

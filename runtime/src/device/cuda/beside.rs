@@ -23,6 +23,11 @@ impl Context {
         if queue.fork.as_ref().filter(mine).is_some() { self.side } else { self.stream }
     }
 
+    /// The word where the programs of a stream's launches meet.
+    pub(super) fn meeting(&self, stream: sys::CUstream) -> u64 {
+        self.meetings[usize::from(stream == self.side)]
+    }
+
     /// Runs `first` on the context's own stream and `second` on the other, which has priority: of programs that want the
     /// same place when it becomes free, not over those that have it. Both after all before and before all after. One
     /// inside another, or beside another thread's: one after the other.

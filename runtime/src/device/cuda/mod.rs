@@ -50,6 +50,8 @@ pub(crate) struct Context {
     pub(crate) l2_bytes: usize,
     /// A few zeros in device memory, for tensor maps of views without elements.
     zeros: sys::CUdeviceptr,
+    /// A word for each stream, where the programs of its launches meet.
+    meetings: [sys::CUdeviceptr; 2],
     queue: Mutex<Queue>,
     capture_ended: Condvar,
 }
@@ -164,12 +166,16 @@ impl Context {
             let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
             check("cuEventCreate", sys::cuEventCreate(&mut turn, untimed))?;
         }
-        let mut zeros = 0;
-        // SAFETY: the context is current; the pointer is to a local; as many bytes are set as were allocated.
-        unsafe {
-            check("cuMemAlloc", sys::cuMemAlloc_v2(&mut zeros, ZEROS))?;
-            check("cuMemsetD8", sys::cuMemsetD8_v2(zeros, 0, ZEROS))?;
-        }
+        let zeros = || {
+            let mut zeros = 0;
+            // SAFETY: the context is current; the pointer is to a local; as many bytes are set as were allocated.
+            unsafe {
+                check("cuMemAlloc", sys::cuMemAlloc_v2(&mut zeros, ZEROS))?;
+                check("cuMemsetD8", sys::cuMemsetD8_v2(zeros, 0, ZEROS))?;
+            }
+            Ok::<_, Error>(zeros)
+        };
+        let (zeros, words) = (zeros()?, zeros()?);
         let (queue, capture_ended) = (Mutex::default(), Condvar::new());
         Ok(Context {
             ordinal,
@@ -182,6 +188,7 @@ impl Context {
             multiprocessors,
             l2_bytes,
             zeros,
+            meetings: [words, words + ZEROS as u64 / 2],
             queue,
             capture_ended,
         })

@@ -24,6 +24,8 @@ pub(crate) struct Image {
     pub(crate) shared_bytes: u32,
     /// The parameters that follow the slots: what bulk copies read.
     pub(crate) maps: Vec<TensorMap>,
+    /// Whether all programs meet, by a word whose address is the last parameter.
+    pub(crate) meets: bool,
     /// What compiler and assembler found.
     pub(crate) findings: Vec<Finding>,
 }
@@ -35,6 +37,7 @@ pub(crate) struct Function {
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
     maps: Vec<TensorMap>,
+    meets: bool,
     /// Registers per thread.
     pub(crate) registers: u32,
     /// Local memory per thread, in bytes: spills and arrays.
@@ -92,6 +95,7 @@ impl Function {
             threads: image.threads,
             shared_bytes: image.shared_bytes,
             maps: image.maps.clone(),
+            meets: image.meets,
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             programs_per_sm: programs.max(0) as u32,
@@ -117,14 +121,23 @@ impl Function {
         parameters.extend(maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast::<c_void>()));
         let mut queue = self.context.queue()?;
         capture::keep(&mut queue.capture, storages);
+        let stream = self.context.stream(&queue);
+        let word = self.context.meeting(stream);
+        parameters.extend(self.meets.then(|| std::ptr::from_ref(&word).cast_mut().cast::<c_void>()));
         let [x, y, z] = grid;
         // A kernel for such chips waits itself for the one before (`wait_for_earlier_grids` in the back end); until then
         // its programs may already take their places.
-        let mut early = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        use sys::CUlaunchAttributeID as Id;
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let together = sys::CUlaunchAttributeValue { cooperative: 1 };
+        let mut attributes: smallvec::SmallVec<[_; 2]> = smallvec::smallvec![];
+        if self.context.capability >= (9, 0) {
+            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early));
+        }
+        if self.meets {
+            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, together));
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -133,9 +146,9 @@ impl Function {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: self.shared_bytes,
-            hStream: self.context.stream(&queue),
-            attrs: &mut early,
-            numAttrs: u32::from(self.context.capability >= (9, 0)),
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the kernel takes one 64-bit parameter per slot and then its tensor maps, all of which the driver copies
         // before it returns, like the configuration; memory is the caller's promise, and freed blocks are reused in stream

@@ -1,8 +1,8 @@
-//! Programs of a cluster, which meet where they exchange tiles.
+//! Programs that meet: those of a cluster where they exchange tiles, those of a launch at a `grid_sync`.
 //!
-//! They run in turns, each until it comes to a `cluster_reduce` or ends, in the order of their ranks. When all have
-//! come to the same one, each gets the combination of what they brought and goes on; what they did to memory before is
-//! then no race with what they do afterwards. If one has ended while others wait, or if they wait in different
+//! They run in turns, each until it comes to such an operation or ends, in the order of their ranks. When all have come
+//! to the same one, each gets the combination of what they brought, if anything, and goes on; what they did to memory
+//! before is then no race with what they do afterwards. If one has ended while others wait, or if they wait in different
 //! operations, they will never meet: an error.
 
 use super::control::{Course, Then};
@@ -10,7 +10,7 @@ use super::error::{ErrorKind, Fault};
 use super::exec::{Machine, Value, Values, invalid};
 use super::memory::program_index;
 use super::tile::Data;
-use crate::ir::{Op, OpId, OpKind};
+use crate::ir::{Combine, Op, OpId, OpKind};
 use crate::semantics;
 use std::ops::Range;
 use std::rc::Rc;
@@ -25,8 +25,8 @@ struct Member {
 }
 
 impl<'k> Machine<'k, '_, '_, '_> {
-    /// Runs the programs with these linear numbers, which are a cluster; of a fault, whose it is.
-    pub(super) fn cluster(&mut self, programs: Range<u32>) -> Result<(), (u32, Fault)> {
+    /// Runs the programs with these linear numbers, which meet; of a fault, whose it is.
+    pub(super) fn together(&mut self, programs: Range<u32>) -> Result<(), (u32, Fault)> {
         let member = |linear| Member {
             linear,
             program: program_index(linear, self.grid),
@@ -81,13 +81,16 @@ impl<'k> Machine<'k, '_, '_, '_> {
             });
             return Err(fault(ErrorKind::NotMet(places.collect::<Vec<_>>().join(", ")).into()));
         }
-        let combined = self.combined(op, members).map_err(fault)?;
+        let combined = match op.kind {
+            OpKind::ClusterReduce(combine) => Some(self.combined(op, combine, members).map_err(fault)?),
+            _ => None,
+        };
         for memory in &mut self.held.memories {
             memory.meet(first);
         }
         for m in members {
             self.take_turns(m);
-            self.set(&op.results, [combined.clone()]);
+            self.set(&op.results, combined.clone());
             self.trace(id);
             let outcome = self.step();
             self.take_turns(m);
@@ -98,8 +101,7 @@ impl<'k> Machine<'k, '_, '_, '_> {
     }
 
     /// What the programs brought, combined in their order.
-    fn combined(&self, op: &'k Op, members: &[Member]) -> Result<Value, Fault> {
-        let OpKind::ClusterReduce(combine) = op.kind else { return Err(invalid("programs meet in cluster_reduce")) };
+    fn combined(&self, op: &'k Op, combine: Combine, members: &[Member]) -> Result<Value, Fault> {
         let (dtype, shape) = self.tile_type(op.operands[0])?;
         let tile = |m: &Member| match &m.values[op.operands[0].index()] {
             Value::Tile(data) => Ok(data.clone()),

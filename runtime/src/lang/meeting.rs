@@ -1,8 +1,21 @@
-//! What the programs of a cluster exchange: tiles, combined on the way.
+//! Programs that meet: those of a cluster exchange tiles, combined on the way; those of a launch wait for each other.
 
 use super::{Number, Shape, Tile};
 use crate::stage;
 use kiln_codegen::ir::Combine;
+
+/// Waits for all programs of the launch: what any of them did to memory before comes before what the others do
+/// afterwards. So a kernel may read what its own programs have written, and needs no second one for that.
+///
+/// All programs must come here equally often. (The interpreter and the CPU report those that do not.) On a GPU they must
+/// all find room at the same time, at most so many as the device has multiprocessors times those that one holds
+/// ([`Report`](crate::Report)); otherwise the launch is refused. A meeting takes it one to two microseconds. On the CPU at
+/// most 1,024 programs meet. Not in roles, nor in a kernel whose clusters exchange tiles. Loads are copied by a warp of
+/// their own only if all meetings come after them, outside of loops and branches with such loads.
+#[track_caller]
+pub fn grid_sync() {
+    stage::emit(|b| b.grid_sync());
+}
 
 /// Exchanges within the cluster, of `#[kernel(cluster = N)]`: the `N` neighbours along axis 0 of the grid that run at
 /// the same time. All of them must come to the same exchange equally often: whether they do may depend on what they
