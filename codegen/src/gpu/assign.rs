@@ -719,7 +719,7 @@ impl Assigner<'_> {
     fn moves_freely(&self, v: ValueId, layout: &LinearLayout) -> bool {
         let size = self.k.ty(v).dtype().size();
         let Some(home) = self.home(v) else { return true };
-        let plan = Conversion::plan_within(&home, layout, size, 64 << 10);
+        let plan = Conversion::plan_within(&home, layout, size, 64 << 10, false);
         matches!(plan, Ok(Conversion::Identity | Conversion::Registers(_)))
     }
 

@@ -98,7 +98,8 @@ impl Lower<'_> {
     ) -> Result<Vec<V>> {
         // What rings leave, but not so little that there would be many passes.
         let left = Target { sm: self.sm }.shared_limit().saturating_sub(self.shared_top + 128);
-        let plan = Conversion::plan_within(from, to, dtype.size(), left.clamp(8 << 10, 64 << 10))
+        let left = left.clamp(8 << 10, 64 << 10);
+        let plan = Conversion::plan_within(from, to, dtype.size(), left, self.sm >= 90)
             .map_err(|e| super::Error::Internal { kernel: self.k.name.clone(), message: e.to_string() })?;
         Ok(self.converted(regs, dtype, &plan, *from.shape()))
     }
@@ -151,7 +152,10 @@ impl Lower<'_> {
                 let address = self.shared_place(&base, &thread, access.offset * size);
                 let elements: Vec<V> = access.registers.iter().map(|&r| regs[r as usize].clone()).collect();
                 let words = pack(&mut self.w, dtype, &elements);
-                self.store_shared(&address, Words::of(dtype, elements.len()), &words, None);
+                match plan.store.matrices {
+                    Some(transposed) => self.store_matrices(&address, transposed, &words),
+                    None => self.store_shared(&address, Words::of(dtype, elements.len()), &words, None),
+                }
             }
             if plan.warp_local {
                 self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
@@ -170,6 +174,16 @@ impl Lower<'_> {
         }
         // Redundant registers are not loaded again.
         plan.copies.iter().map(|&r| written[r as usize].clone()).collect()
+    }
+
+    /// One, two or four matrices of 8×8 16-bit elements, a word of each; `address`: of the row that the lane names.
+    fn store_matrices(&mut self, address: &V, transposed: bool, words: &[V]) {
+        let n = words.len();
+        let trans = if transposed { ".trans" } else { "" };
+        let list: Vec<String> = (1..=n).map(|i| format!("${i}")).collect();
+        let ptx = format!("stmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 [$0], {{{}}};", list.join(","));
+        let args: Vec<(&str, &V)> = [("i32", address)].into_iter().chain(words.iter().map(|w| ("i32", w))).collect();
+        self.w.asm_effect("void", &ptx, &vec!["r"; n + 1].join(","), &args);
     }
 
     /// A region that nobody else uses in the loop around, if the plan stays within warps: a warp waits for itself only.

@@ -121,10 +121,11 @@ impl Conversion {
     /// If the layouts differ in shape or in the number of lanes, warps or blocks; if data would have to move between
     /// the blocks of a cluster.
     pub fn plan(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize) -> Result<Conversion, LayoutError> {
-        Conversion::plan_within(src, dst, elem_bytes, SCRATCH_BYTES)
+        Conversion::plan_within(src, dst, elem_bytes, SCRATCH_BYTES, false)
     }
 
-    /// As [`Conversion::plan`], with scratch memory of at most `scratch_bytes` where several passes allow that.
+    /// As [`Conversion::plan`], with scratch memory of at most `scratch_bytes` where several passes allow that, and with
+    /// stores `by_matrices`, which takes Hopper.
     ///
     /// # Errors
     /// As [`Conversion::plan`].
@@ -133,14 +134,15 @@ impl Conversion {
         dst: &LinearLayout,
         elem_bytes: usize,
         scratch_bytes: usize,
+        by_matrices: bool,
     ) -> Result<Conversion, LayoutError> {
-        let direct = Conversion::plan_directly(src, dst, elem_bytes, scratch_bytes)?;
+        let direct = Conversion::plan_directly(src, dst, elem_bytes, scratch_bytes, by_matrices)?;
         if elem_bytes != 2 || matches!(direct, Conversion::Identity | Conversion::Registers(_)) {
             return Ok(direct);
         }
         let transposed = (0..src.bases(Level::Register).len()).find_map(|pair| {
             let between = src.transposed_within_warps(pair)?;
-            let then = Box::new(Conversion::plan_directly(&between, dst, elem_bytes, scratch_bytes).ok()?);
+            let then = Box::new(Conversion::plan_directly(&between, dst, elem_bytes, scratch_bytes, by_matrices).ok()?);
             Some(Conversion::Transpose { pair, then })
         });
         let cost = |c: &Conversion| c.cost(src.registers(), elem_bytes);
@@ -153,6 +155,7 @@ impl Conversion {
         dst: &LinearLayout,
         elem_bytes: usize,
         scratch_bytes: usize,
+        by_matrices: bool,
     ) -> Result<Conversion, LayoutError> {
         let threads = |l: &LinearLayout| [Level::Lane, Level::Warp, Level::Block].map(|v| l.size(v));
         if src.shape() != dst.shape() || threads(src) != threads(dst) {
@@ -178,7 +181,7 @@ impl Conversion {
                 found: format!("{src} to {dst}"),
             });
         }
-        let shared = ScratchPlan::new(src, dst, elem_bytes, scratch_bytes, local.is_some());
+        let shared = ScratchPlan::new(src, dst, elem_bytes, scratch_bytes, local.is_some(), by_matrices);
         Ok(match shuffle {
             Some(plan) if plan.cost(elem_bytes) <= shared.cost(elem_bytes) => Conversion::Shuffle(plan),
             _ => Conversion::Shared(shared),

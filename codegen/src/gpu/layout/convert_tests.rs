@@ -57,6 +57,21 @@ fn through_scratch(p: &ScratchPlan, v: &Values, elem_bytes: usize) -> Values {
                 continue;
             }
             for a in &pass.stores {
+                if let Some(transposed) = p.store.matrices {
+                    // `stmatrix`: each lane's pairs go to the rows that other lanes name.
+                    for (matrix, pair) in a.registers.chunks(2).enumerate() {
+                        for (half, &r) in pair.iter().enumerate() {
+                            let (row, column) = (t / 4, 2 * (t % 4) + half);
+                            let (row, column) = if transposed { (column, row) } else { (row, column) };
+                            let names = (w * LANES + 8 * matrix + row) as u32;
+                            let first = F2Map::new(p.store.thread.clone(), 31).apply(names) ^ a.offset;
+                            assert!(first.is_multiple_of(8), "rows are aligned");
+                            let at = first as usize + column;
+                            assert_eq!(memory[at].replace((v[w][t][r as usize], w)), None, "stored twice");
+                        }
+                    }
+                    continue;
+                }
                 let at = address(&p.store, a, w, t);
                 for (j, &r) in a.registers.iter().enumerate() {
                     assert_eq!(memory[at + j].replace((v[w][t][r as usize], w)), None, "stored twice");
@@ -119,17 +134,20 @@ fn scratch_of(plan: &Conversion) -> Option<&ScratchPlan> {
 
 /// Plans, executes, compares; returns the plan.
 fn check(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize, limit: usize) -> Conversion {
-    let plan = Conversion::plan_within(src, dst, elem_bytes, limit).unwrap();
-    let (have, want) = (fill(src), fill(dst));
-    let got = execute(&plan, &have, elem_bytes);
-    assert_eq!(got, want, "{src} to {dst}: {plan:?}");
-    if let Some(p) = scratch_of(&plan) {
-        for warp in 0..src.warps() as u32 {
-            for w in p.wavefronts(elem_bytes, warp) {
-                assert_eq!(w.conflicts(), 0, "bank conflicts: {src} to {dst}, {elem_bytes} bytes: {plan:?}");
+    let [plan, _] = [false, true].map(|by_matrices| {
+        let plan = Conversion::plan_within(src, dst, elem_bytes, limit, by_matrices).unwrap();
+        let (have, want) = (fill(src), fill(dst));
+        let got = execute(&plan, &have, elem_bytes);
+        assert_eq!(got, want, "{src} to {dst}: {plan:?}");
+        if let Some(p) = scratch_of(&plan) {
+            for warp in 0..src.warps() as u32 {
+                for w in p.wavefronts(elem_bytes, warp) {
+                    assert_eq!(w.conflicts(), 0, "bank conflicts: {src} to {dst}, {elem_bytes} bytes: {plan:?}");
+                }
             }
         }
-    }
+        plan
+    });
     plan
 }
 
@@ -230,6 +248,27 @@ fn the_layouts_of_a_product_convert() {
     let out = LinearLayout::coalesced(large, 1, 4, 8).unwrap();
     let Conversion::Shared(p) = check(&w, &out, 4, SCRATCH_BYTES) else { panic!() };
     assert_eq!((p.bytes, p.passes.len()), (SCRATCH_BYTES, 4));
+}
+
+/// Sums whose columns become rows, as the outputs of kda_state do: pairs of neighbours in a thread go to two rows by
+/// one instruction for four matrices, where words of a pair would have to be taken apart.
+#[test]
+fn columns_of_sums_become_rows_by_matrices() {
+    // Of 32 tokens and 128 values a warp has 16 values: eight of a token in a thread, neighbouring tokens before.
+    let layout = |register: [u32; 4], lane: [u32; 5]| {
+        LinearLayout::new(Shape::new(&[32, 128]), register.into(), lane.into(), vec![16, 32, 64], vec![]).unwrap()
+    };
+    let sums = layout([128, 8, 1024, 2048], [256, 512, 1, 2, 4]);
+    let rows = layout([1, 2, 4, 2048], [8, 128, 256, 512, 1024]);
+    let plan = |by_matrices| match Conversion::plan_within(&sums, &rows, 2, SCRATCH_BYTES, by_matrices) {
+        Ok(Conversion::Shared(plan)) => plan,
+        other => panic!("{other:?}"),
+    };
+    check(&sums, &rows, 2, SCRATCH_BYTES);
+    let (words, matrices) = (plan(false), plan(true));
+    let accesses = |p: &ScratchPlan| (p.store.matrices, p.passes[0].stores.len(), p.passes[0].loads.len());
+    assert_eq!((accesses(&words), accesses(&matrices)), ((None, 8, 2), (Some(true), 2, 2)));
+    assert!(matrices.warp_local && matrices.wavefronts(2, 0)[0].actual == 8, "{matrices:?}");
 }
 
 /// Also where tiles are smaller than fragments or have fewer elements than there are threads.

@@ -60,7 +60,7 @@ pub use f2::{F2Map, Span};
 pub use families::{LayoutBuilder, Operand};
 pub use ldmatrix::{Ldmatrix, LdmatrixInstruction};
 pub use linear::{Level, LinearLayout, Place, VectorAccess};
-pub use scratch::{ScratchAccess, ScratchPass, ScratchPlan, ScratchSide};
+pub use scratch::{ScratchAccess, ScratchPass, ScratchPlan, ScratchSide, Transposed};
 pub use shared::{SharedLayout, Swizzle, Wavefronts, wavefronts_of};
 pub use shuffle::{ShufflePlan, ShuffleRound};
 pub use transfer::{JoinMap, LaneSlice, SliceMap};

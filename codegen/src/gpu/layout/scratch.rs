@@ -12,12 +12,15 @@
 //! add directions of its own, which the other side's lanes run along; that restricts the choice of rows, so candidates
 //! are built and counted.
 //!
+//! Stores may also go by 8×8 matrices of 16-bit elements, of which each lane has a part and eight lanes name the rows
+//! (`stmatrix`, see [`Ldmatrix`]), also transposed: then neighbours in a thread need not be neighbours in memory.
+//!
 //! A tile too large for the scratch goes in passes: directions that both layouts hold in registers, and that no lane
 //! or warp moves along, are left out of the layout and enumerated.
 
 use super::f2::apply;
 use super::shared::{Wavefronts, wavefronts_of};
-use super::{F2Map, LANE_BITS, Level, LinearLayout, SharedLayout, Span};
+use super::{F2Map, LANE_BITS, Ldmatrix, LdmatrixInstruction, Level, LinearLayout, SharedLayout, Span};
 use crate::ir::Shape;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +41,17 @@ pub struct ScratchPlan {
     pub scratch: SharedLayout,
 }
 
+/// Whether matrices are transposed on their way.
+pub type Transposed = bool;
+
 /// What the stores (loads) of all passes have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScratchSide {
-    /// Elements per access, aligned to their size.
+    /// Elements per access, aligned to their size; of matrices, of a thread.
     pub width: usize,
+    /// Whether an access is `width / 2` matrices, and these are transposed. The thread's offset is then that of the row that
+    /// it names.
+    pub matrices: Option<Transposed>,
     /// The thread's part of the offset, in elements: contributions of the lane's bits, then of the warp's.
     pub thread: Vec<u32>,
     /// Lanes (warps) with one of these bits set hold copies: they need not store. Zero for loads.
@@ -73,29 +82,34 @@ impl ScratchPlan {
         elem_bytes: usize,
         limit: usize,
         stays_in_warp: bool,
+        by_matrices: bool,
     ) -> ScratchPlan {
         let (dst, copies) = dst.compact_registers();
         let split = PassSplit::new(src, &dst, elem_bytes, limit);
         let (source, target) = (Side::new(src, &split), Side::new(&dst, &split));
-        let scratch = best_scratch(&source.layout, &target.layout, elem_bytes);
-        let (stores, store_width) = source.accesses(&scratch, elem_bytes);
+        let redundant = src.redundant();
+        let by_matrices = by_matrices && elem_bytes == 2 && redundant.lane == 0;
+        let (scratch, matrices) = best_scratch(&source.layout, &target.layout, elem_bytes, by_matrices);
         let (loads, load_width) = target.accesses(&scratch, elem_bytes);
 
-        let redundant = src.redundant();
+        let (stores, store) = match matrices {
+            Some(plan) => source.matrix_accesses(plan, redundant.warp),
+            None => {
+                let (stores, width) = source.accesses(&scratch, elem_bytes);
+                let thread = source.thread_offsets(&scratch);
+                let (redundant_lanes, redundant_warps) = (redundant.lane, redundant.warp);
+                (stores, ScratchSide { width, matrices: None, thread, redundant_lanes, redundant_warps })
+            }
+        };
         let passes = (0..1u32 << split.directions.len())
             .map(|p| ScratchPass {
                 stores: shifted(&stores, apply(&source.passes, p)),
                 loads: shifted(&loads, apply(&target.passes, p)),
             })
             .collect();
-        let store = ScratchSide {
-            width: store_width,
-            thread: source.thread_offsets(&scratch),
-            redundant_lanes: redundant.lane,
-            redundant_warps: redundant.warp,
-        };
         let load = ScratchSide {
             width: load_width,
+            matrices: None,
             thread: target.thread_offsets(&scratch),
             redundant_lanes: 0,
             redundant_warps: 0,
@@ -117,11 +131,21 @@ impl ScratchPlan {
     /// Wavefronts of all stores and of all loads of one warp.
     pub fn wavefronts(&self, elem_bytes: usize, warp: u32) -> [Wavefronts; 2] {
         let count = |side: &ScratchSide, accesses: &mut dyn Iterator<Item = &ScratchAccess>| {
-            accesses.fold(Wavefronts { actual: 0, ideal: 0 }, |sum, a| {
+            let mut sum = Wavefronts { actual: 0, ideal: 0 };
+            for a in accesses {
                 let at = |lane| (apply(&side.thread, warp << LANE_BITS | lane) ^ a.offset) * elem_bytes as u32;
-                let cost = wavefronts_of(&(0..1 << LANE_BITS).map(at).collect::<Vec<_>>(), side.width * elem_bytes);
-                Wavefronts { actual: sum.actual + cost.actual, ideal: sum.ideal + cost.ideal }
-            })
+                // Of matrices one after the other, each by the eight lanes that name its rows.
+                let (at_once, bytes) = match side.matrices {
+                    None => (1 << LANE_BITS, side.width * elem_bytes),
+                    Some(_) => (8, 16),
+                };
+                let lanes = if side.matrices.is_some() { 4 * side.width as u32 } else { 1 << LANE_BITS };
+                for first in (0..lanes).step_by(at_once as usize) {
+                    let cost = wavefronts_of(&(first..first + at_once).map(at).collect::<Vec<_>>(), bytes);
+                    (sum.actual, sum.ideal) = (sum.actual + cost.actual, sum.ideal + cost.ideal);
+                }
+            }
+            sum
         };
         [
             count(&self.store, &mut self.passes.iter().flat_map(|p| &p.stores)),
@@ -214,6 +238,22 @@ impl Side {
         offsets.bases(Level::Lane).iter().chain(offsets.bases(Level::Warp)).copied().collect()
     }
 
+    /// Accesses by matrices.
+    fn matrix_accesses(&self, plan: Ldmatrix, redundant_warps: u32) -> (Vec<ScratchAccess>, ScratchSide) {
+        let access = |i: &LdmatrixInstruction| ScratchAccess {
+            offset: i.offset,
+            registers: i.registers.iter().map(|&r| apply(&self.numbers, r)).collect(),
+        };
+        let side = ScratchSide {
+            width: 2 * plan.matrices,
+            matrices: Some(plan.transposed),
+            thread: plan.thread,
+            redundant_lanes: 0,
+            redundant_warps,
+        };
+        (plan.instructions.iter().map(access).collect(), side)
+    }
+
     /// The registers grouped into accesses, and their width.
     fn accesses(&self, scratch: &SharedLayout, elem_bytes: usize) -> (Vec<ScratchAccess>, usize) {
         let vectors = scratch.vectorise(&self.layout, elem_bytes);
@@ -226,8 +266,16 @@ impl Side {
     }
 }
 
-/// The cheapest of the scratch layouts for two layouts of rank 1.
-fn best_scratch(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize) -> SharedLayout {
+/// Instructions for the address of the row that a lane names, which is not where its own elements go.
+const ADDRESS_COST: usize = 4;
+
+/// The cheapest of the scratch layouts for two layouts of rank 1, and how the stores go by matrices, if they do.
+fn best_scratch(
+    src: &LinearLayout,
+    dst: &LinearLayout,
+    elem_bytes: usize,
+    by_matrices: bool,
+) -> (SharedLayout, Option<Ldmatrix>) {
     let max_vector = (16 / elem_bytes).ilog2() as usize;
     let threads = |l: &LinearLayout| Level::ALL[1..].iter().flat_map(|&v| l.bases(v).to_vec()).collect::<Vec<_>>();
     let registers = |l: &LinearLayout| Span::of(l.bases(Level::Register));
@@ -240,28 +288,41 @@ fn best_scratch(src: &LinearLayout, dst: &LinearLayout, elem_bytes: usize) -> Sh
     let vector: Vec<u32> = common.into_iter().filter(|&v| clear.insert(v, 0)).take(max_vector).collect();
 
     let mut candidates = Vec::new();
-    for (wide, narrow) in [(dst, src), (src, dst)] {
+    // Rows of matrices are the directions of one side, whatever both have in common.
+    let vectors = if by_matrices && !vector.is_empty() { vec![&vector[..], &[]] } else { vec![&vector[..]] };
+    for (vector, (wide, narrow)) in vectors.into_iter().flat_map(|v| [(v, (dst, src)), (v, (src, dst))]) {
         // Directions that only the wide side holds in registers, those first that the narrow side's lanes run along.
-        let mut own = Span::of(&[vector.clone(), threads(wide)].concat());
+        let mut own = Span::of(&[vector.to_vec(), threads(wide)].concat());
         let mut along = registers(wide).intersection(&Span::of(narrow.bases(Level::Lane)));
         along.sort_unstable();
         along.extend(wide.bases(Level::Register));
         let extra: Vec<u32> = along.into_iter().filter(|&u| own.insert(u, 0)).collect();
         for count in 0..=extra.len().min(max_vector - vector.len()) {
-            candidates.extend(scratch_basis(&vector, &extra[..count], wide, narrow, elem_bytes));
+            candidates.extend(scratch_basis(vector, &extra[..count], wide, narrow, elem_bytes));
         }
     }
-    let cost = |scratch: &SharedLayout| -> usize {
-        let side = |l: &LinearLayout| {
-            // Other accesses and warps only permute the banks.
-            let v = scratch.vectorise(l, elem_bytes);
-            let offsets = scratch.offsets_of(l);
-            let lanes: Vec<u32> = (0..1 << LANE_BITS).map(|t| offsets.flat(0, t, 0) * elem_bytes as u32).collect();
-            v.groups.len() * (wavefronts_of(&lanes, v.width * elem_bytes).actual + 1)
-        };
-        side(src) + side(dst)
+    let side = |scratch: &SharedLayout, l: &LinearLayout| {
+        // Other accesses and warps only permute the banks.
+        let v = scratch.vectorise(l, elem_bytes);
+        let offsets = scratch.offsets_of(l);
+        let lanes: Vec<u32> = (0..1 << LANE_BITS).map(|t| offsets.flat(0, t, 0) * elem_bytes as u32).collect();
+        v.groups.len() * (wavefronts_of(&lanes, v.width * elem_bytes).actual + 1)
     };
-    candidates.into_iter().min_by_key(cost).expect("without directions of its own a side always has a layout")
+    let mut ways = vec![];
+    for scratch in candidates {
+        let loads = side(&scratch, dst);
+        ways.push((loads + side(&scratch, src), scratch.clone(), None));
+        let plan = by_matrices.then(|| Ldmatrix::plan(src, &scratch, elem_bytes)).flatten();
+        if let Some(plan) = plan
+            && let wavefronts = plan.wavefronts(elem_bytes)
+            && wavefronts.conflicts() == 0
+        {
+            ways.push((loads + plan.instructions.len() + wavefronts.actual + ADDRESS_COST, scratch, Some(plan)));
+        }
+    }
+    let (_, scratch, matrices) =
+        ways.into_iter().min_by_key(|w| w.0).expect("without directions of its own a side always has a layout");
+    (scratch, matrices)
 }
 
 /// The scratch layout whose vectors are `vector`, for the wide side followed by `extra`; `None` if no choice of rows

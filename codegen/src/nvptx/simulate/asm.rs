@@ -110,6 +110,7 @@ pub enum Op {
     Discard,
     Mma,
     Ldmatrix,
+    Stmatrix,
     Movmatrix,
     WgmmaFence,
     WgmmaCommit,
@@ -162,6 +163,7 @@ impl Op {
             ("createpolicy", _) => Op::Policy,
             ("mma", "sync") => Op::Mma,
             ("ldmatrix", _) => Op::Ldmatrix,
+            ("stmatrix", _) => Op::Stmatrix,
             ("movmatrix", _) if name == "movmatrix.sync.aligned.m8n8.trans.b16" => Op::Movmatrix,
             ("wgmma", "fence") => Op::WgmmaFence,
             ("wgmma", "commit_group") => Op::WgmmaCommit,
@@ -173,7 +175,7 @@ impl Op {
 
     fn scope(self) -> Scope {
         match self {
-            Op::Mma | Op::Ldmatrix | Op::Movmatrix | Op::WgmmaWait => Scope::Warp,
+            Op::Mma | Op::Ldmatrix | Op::Stmatrix | Op::Movmatrix | Op::WgmmaWait => Scope::Warp,
             Op::Wgmma | Op::WgmmaFence | Op::WgmmaCommit | Op::MaxRegisters => Scope::Group,
             _ => Scope::Thread,
         }
@@ -450,6 +452,7 @@ impl Simulator {
             }
             Op::Mma
             | Op::Ldmatrix
+            | Op::Stmatrix
             | Op::Movmatrix
             | Op::MaxRegisters
             | Op::WgmmaFence

@@ -21,6 +21,7 @@ impl Simulator {
                 assert_eq!(asm.code.len(), 1, "one instruction at a time");
                 match asm.code[0].op {
                     Op::Ldmatrix => self.ldmatrix(asm, warp),
+                    Op::Stmatrix => self.stmatrix(asm, warp),
                     Op::Movmatrix => movmatrix(asm, warp),
                     Op::WgmmaWait => self.wait_for_products(asm, warp),
                     _ => {
@@ -33,6 +34,30 @@ impl Simulator {
                 }
             }
             _ => panic!("needs no other threads"),
+        }
+    }
+
+    fn stmatrix(&mut self, asm: &Asm, warp: &mut [Thread]) {
+        let trans = asm.code[0].name.contains(".trans");
+        let words = asm.args.len() - 1;
+        let addresses: Vec<u64> = warp.iter().map(|t| t.get(&asm.args[0]) + asm.code[0].offset).collect();
+        for (t, &address) in warp.iter().zip(&addresses[..8 * words]) {
+            self.touch(t, true, address, 16);
+        }
+        for (lane, t) in warp.iter_mut().enumerate() {
+            for j in 0..words {
+                let word = t.get(&asm.args[1 + j]) as u32;
+                for half in 0..2 {
+                    let (row, column) =
+                        if trans { (2 * (lane % 4) + half, lane / 4) } else { (lane / 4, 2 * (lane % 4) + half) };
+                    let base = addresses[8 * j + row];
+                    assert_eq!(base % 16, 0, "stmatrix rows are aligned");
+                    let (at, bytes) = (base + 2 * column as u64, ((word >> (16 * half)) as u16).to_le_bytes());
+                    self.shared.written(at, &bytes, t.event());
+                    self.shared.store(at, &bytes);
+                    t.remember(at, &bytes);
+                }
+            }
         }
     }
 
