@@ -1,21 +1,53 @@
 //! Loops and branches.
 //!
-//! Values that run around a loop are phis of registers, named in advance; a `for` tests at its end. Rings and slots turn
+//! Values that run around a loop are phis of registers, named in advance, 16-bit elements in words of two: what computes
+//! and what reads them mostly does so, too. A `for` tests at its end. Rings and slots turn
 //! at the start of an iteration; what a loop leaves in flight is waited for at its end. A loop of which all iterations
 //! have slots is unrolled: their number is known, and small.
 
 use super::lower::{Lower, Result};
+use super::memory::{pack, unpack};
 use super::pipeline::Slots;
 use super::text::{V, int, llvm_type};
 use crate::gpu::layout::LinearLayout;
 use crate::ir::{DType, Op, OpId, OpKind, ValueId};
 
 impl<'k> Lower<'k> {
-    /// The registers of a value that runs around a loop, as phis named in advance.
-    fn phis(&mut self, values: &[ValueId], inits: &[Vec<V>], from: &str, latch: &str) -> Vec<(Vec<V>, Vec<String>)> {
+    /// Whether the registers of a value run around a loop in words of two.
+    fn in_words(&self, v: ValueId, registers: usize) -> bool {
+        let dtype = self.k.ty(v).dtype();
+        dtype != DType::Bool && dtype.size() == 2 && registers.is_multiple_of(2)
+    }
+
+    /// What runs around a loop of a value's registers.
+    fn to_carry(&mut self, v: ValueId, registers: &[V]) -> Vec<V> {
+        if !self.in_words(v, registers.len()) {
+            return registers.to_vec();
+        }
+        let dtype = self.k.ty(v).dtype();
+        registers.chunks(2).flat_map(|pair| pack(&mut self.w, dtype, pair)).collect()
+    }
+
+    /// The registers of a value, from what runs around a loop.
+    fn from_carried(&mut self, v: ValueId, carried: &[V], registers: usize) -> Vec<V> {
+        if !self.in_words(v, registers) {
+            return carried.to_vec();
+        }
+        unpack(&mut self.w, self.k.ty(v).dtype(), carried, registers)
+    }
+
+    /// Phis of what runs around a loop of these values, which have so many registers each; their next values are named in
+    /// advance.
+    fn phis(
+        &mut self,
+        values: &[ValueId],
+        layouts: &[LinearLayout],
+        inits: &[Vec<V>],
+        [from, latch]: [&str; 2],
+    ) -> Vec<(Vec<V>, Vec<String>)> {
         let mut out = vec![];
-        for (&v, init) in values.iter().zip(inits) {
-            let ty = llvm_type(self.k.ty(v).dtype());
+        for ((&v, layout), init) in values.iter().zip(layouts).zip(inits) {
+            let ty = self.carried_type(v, layout);
             let mut regs = vec![];
             let mut nexts = vec![];
             for x in init {
@@ -28,13 +60,32 @@ impl<'k> Lower<'k> {
         out
     }
 
+    fn carried_type(&self, v: ValueId, layout: &LinearLayout) -> &'static str {
+        if self.in_words(v, layout.registers()) { "i32" } else { llvm_type(self.k.ty(v).dtype()) }
+    }
+
     fn alias_all(&mut self, yields: &[ValueId], layouts: &[LinearLayout], phis: &[(Vec<V>, Vec<String>)]) {
         for ((&v, layout), (_, nexts)) in yields.iter().zip(layouts).zip(phis) {
-            let ty = llvm_type(self.k.ty(v).dtype());
-            for (x, name) in self.get(v, layout).iter().zip(nexts) {
+            let ty = self.carried_type(v, layout);
+            let registers = self.get(v, layout);
+            for (x, name) in self.to_carry(v, &registers).iter().zip(nexts) {
                 self.w.alias(name, ty, x);
             }
         }
+    }
+
+    /// The values of an iteration, from their phis.
+    fn define_carried(
+        &mut self,
+        values: &[ValueId],
+        layouts: &[LinearLayout],
+        phis: &[(Vec<V>, Vec<String>)],
+    ) -> Result<()> {
+        for ((&v, layout), (words, _)) in values.iter().zip(layouts).zip(phis) {
+            let registers = self.from_carried(v, words, layout.registers());
+            self.define(v, registers)?;
+        }
+        Ok(())
     }
 
     /// The first layouts of values, in order.
@@ -50,6 +101,7 @@ impl<'k> Lower<'k> {
         let (lo, hi, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[1]), self.scalar(op.operands[2]));
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let starts: Vec<Vec<V>> = op.results.iter().zip(&inits).map(|(&v, init)| self.to_carry(v, init)).collect();
         let known = self.ordered_by_iteration(id);
         // In a loop that stores, where warps may be at different steps, they exchange what is theirs in regions that
         // nobody else uses meanwhile. (Without bulk copies shared memory is for programs beside this one.)
@@ -78,7 +130,7 @@ impl<'k> Lower<'k> {
         };
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
-        let phis = self.phis(&args[1..], &inits, &pre, &latch);
+        let phis = self.phis(&args[1..], &layouts, &starts, [&pre, &latch]);
         self.forget_order_but(&known);
         self.traced = own;
         if let Some(ring) = &ring {
@@ -88,9 +140,7 @@ impl<'k> Lower<'k> {
             self.turn_slots(slots, &i, &stage);
         }
         self.define(args[0], vec![i.clone()])?;
-        for (&a, (regs, _)) in args[1..].iter().zip(&phis) {
-            self.define(a, regs.clone())?;
-        }
+        self.define_carried(&args[1..], &layouts, &phis)?;
         let turns = self.takes_turns(id).then_some(false);
         let outer_turn = std::mem::replace(&mut self.turn, turns);
         let (top, outer) = (self.shared_top, std::mem::replace(&mut self.own_scratch, own));
@@ -114,8 +164,10 @@ impl<'k> Lower<'k> {
         let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
         self.w.branch(&more, &body, &done);
         self.w.start(&done);
-        for (&r, (_, nexts)) in op.results.iter().zip(&phis) {
-            self.set_registers(r, nexts.iter().map(|n| n.as_str().into()).collect());
+        for ((&r, layout), (_, nexts)) in op.results.iter().zip(&layouts).zip(&phis) {
+            let last: Vec<V> = nexts.iter().map(|n| n.as_str().into()).collect();
+            let registers = self.from_carried(r, &last, layout.registers());
+            self.set_registers(r, registers);
         }
         if !late.is_empty() {
             let landing = op.results.iter().zip(&args[1..]).filter(|(_, a)| in_flight.contains(a));
@@ -235,24 +287,21 @@ impl<'k> Lower<'k> {
         let (condition, body_region) = (op.regions[0], op.regions[1]);
         let layouts = self.layouts_of(&op.results);
         let inits: Vec<Vec<V>> = op.operands.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let inits: Vec<Vec<V>> = op.results.iter().zip(&inits).map(|(&v, init)| self.to_carry(v, init)).collect();
         let [pre, head, body, latch, exit] = ["pre", "head", "loop", "latch", "exit"].map(|s| self.w.label(s));
         self.w.jump(&pre);
         self.w.start(&pre);
         self.w.jump(&head);
         self.w.start(&head);
-        let phis = self.phis(&op.results, &inits, &pre, &latch);
+        let phis = self.phis(&op.results, &layouts, &inits, [&pre, &latch]);
         self.forget_order();
-        for (&a, (regs, _)) in k.region(condition).args.iter().zip(&phis) {
-            self.define(a, regs.clone())?;
-        }
+        self.define_carried(&k.region(condition).args, &layouts, &phis)?;
         let ends = self.region(condition)?;
         self.settle_all();
         let more = self.scalar(ends[0]);
         self.w.branch(&more, &body, &exit);
         self.w.start(&body);
-        for (&a, (regs, _)) in k.region(body_region).args.iter().zip(&phis) {
-            self.define(a, regs.clone())?;
-        }
+        self.define_carried(&k.region(body_region).args, &layouts, &phis)?;
         let yields = self.region(body_region)?;
         self.settle_all();
         self.w.jump(&latch);
@@ -261,10 +310,7 @@ impl<'k> Lower<'k> {
         self.w.jump(&head);
         self.w.start(&exit);
         self.forget_order();
-        for (&r, (regs, _)) in op.results.iter().zip(phis) {
-            self.define(r, regs)?;
-        }
-        Ok(())
+        self.define_carried(&op.results, &layouts, &phis)
     }
 
     pub(super) fn lower_if(&mut self, op: &'k Op) -> Result<()> {
