@@ -248,7 +248,7 @@ impl<'k> Lower<'k> {
     }
 
     /// Where its parameter is to be discarded: the cache lines of a tile that has arrived, spread over the threads. Lines
-    /// that are not wholly the tile's stay.
+    /// that are not wholly the tile's stay, and all of them where a row does not begin with a line.
     fn discard(&mut self, load: &StagedLoad<BulkLoad>) {
         const LINE: usize = 128;
         let op = self.k.op(load.load);
@@ -263,6 +263,8 @@ impl<'k> Lower<'k> {
         let start: Vec<V> = op.operands[1..].iter().map(|&v| self.scalar(v)).collect();
         let (lines, threads) = (shape.numel() * dtype.size() / LINE, self.threads());
         let tid = self.tid();
+        // A start that is a constant is as good as the thread's own part.
+        let varies: Vec<bool> = start.iter().map(|s| s.parse::<i64>().is_err()).collect();
         for first in (0..lines).step_by(threads) {
             let line = self.w.bin("add", "i32", &tid, &int(first));
             let mut discards = view.valid.clone();
@@ -272,27 +274,49 @@ impl<'k> Lower<'k> {
             }
             let column = self.w.bin("urem", "i32", &line, &int(bytes / LINE));
             let column = self.w.bin("mul", "i32", &column, &int(LINE / dtype.size()));
-            let mut at = vec![(column, LINE / dtype.size())];
+            let mut own = vec![(column, LINE / dtype.size())];
             let mut row = self.w.bin("udiv", "i32", &line, &int(bytes / LINE));
             for &extent in rows.iter().rev() {
-                at.push((self.w.bin("urem", "i32", &row, &int(extent)), 1));
+                own.push((self.w.bin("urem", "i32", &row, &int(extent)), 1));
                 row = self.w.bin("udiv", "i32", &row, &int(extent));
             }
-            // The thread's part first, which is the same whatever the loop around.
+            own.reverse();
+            // What does not change in a loop first: the address of the thread's part, and up to where a start may lie.
             let mut address = view.address.clone();
-            for (dim, (own, _)) in at.iter().rev().enumerate() {
-                address = self.moved(&address, own, &view.strides[dim], dtype.size());
+            let mut limits = vec![];
+            let mut steps = self.w.bin("and", "i64", &address, &int(LINE - 1));
+            for (dim, (at, length)) in own.iter().enumerate() {
+                let (stride, extent) = (view.strides[dim].clone(), view.extents[dim].clone());
+                let from = if varies[dim] { at.clone() } else { self.w.bin("add", "i32", at, &start[dim]) };
+                address = self.moved(&address, &from, &stride, dtype.size());
+                let end = self.w.bin("add", "i32", &from, &int(length - 1));
+                let limit = self.w.bin("sub", "i32", &extent, &end);
+                if varies[dim] {
+                    let step = self.w.bin("mul", "i64", &stride, &int(dtype.size()));
+                    steps = self.w.bin("or", "i64", &steps, &step);
+                    limits.push((dim, limit));
+                } else {
+                    let inside = self.w.icmp("sgt", "i32", &limit, &int(0));
+                    discards = self.w.and(discards, Some(inside));
+                }
             }
-            for (dim, (own, length)) in at.iter().rev().enumerate() {
-                address = self.moved(&address, &start[dim], &view.strides[dim], dtype.size());
-                let last = self.w.bin("add", "i32", own, &int(length - 1));
-                let last = self.w.bin("add", "i32", &last, &start[dim]);
-                let inside = self.w.icmp("ult", "i32", &last, &view.extents[dim]);
-                discards = self.w.and(discards, Some(inside));
-            }
-            let within = self.w.bin("and", "i64", &address, &int(LINE - 1));
-            let whole = self.w.icmp("eq", "i64", &within, &int(0));
+            let steps = self.w.bin("and", "i64", &steps, &int(LINE - 1));
+            let whole = self.w.icmp("eq", "i64", &steps, &int(0));
             let discards = self.w.and(discards, Some(whole)).expect("two conditions");
+            // Opaque, or the assembler would rather compute all of it again.
+            address = self.w.asm("i64", "mov.b64 $0, $1;", "=l,l", &[("i64", &address)]);
+            let mut within = None;
+            for (n, (dim, limit)) in limits.into_iter().enumerate() {
+                let mut limit = self.w.call("i32", "llvm.smax.i32", &[("i32", &limit), ("i32", &int(0))]);
+                if n == 0 {
+                    limit = self.w.select(&discards, "i32", &limit, &int(0));
+                }
+                let limit = self.w.asm("i32", "mov.b32 $0, $1;", "=r,r", &[("i32", &limit)]);
+                let inside = self.w.icmp("ult", "i32", &start[dim], &limit);
+                within = self.w.and(within, Some(inside));
+                address = self.moved(&address, &start[dim], &view.strides[dim], dtype.size());
+            }
+            let discards = within.unwrap_or(discards);
             let ptx = format!("@$1 discard.global.L2 [$0], {LINE};");
             self.w.asm_effect("void", &ptx, "l,b", &[("i64", &address), ("i1", &discards)]);
         }
