@@ -20,14 +20,14 @@ fn sums_so_far<const N: usize>(x: &View<i32, 1>, sums: &mut View<i32, 1>, out: &
     let own: Tile<i32, N> = x.load(block * N);
     let mut sum = own.sum::<0>();
     let mut step: Tile<i32> = full(1.0);
-    while_loop(&mut sum, &mut step, blocks, block, sums);
+    doubled(&mut sum, &mut step, blocks, block, sums);
     // SAFETY: a program stores its own block.
     unsafe { out.store(block * N, own * 0 + sum) };
 }
 
 /// The rounds of [`sums_so_far`].
 #[device]
-fn while_loop(sum: &mut Tile<i32>, step: &mut Tile<i32>, blocks: Tile<i32>, block: Tile<i32>, sums: &mut View<i32, 1>) {
+fn doubled(sum: &mut Tile<i32>, step: &mut Tile<i32>, blocks: Tile<i32>, block: Tile<i32>, sums: &mut View<i32, 1>) {
     for _ in 0..6 {
         // SAFETY: a program stores its own sum; others have read the one before, as they came to the last meeting.
         unsafe { sums.set(block, *sum) };
@@ -71,6 +71,7 @@ fn too_early(x: &mut View<i32, 1>) {
     // SAFETY: none, which is what the interpreter says.
     unsafe { x.set(program_id(0), program_id(0)) }; // early
     let next = x.get((program_id(0) + 1) % num_programs(0));
+    // SAFETY: as above.
     unsafe { x.set(program_id(0), next) };
 }
 

@@ -33,7 +33,7 @@ use kiln::prelude::*;
 ///   `[n, heads·D]`; beta_input `[n, heads]`; a_log `[heads]`; dt_bias `[heads·D]`; lower_bound of a `BOUNDED` gate;
 ///   chunks `[count, 4]`: first token, end of its sequence, (not read), its semaphore.
 /// - kq_in `[heads, count·2·C, D]`: of each chunk k ⊙ e^G, then q ⊙ e^G, of their own lengths; k_scale and q_scale
-///   `[heads, count, C]`: what makes k of length 1 and q of length D^-½. k_out = Tᵀ (k ⊙ e^{G_C − G})
+///   `[heads, count, C]`: what makes −k of length 1 and q of length D^-½. k_out = Tᵀ (k ⊙ e^{G_C − G})
 ///   `[heads, count·C, D]` and p = P T `[heads, count·C, C]`, where they have these lengths;
 ///   keep = e^{G_C} `[heads, count, D]`.
 /// - ready `[heads, count]`: semaphores; if kda_state runs `BESIDE`, a chunk's gets a signal when all this is stored.
@@ -168,7 +168,7 @@ pub fn kda_chunk<
     // SAFETY: as above.
     unsafe {
         q_scale.store((head, chunk, 0), q_unit.reshape::<D3<1, 1, C>>());
-        k_scale.store((head, chunk, 0), k_unit.reshape::<D3<1, 1, C>>());
+        k_scale.store((head, chunk, 0), (-k_unit).reshape::<D3<1, 1, C>>());
     }
 
     let (row, column) = ((token % S).col().tile(), iota::<S>().row().tile());

@@ -102,7 +102,7 @@ pub fn kda_state<
             unsafe { o.store((t - C, column), out.t()) };
             let known: Tile<f32, V, C> = known_and_asked.slice([0, 0]);
             let asked: Tile<f32, V, C> = known_and_asked.slice([0, C]);
-            let r = known.mul_add(-k_scale.broadcast::<D2<V, C>>(), v.t().cast::<f32>()).cast::<T>();
+            let r = known.mul_add(k_scale.broadcast::<D2<V, C>>(), v.t().cast::<f32>()).cast::<T>();
             let told = dot(r, p.t(), zeros());
             s = dot(r, k_out, s * keep.row());
             out = asked.mul_add(q_scale.broadcast::<D2<V, C>>(), told).cast();
