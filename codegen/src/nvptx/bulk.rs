@@ -284,7 +284,7 @@ impl<'k> Lower<'k> {
             // What does not change in a loop first: the address of the thread's part, and up to where a start may lie.
             let mut address = view.address.clone();
             let mut limits = vec![];
-            let mut steps = self.w.bin("and", "i64", &address, &int(LINE - 1));
+            let mut steps = vec![];
             for (dim, (at, length)) in own.iter().enumerate() {
                 let (stride, extent) = (view.strides[dim].clone(), view.extents[dim].clone());
                 let from = if varies[dim] { at.clone() } else { self.w.bin("add", "i32", at, &start[dim]) };
@@ -292,16 +292,17 @@ impl<'k> Lower<'k> {
                 let end = self.w.bin("add", "i32", &from, &int(length - 1));
                 let limit = self.w.bin("sub", "i32", &extent, &end);
                 if varies[dim] {
-                    let step = self.w.bin("mul", "i64", &stride, &int(dtype.size()));
-                    steps = self.w.bin("or", "i64", &steps, &step);
+                    steps.push(self.w.bin("mul", "i64", &stride, &int(dtype.size())));
                     limits.push((dim, limit));
                 } else {
                     let inside = self.w.icmp("sgt", "i32", &limit, &int(0));
                     discards = self.w.and(discards, Some(inside));
                 }
             }
-            let steps = self.w.bin("and", "i64", &steps, &int(LINE - 1));
-            let whole = self.w.icmp("eq", "i64", &steps, &int(0));
+            // Whole lines, from wherever a start leads to.
+            let places = steps.iter().fold(address.clone(), |all, step| self.w.bin("or", "i64", &all, step));
+            let within = self.w.bin("and", "i64", &places, &int(LINE - 1));
+            let whole = self.w.icmp("eq", "i64", &within, &int(0));
             let discards = self.w.and(discards, Some(whole)).expect("two conditions");
             // Opaque, or the assembler would rather compute all of it again.
             address = self.w.asm("i64", "mov.b64 $0, $1;", "=l,l", &[("i64", &address)]);

@@ -1,9 +1,9 @@
 //! Loops and branches.
 //!
 //! Values that run around a loop are phis of registers, named in advance, 16-bit elements in words of two: what computes
-//! and what reads them mostly does so, too. A `for` tests at its end. Rings and slots turn
-//! at the start of an iteration; what a loop leaves in flight is waited for at its end. A loop of which all iterations
-//! have slots is unrolled: their number is known, and small.
+//! and what reads them mostly does so, too. A `for` tests at its end. Rings and slots turn at the start of an iteration;
+//! what a loop leaves in flight is waited for at its end. A loop of which all iterations have slots is unrolled: their
+//! number is known, and small.
 
 use super::lower::{Lower, Result};
 use super::memory::{pack, unpack};

@@ -1,7 +1,7 @@
 //! Products by warpgroups and loads as bulk copies compute what the interpreter computes.
 
 use super::differential::{compare_runs, general, specialised};
-use super::simulate::Order;
+use super::simulate::{Order, Simulator, address_of};
 use super::tests_kernels::{attention, built, for_loop, view};
 use super::{Target, llvm_text};
 use crate::ir::{
@@ -244,6 +244,50 @@ fn gemm_of_what_is_discarded() {
         check(&k, [1; 3], &shapes);
         let text = llvm_text(&specialised(&k, &shapes), Target { sm: 90 }).unwrap().text;
         assert_eq!(text.contains("discard.global.L2"), tile[2] == 64, "{text}");
+    }
+}
+
+/// A loop along the rows discards the lines that a row of its tiles begins with, and nothing beside them; none where rows
+/// do not begin with a line.
+#[test]
+fn whole_lines_are_discarded_as_rows_go_by() {
+    let k = crate::ir::parse(
+        "kernel rows(%x: view<f16,2>, %y: view<f16,2>, %c: write view<f32,2>) warps 4 {
+          %zero: i32 = const 0
+          %step: i32 = const 64
+          %rows: i32 = dim 0 %x
+          %none: f32<64x64> = const 0.0
+          %all: f32<64x64> = for %t: i32 = %zero to %rows step %step carrying (%sum: f32<64x64> = %none) {
+            %a: f16<64x64> = load %x[%t, %zero]
+            %b: f16<64x64> = load %y[%t, %zero]
+            %turned: f16<64x64> = transpose [1, 0] %b
+            %next: f32<64x64> = dot %a, %turned, %sum
+            yield %next
+          }
+          store %c[%zero, %zero], %all
+          yield
+        }",
+    );
+    let mut k = k.unwrap();
+    k.params.iter_mut().filter(|p| p.access == Access::Read).for_each(|p| p.reuse = Reuse::Discard);
+    for width in [64, 128, 80] {
+        let shapes: [&[i64]; 3] = [&[192, width], &[192, width], &[64, 64]];
+        check(&k, [1; 3], &shapes);
+        let special = specialised(&k, &shapes);
+        let lowered = llvm_text(&special, Target { sm: 90 }).unwrap();
+        let bytes = |[rows, columns]: [i64; 2], size: i64| vec![0; (rows * columns * size) as usize];
+        let memory = vec![bytes([192, width], 2), bytes([192, width], 2), bytes([64, 64], 4)];
+        let mut simulator = Simulator::new(&lowered, memory);
+        let params: Vec<u64> = (shapes.iter().enumerate())
+            .flat_map(|(i, s)| [address_of(i), s[0] as u64, s[1] as u64, s[1] as u64, 1])
+            .collect();
+        simulator.run(&params, [0; 3], [1; 3], ORDERS[0]);
+        for read in &simulator.global[..2] {
+            for (at, byte) in read.iter().enumerate() {
+                let gone = width != 80 && at as i64 % (2 * width) < 128;
+                assert_eq!(*byte == 0xff, gone, "byte {at} of rows of {width}");
+            }
+        }
     }
 }
 

@@ -135,11 +135,10 @@ impl ScratchPlan {
             for a in accesses {
                 let at = |lane| (apply(&side.thread, warp << LANE_BITS | lane) ^ a.offset) * elem_bytes as u32;
                 // Of matrices one after the other, each by the eight lanes that name its rows.
-                let (at_once, bytes) = match side.matrices {
-                    None => (1 << LANE_BITS, side.width * elem_bytes),
-                    Some(_) => (8, 16),
+                let (lanes, at_once, bytes) = match side.matrices {
+                    None => (1 << LANE_BITS, 1 << LANE_BITS, side.width * elem_bytes),
+                    Some(_) => (4 * side.width as u32, 8, 16),
                 };
-                let lanes = if side.matrices.is_some() { 4 * side.width as u32 } else { 1 << LANE_BITS };
                 for first in (0..lanes).step_by(at_once as usize) {
                     let cost = wavefronts_of(&(first..first + at_once).map(at).collect::<Vec<_>>(), bytes);
                     (sum.actual, sum.ideal) = (sum.actual + cost.actual, sum.ideal + cost.ideal);
