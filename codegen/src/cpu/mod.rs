@@ -269,8 +269,8 @@ impl CpuKernel {
     ///
     /// # Errors
     /// If the number of slots is not that of the kernel's parameters, if programs of clusters exchange tiles and the grid
-    /// is not whole clusters, if too many programs are to meet, or if an assertion fails or a loop's step is not positive (then programs that have not begun do
-    /// not run).
+    /// is not whole clusters, if too many programs are to meet, or if an assertion fails or a loop's step is not positive
+    /// (then programs that have not begun do not run).
     ///
     /// # Safety
     /// The slots must describe the kernel's arguments as `ir::abi` says: each view's elements must be in memory that
@@ -342,7 +342,8 @@ impl CpuKernel {
         })
     }
 
-    /// Spreads programs, or those that meet, over crews of so many threads. `program` says which one a member of a crew runs.
+    /// Spreads programs, or those that meet, over crews of so many threads. `program` says which one a member of a crew
+    /// runs.
     fn run_crews(
         &self,
         size: usize,

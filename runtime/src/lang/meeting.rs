@@ -8,10 +8,11 @@ use kiln_codegen::ir::Combine;
 /// afterwards. So a kernel may read what its own programs have written, and needs no second one for that.
 ///
 /// All programs must come here equally often. (The interpreter and the CPU report those that do not.) On a GPU they must
-/// all find room at the same time, at most so many as the device has multiprocessors times those that one holds
-/// ([`Report`](crate::Report)); otherwise the launch is refused. A meeting takes it one to two microseconds. On the CPU at
-/// most 1,024 programs meet. Not in roles, nor in a kernel whose clusters exchange tiles. Loads are copied by a warp of
-/// their own only if all meetings come after them, outside of loops and branches with such loads.
+/// all find room at the same time: as many as its multiprocessors hold
+/// ([`KernelReport`](crate::KernelReport) says how many one does); otherwise the launch is an error. A meeting there costs
+/// about as much as a second kernel that follows in a graph. On the CPU at most 1,024 programs meet. Not in roles, nor in
+/// a kernel whose clusters exchange tiles. Loads are copied by a warp of their own only if all meetings come after them,
+/// outside of loops and branches with such loads.
 #[track_caller]
 pub fn grid_sync() {
     stage::emit(|b| b.grid_sync());
