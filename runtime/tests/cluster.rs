@@ -1,15 +1,16 @@
 //! Exchanges within a cluster as authors write them, on the interpreter and the CPU, and what is said of those that do
 //! not fit.
 
+mod marks;
+
 use kiln::prelude::*;
 use kiln::{DType, Device, Tensor};
 
 const DEVICES: [Device; 2] = [Device::Interpret, Device::Cpu];
 
-/// Of the only line that ends with this comment.
+/// Of the only line here that ends with this comment.
 fn line_of(mark: &str) -> usize {
-    let lines = include_str!("cluster.rs").lines();
-    lines.enumerate().find(|(_, l)| l.ends_with(&format!("// {mark}"))).expect("the line is marked").0 + 1
+    marks::line_of(include_str!("cluster.rs"), mark)
 }
 
 /// Each program has `N` columns of the rows; whole rows are divided by their largest, less their sum. x, out

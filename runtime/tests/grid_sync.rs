@@ -1,14 +1,15 @@
 //! All programs of a launch meet, on the interpreter and the CPU, and what is said of those that do not.
 
+mod marks;
+
 use kiln::prelude::*;
 use kiln::{DType, Device, Tensor};
 
 const DEVICES: [Device; 2] = [Device::Interpret, Device::Cpu];
 
-/// Of the only line that ends with this comment.
+/// Of the only line here that ends with this comment.
 fn line_of(mark: &str) -> usize {
-    let lines = include_str!("grid_sync.rs").lines();
-    lines.enumerate().find(|(_, l)| l.ends_with(&format!("// {mark}"))).expect("the line is marked").0 + 1
+    marks::line_of(include_str!("grid_sync.rs"), mark)
 }
 
 /// Sums over everything up to each block of `N`, in a scan by doubling: in each round a program adds what stood `step`
@@ -20,23 +21,18 @@ fn sums_so_far<const N: usize>(x: &View<i32, 1>, sums: &mut View<i32, 1>, out: &
     let own: Tile<i32, N> = x.load(block * N);
     let mut sum = own.sum::<0>();
     let mut step: Tile<i32> = full(1.0);
-    doubled(&mut sum, &mut step, blocks, block, sums);
-    // SAFETY: a program stores its own block.
-    unsafe { out.store(block * N, own * 0 + sum) };
-}
-
-/// The rounds of [`sums_so_far`].
-#[device]
-fn doubled(sum: &mut Tile<i32>, step: &mut Tile<i32>, blocks: Tile<i32>, block: Tile<i32>, sums: &mut View<i32, 1>) {
     for _ in 0..6 {
         // SAFETY: a program stores its own sum; others have read the one before, as they came to the last meeting.
-        unsafe { sums.set(block, *sum) };
+        unsafe { sums.set(block, sum) };
         grid_sync();
-        let before = select((block >= *step) & (*step < blocks), sums.get((block - *step).max(0)), 0);
+        let before = select((block >= step) & (step < blocks), sums.get((block - step).max(0)), 0);
         grid_sync();
-        *sum += before;
-        *step *= 2;
+        sum += before;
+        step *= 2;
     }
+    let all: Tile<i32, N> = zeros();
+    // SAFETY: a program stores its own block.
+    unsafe { out.store(block * N, all + sum) };
 }
 
 #[test]

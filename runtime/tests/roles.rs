@@ -2,15 +2,16 @@
 //!
 //! Each kernel stands beside the same computation in plain Rust.
 
+mod marks;
+
 use kiln::prelude::*;
 use kiln::{DType, Device, Tensor};
 
 const DEVICES: [Device; 2] = [Device::Interpret, Device::Cpu];
 
-/// Of the only line that ends with this comment.
+/// Of the only line here that ends with this comment.
 fn line_of(mark: &str) -> usize {
-    let lines = include_str!("roles.rs").lines();
-    lines.enumerate().find(|(_, l)| l.ends_with(&format!("// {mark}"))).expect("the line is marked").0 + 1
+    marks::line_of(include_str!("roles.rs"), mark)
 }
 
 fn i32s(values: &[i32], device: Device) -> Tensor {

@@ -12,7 +12,7 @@
 //! memory.rs       views, load … atomic                  shape.rs        broadcast … join
 //! buffer.rs       memory that knows its history         axis.rs         reduce, scan
 //! error.rs        what can go wrong                     dot.rs          the matrix product
-//! control.rs      regions, loops, roles           cluster.rs      programs that meet
+//! control.rs      regions, loops, roles                 meeting.rs      programs that meet
 //! ```
 //!
 //! Invariants: nothing panics (a kernel that does not verify is refused); nothing outside of the arguments' buffers is touched; a launch

@@ -49,6 +49,21 @@ fn numbers_go_around() {
     assert!(!llvm_text(&alone, Target { sm: 90 }).unwrap().meets);
 }
 
+/// The products of steps `from` to `to` of the inner dimension, stored as this program's.
+fn products(name: &str, [from, to]: [&str; 2]) -> String {
+    format!(
+        "%{name}: f32<64x64> = for %k: i32 = %{from} to %{to} step %step carrying (%acc: f32<64x64> = %none) {{
+            %x: f16<64x64> = load %a[%zero, %k]
+            %y: f16<64x64> = load %b[%zero, %k]
+            %t: f16<64x64> = transpose [1, 0] %y
+            %next: f32<64x64> = dot %x, %t, %acc
+            yield %next
+          }}
+          %{name}_row: f32<1x64x64> = reshape %{name}
+          store %c[%p, %zero, %zero], %{name}_row"
+    )
+}
+
 /// Products of a part of the inner dimension, which programs then add up; `again` after the meeting.
 fn parts(again: &str) -> Kernel {
     parse(&format!(
@@ -61,15 +76,7 @@ fn parts(again: &str) -> Kernel {
           %from: i32 = mul %p, %half
           %to: i32 = add %from, %half
           %none: f32<64x64> = const 0.0
-          %own: f32<64x64> = for %k: i32 = %from to %to step %step carrying (%acc: f32<64x64> = %none) {{
-            %x: f16<64x64> = load %a[%zero, %k]
-            %y: f16<64x64> = load %b[%zero, %k]
-            %t: f16<64x64> = transpose [1, 0] %y
-            %next: f32<64x64> = dot %x, %t, %acc
-            yield %next
-          }}
-          %shaped: f32<1x64x64> = reshape %own
-          store %c[%p, %zero, %zero], %shaped
+          {}
           grid_sync
           %rows: i32 = const 32
           %row: i32 = mul %p, %rows
@@ -80,7 +87,8 @@ fn parts(again: &str) -> Kernel {
           {again}
           store %d[%row, %zero], %sum
           yield
-        }}"
+        }}",
+        products("own", ["from", "to"])
     ))
     .unwrap()
 }
@@ -96,17 +104,8 @@ fn programs_meet_after_their_copies() {
 /// It could not wait for the others before it copies what they stored.
 #[test]
 fn no_producer_copies_what_comes_after_a_meeting() {
-    let again = "%more: f32<64x64> = for %k: i32 = %zero to %half step %step carrying (%acc: f32<64x64> = %none) {
-            %x: f16<64x64> = load %a[%zero, %k]
-            %y: f16<64x64> = load %b[%zero, %k]
-            %t: f16<64x64> = transpose [1, 0] %y
-            %next: f32<64x64> = dot %x, %t, %acc
-            yield %next
-          }
-          %shaped2: f32<1x64x64> = reshape %more
-          store %c[%p, %zero, %zero], %shaped2";
     let shapes: &[&[i64]] = &[&[64, 512], &[64, 512], &[2, 64, 64], &[64, 64]];
-    let k = specialised(&parts(again), shapes);
+    let k = specialised(&parts(&products("more", ["zero", "half"])), shapes);
     let made = llvm_text(&k, Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}"));
     assert!(!made.text.contains("cp.async.bulk"), "{}", made.text);
     let why = "no bulk copies: the producer cannot come to where programs meet";
