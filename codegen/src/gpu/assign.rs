@@ -10,6 +10,7 @@
 //! Invariants: scalars have exactly one version, replicated in every thread; `versions[v]` starts with the home, if
 //! there is one and anybody demands `v`; a value nobody demands has no version and is not computed.
 
+use super::assembly::{self, Assembly, AssemblyPlan};
 use super::bulk::selections;
 use super::layout::{Conversion, LayoutBuilder, Level, LinearLayout};
 use super::mma::{self, DotPlan};
@@ -17,7 +18,7 @@ use super::panels::Panels;
 use super::pipeline::{self, Ahead};
 use super::{Chip, facts, origins};
 use crate::ir::{Combine, Def, Finding, Kernel, Op, OpId, OpKind, RegionId, Reuse, Shape, Type, ValueId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 
 /// How much a layout should be kept when several meet.
@@ -41,6 +42,8 @@ pub struct Assignment {
     pub versions: Vec<Vec<LinearLayout>>,
     /// Per value the layout it is defined in, if it has one.
     pub home: Vec<Option<LinearLayout>>,
+    /// Versions beside the home that are computed like it, not converted from it.
+    pub remade: HashSet<(ValueId, LinearLayout)>,
     /// How each matrix product is computed.
     pub dots: HashMap<OpId, DotPlan>,
     /// The layout that an operation with effects, a reduction, or a slice whose elements change lanes works in.
@@ -49,6 +52,8 @@ pub struct Assignment {
     pub ahead: Ahead,
     /// Where the operands of warpgroups' products come from, if not from registers.
     pub shared_operands: HashMap<(OpId, usize), SharedOperand>,
+    /// Tiles that loops put together in shared memory.
+    pub assemblies: Vec<AssemblyPlan>,
     /// Values that are also kept in shared memory, for such products.
     pub placed: BTreeMap<ValueId, Panels>,
     /// What the author may want to know.
@@ -72,6 +77,8 @@ struct Assigner<'k> {
     longest: HashMap<(Vec<usize>, usize), usize>,
     /// The layouts of loads from which products' operands are computed where they are needed.
     wishes: HashMap<OpId, LinearLayout>,
+    /// Tiles that loops are to put together in shared memory: they have no home.
+    assemblies: Vec<Assembly>,
 }
 
 /// The warps a kernel runs with: the author's number, else 8 where a matrix product is large, else 4.
@@ -91,15 +98,29 @@ fn choose_warps(k: &Kernel) -> usize {
 
 /// Assigns layouts to a verified kernel.
 pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
+    let mut assemblies = assembly::find(k);
+    // Whether a tile is needed in one layout only shows at the end.
+    loop {
+        match assign_with(k, chip, &assemblies) {
+            Ok(assignment) => return assignment,
+            Err(refused) => assemblies.retain(|a| *a != refused),
+        }
+    }
+}
+
+/// With these tiles in shared memory; or one that is not needed in one layout only.
+fn assign_with(k: &Kernel, chip: Chip, assemblies: &[Assembly]) -> Result<Assignment, Assembly> {
     let warps = choose_warps(k);
     let out = Assignment {
         warps,
         versions: vec![vec![]; k.values.len()],
         home: vec![None; k.values.len()],
+        remade: HashSet::new(),
         dots: HashMap::new(),
         work: HashMap::new(),
         ahead: Ahead::default(),
         shared_operands: HashMap::new(),
+        assemblies: vec![],
         placed: BTreeMap::new(),
         findings: vec![],
     };
@@ -109,6 +130,7 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
         ranks: vec![Rank::Default; k.values.len()],
         longest: HashMap::new(),
         wishes: HashMap::new(),
+        assemblies: assemblies.to_vec(),
     };
     a.find_longest();
     a.plan_dots(chip);
@@ -116,7 +138,14 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
     a.find_wishes();
     a.walk(k.body);
     a.demand_region(k.body, &[]);
-    a.out
+    for &tile in assemblies {
+        let result = k.op(tile.owner).results[tile.index];
+        let ([needed], Some(piece)) = (&a.out.versions[result.index()][..], &a.out.home[tile.piece.index()]) else {
+            return Err(tile);
+        };
+        a.out.assemblies.push(AssemblyPlan::new(tile, piece, needed, k.ty(result).dtype().size(), chip));
+    }
+    Ok(a.out)
 }
 
 impl Assignment {
@@ -260,6 +289,14 @@ impl Assigner<'_> {
 
     fn home(&self, v: ValueId) -> Option<LinearLayout> {
         self.out.home[v.index()].clone()
+    }
+
+    /// Whether `v` is what a loop carries of a tile that it puts together in shared memory.
+    fn assembled(&self, v: ValueId) -> bool {
+        self.assemblies.iter().any(|a| {
+            let op = self.k.op(a.owner);
+            v == op.results[a.index] || v == self.k.region(op.regions[0]).args[1 + a.index]
+        })
     }
 
     fn is_scalar(&self, v: ValueId) -> bool {
@@ -489,16 +526,39 @@ impl Assigner<'_> {
         coalesced(shape, access.axis, access.vector, self.out.warps)
     }
 
-    /// The layout to reduce or scan in: the operands' own if its hardware bits can be told apart.
+    /// The layout to reduce or scan in: the operands' own if its hardware bits can be told apart, and no other is better.
     fn axis_layout(&self, op: &Op, axis: usize, combine: Combine, scan: bool) -> LinearLayout {
         let shape = self.k.ty(op.operands[0]).shape();
         let named = combine != Combine::Region && !scan;
         let ok = |l: &LinearLayout| axis_bits(l, axis).is_some();
         match self.best(&op.operands).0 {
+            Some(l) if scan && ok(&l) => self.scanned_by_threads(axis, &l).unwrap_or(l),
             Some(l) if ok(&l) => l,
             _ if named => self.out.default_layout(shape),
             _ => in_order_layout(shape, axis, self.out.warps),
         }
+    }
+
+    /// Instead of `own` a layout in which each thread has all of the axis, so that no scan goes from lane to lane, if
+    /// that saves more than the way there costs. Every warp keeps what it has.
+    fn scanned_by_threads(&self, axis: usize, own: &LinearLayout) -> Option<LinearLayout> {
+        let lanes = axis_bits(own, axis)?.iter().filter(|(level, _)| *level == Level::Lane).count();
+        if lanes < 3 || own.copies() > 1 {
+            return None;
+        }
+        let (shape, warp) = (*own.shape(), own.bases(Level::Warp));
+        let bits = |axis: usize| {
+            let below: u32 = (axis + 1..shape.rank()).map(|a| shape.dim(a).trailing_zeros()).sum();
+            (0..shape.dim(axis).trailing_zeros()).map(move |k| 1u32 << (below + k))
+        };
+        let others = (0..shape.rank()).rev().filter(|&a| a != axis).flat_map(bits);
+        let mut others = others.filter(|b| !warp.contains(b));
+        let lane: Vec<u32> = others.by_ref().take(5).collect();
+        if lane.len() < 5 {
+            return None;
+        }
+        let register = bits(axis).chain(others).collect();
+        LinearLayout::new(shape, register, lane, warp.to_vec(), vec![]).ok().filter(|l| l.copies() == 1)
     }
 
     /// The layout to store in: the value's own if its threads write runs that are long enough.
@@ -528,7 +588,7 @@ impl Assigner<'_> {
         let args = self.k.region(region).args[1..].to_vec();
         let inits = op.operands[3..].to_vec();
         for (&arg, &init) in args.iter().zip(&inits) {
-            if !self.is_scalar(arg) {
+            if !self.is_scalar(arg) && !self.assembled(arg) {
                 let (layout, rank) = self.best(&[init]);
                 self.set(arg, layout, rank);
             }
@@ -547,7 +607,7 @@ impl Assigner<'_> {
             let ends = self.yielded(yields).to_vec();
             let mut changed = false;
             for (&arg, &end) in args.iter().zip(&ends) {
-                if self.is_scalar(arg) || last && self.home(arg).is_some() {
+                if self.is_scalar(arg) || self.assembled(arg) || last && self.home(arg).is_some() {
                     continue;
                 }
                 let (layout, rank) = self.best(&[arg, end]);
@@ -603,13 +663,33 @@ impl Assigner<'_> {
             }
             let anchored = shape.rank() == 0 || self.home(v).is_some();
             self.out.versions[v.index()].push(l.clone());
-            if anchored && i > 0 {
+            if anchored && i > 0 && !self.remade(v, l) {
                 continue;
             }
             if let Def::Result(op, _) = k.def(v) {
                 self.demand_operands(op, l);
             }
         }
+    }
+
+    /// Whether `v`, which has a home, is computed once more for this layout instead of being converted: if it is one of
+    /// several functions of one value, whose conversion then serves all of them.
+    fn remade(&mut self, v: ValueId, layout: &LinearLayout) -> bool {
+        let k = self.k;
+        let argument = |v: ValueId| {
+            let op = k.op(k.defining_op(v)?);
+            matches!(op.kind, OpKind::Unary(_)).then(|| op.operands[0])
+        };
+        let Some(mut root) = argument(v) else { return false };
+        while let Some(x) = argument(root) {
+            root = x;
+        }
+        let functions = k.ops.iter().filter(|o| matches!(o.kind, OpKind::Unary(_)) && o.operands[0] == root).count();
+        let again = functions > 1 && layout.copies() == 1;
+        if again {
+            self.out.remade.insert((v, layout.clone()));
+        }
+        again
     }
 
     fn demand_home(&mut self, v: ValueId) {
@@ -750,8 +830,17 @@ impl Assigner<'_> {
         }
     }
 
+    /// Of what is carried, what is not put together in shared memory.
+    fn demand_carried(&mut self, values: &[ValueId], layouts: &[Option<LinearLayout>]) {
+        for (&v, layout) in values.iter().zip(layouts) {
+            if let Some(layout) = layout {
+                self.demand(v, layout);
+            }
+        }
+    }
+
     /// Demands what the operations with effects need. `carried`: the layouts to yield.
-    fn demand_region(&mut self, region: RegionId, carried: &[LinearLayout]) {
+    fn demand_region(&mut self, region: RegionId, carried: &[Option<LinearLayout>]) {
         let k = self.k;
         for &id in &k.region(region).ops {
             let op = k.op(id);
@@ -790,10 +879,12 @@ impl Assigner<'_> {
                     }
                 }
                 OpKind::For { .. } | OpKind::While | OpKind::If => {
-                    for &r in &op.results {
+                    let carried = op.results.iter().filter(|&&r| !self.assembled(r)).copied().collect::<Vec<_>>();
+                    for &r in &carried {
                         self.demand_home(r);
                     }
-                    let layouts: Vec<LinearLayout> = op.results.iter().map(|&r| self.home_or_default(r)).collect();
+                    let layout = |&r| carried.contains(&r).then(|| self.home_or_default(r));
+                    let layouts: Vec<Option<LinearLayout>> = op.results.iter().map(layout).collect();
                     let skip = if matches!(op.kind, OpKind::For { .. }) { 3 } else { 0 };
                     for &v in &op.operands[..op.operands.len().min(skip)] {
                         self.demand_home(v);
@@ -801,25 +892,23 @@ impl Assigner<'_> {
                     if op.kind == OpKind::If {
                         self.demand_home(op.operands[0]);
                     } else {
-                        for (&v, l) in op.operands[skip..].iter().zip(&layouts) {
-                            self.demand(v, l);
-                        }
+                        self.demand_carried(&op.operands[skip..], &layouts);
                     }
                     for (i, &r) in op.regions.iter().enumerate() {
-                        for &a in &k.region(r).args {
+                        for &a in k.region(r).args.iter().filter(|&&a| !self.assembled(a)).collect::<Vec<_>>() {
                             self.demand_home(a);
                         }
                         let condition = op.kind == OpKind::While && i == 0;
-                        let ends = if condition { vec![self.out.scalar_layout()] } else { layouts.clone() };
+                        let ends = if condition { vec![Some(self.out.scalar_layout())] } else { layouts.clone() };
                         self.demand_region(r, &ends);
                     }
                 }
-                OpKind::Yield => {
-                    for (&v, l) in op.operands.iter().zip(carried) {
-                        self.demand(v, l);
+                OpKind::Yield => self.demand_carried(&op.operands, carried),
+                _ => {
+                    if let Some(a) = self.assemblies.iter().find(|a| a.insert == id) {
+                        self.demand_home(a.piece);
                     }
                 }
-                _ => {}
             }
         }
     }

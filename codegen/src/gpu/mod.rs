@@ -3,6 +3,7 @@
 //! ([`origins`]), what runs ahead ([`pipeline`]) and is shared by neighbours ([`cluster`]), and which layouts every value
 //! exists in ([`assign`]).
 
+pub mod assembly;
 pub mod assign;
 #[cfg(test)]
 mod assign_tests;

@@ -2,13 +2,12 @@
 //!
 //! Values that run around a loop are phis of registers, named in advance, 16-bit elements in words of two: what computes
 //! and what reads them mostly does so, too. A `for` tests at its end. Rings and slots turn at the start of an iteration;
-//! what a loop leaves in flight is waited for at its end. A loop of which all iterations have slots is unrolled: their
-//! number is known, and small.
+//! what a loop leaves in flight is waited for at its end.
 
 use super::lower::{Lower, Result};
 use super::memory::{pack, unpack};
-use super::pipeline::Slots;
 use super::text::{V, int, llvm_type};
+use crate::gpu::assembly::AssemblyPlan;
 use crate::gpu::layout::LinearLayout;
 use crate::ir::{DType, Op, OpId, OpKind, ValueId};
 
@@ -94,14 +93,20 @@ impl<'k> Lower<'k> {
     }
 
     pub(super) fn lower_for(&mut self, id: OpId) -> Result<()> {
-        let k = self.k;
+        let (k, plan) = (self.k, self.plan);
         let op = k.op(id);
         let region = op.regions[0];
-        let args = &k.region(region).args;
         let (lo, hi, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[1]), self.scalar(op.operands[2]));
-        let layouts = self.layouts_of(&op.results);
-        let inits: Vec<Vec<V>> = op.operands[3..].iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
-        let starts: Vec<Vec<V>> = op.results.iter().zip(&inits).map(|(&v, init)| self.to_carry(v, init)).collect();
+        // What is put together in shared memory goes around in no registers.
+        let assemblies: Vec<&AssemblyPlan> = plan.assemblies.iter().filter(|a| a.assembly.owner == id).collect();
+        let in_registers = |i: &usize| !assemblies.iter().any(|a| a.assembly.index == *i);
+        let carried: Vec<usize> = (0..op.results.len()).filter(in_registers).collect();
+        let pick = |all: &[ValueId]| -> Vec<ValueId> { carried.iter().map(|&i| all[i]).collect() };
+        let (results, args) = (pick(&op.results), pick(&k.region(region).args[1..]));
+        let layouts = self.layouts_of(&results);
+        let inits = pick(&op.operands[3..]);
+        let inits: Vec<Vec<V>> = inits.iter().zip(&layouts).map(|(&v, l)| self.get(v, l)).collect();
+        let starts: Vec<Vec<V>> = results.iter().zip(&inits).map(|(&v, init)| self.to_carry(v, init)).collect();
         let known = self.ordered_by_iteration(id);
         // In a loop that stores, where warps may be at different steps, they exchange what is theirs in regions that
         // nobody else uses meanwhile. (Without bulk copies shared memory is for programs beside this one.)
@@ -110,11 +115,9 @@ impl<'k> Lower<'k> {
         if own && !self.scratch_busy.is_empty() {
             self.barrier();
         }
+        self.start_assemblies(&assemblies);
         let ring = self.start_ring(id, &lo, &hi, &step);
         let slots = self.start_slots(id, &lo, &hi, &step);
-        if let Some(all) = slots.as_ref().filter(|s| s.all) {
-            return self.unrolled(id, all, inits, &layouts, &known);
-        }
         let in_flight = if ring.is_some() { vec![] } else { self.carried_in_flight(id) };
         // With the condition at the end: what is after the last iteration is no matter of a loop that never ran.
         let [pre, body, latch, done, exit] = ["pre", "loop", "latch", "done", "exit"].map(|s| self.w.label(s));
@@ -130,7 +133,7 @@ impl<'k> Lower<'k> {
         };
         let next = format!("%n{}", self.w.fresh());
         let i = self.w.op(format_args!("phi i32 [ {lo}, %{pre} ], [ {next}, %{latch} ]"));
-        let phis = self.phis(&args[1..], &layouts, &starts, [&pre, &latch]);
+        let phis = self.phis(&args, &layouts, &starts, [&pre, &latch]);
         self.forget_order_but(&known);
         self.traced = own;
         if let Some(ring) = &ring {
@@ -139,22 +142,22 @@ impl<'k> Lower<'k> {
         if let Some(slots) = &slots {
             self.turn_slots(slots, &i, &stage);
         }
-        self.define(args[0], vec![i.clone()])?;
-        self.define_carried(&args[1..], &layouts, &phis)?;
+        self.define(k.region(region).args[0], vec![i.clone()])?;
+        self.define_carried(&args, &layouts, &phis)?;
         let turns = self.takes_turns(id).then_some(false);
         let outer_turn = std::mem::replace(&mut self.turn, turns);
         let (top, outer) = (self.shared_top, std::mem::replace(&mut self.own_scratch, own));
-        let yields = self.region(region)?;
+        let yields = pick(self.region(region)?);
         self.own_scratch = outer;
         let owned = std::mem::replace(&mut self.shared_top, top) != top;
         self.pass_turn();
         self.turn = outer_turn;
-        let late = self.end_iteration(yields, &args[1..], &in_flight);
+        let late = self.end_iteration(&yields, &args, &in_flight);
         let earlier = (!late.is_empty()).then(|| self.w.icmp("ne", "i32", &i, &lo));
         self.release(region, &late, earlier.as_ref());
         self.w.jump(&latch);
         self.w.start(&latch);
-        self.alias_all(yields, &layouts, &phis);
+        self.alias_all(&yields, &layouts, &phis);
         let stages = ring.as_ref().map(|r| r.plan.stages).or(slots.as_ref().map(|s| s.stages));
         if let Some(stages) = stages {
             let after = self.next_stage(stages, &stage);
@@ -164,20 +167,20 @@ impl<'k> Lower<'k> {
         let more = self.w.icmp("slt", "i32", &next.as_str().into(), &hi);
         self.w.branch(&more, &body, &done);
         self.w.start(&done);
-        for ((&r, layout), (_, nexts)) in op.results.iter().zip(&layouts).zip(&phis) {
+        for ((&r, layout), (_, nexts)) in results.iter().zip(&layouts).zip(&phis) {
             let last: Vec<V> = nexts.iter().map(|n| n.as_str().into()).collect();
             let registers = self.from_carried(r, &last, layout.registers());
             self.set_registers(r, registers);
         }
         if !late.is_empty() {
-            let landing = op.results.iter().zip(&args[1..]).filter(|(_, a)| in_flight.contains(a));
+            let landing = results.iter().zip(&args).filter(|(_, a)| in_flight.contains(a));
             self.wait_for(&landing.map(|(&r, _)| r).collect::<Vec<_>>(), 0);
             self.release_last(region, &late);
         }
         let done = self.w.block.clone();
         self.w.jump(&exit);
         self.w.start(&exit);
-        for ((&r, init), layout) in op.results.iter().zip(&inits).zip(&layouts) {
+        for ((&r, init), layout) in results.iter().zip(&inits).zip(&layouts) {
             let ty = llvm_type(self.k.ty(r).dtype());
             let last = self.first_registers(r);
             debug_assert_eq!(last.len(), layout.registers());
@@ -197,68 +200,11 @@ impl<'k> Lower<'k> {
         }
         self.forget_order();
         self.end_rings(region);
-        for &r in &op.results {
+        for &r in &results {
             let regs = self.first_registers(r);
             self.define(r, regs)?;
         }
-        Ok(())
-    }
-
-    /// Has these f32 made here: interleaved with the next, an iteration would need more registers, and the assembler sinks
-    /// products to where their sums are used. So they are "used" where no program comes: in a grid of 2^32 - `number`
-    /// programs along the first axis, where there are 2^31 at most. (Equal conditions would be one branch.)
-    fn fence(&mut self, values: &[V], number: usize) {
-        let [never, on] = ["never", "on"].map(|s| self.w.label(s));
-        let programs = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.nctaid.x", &[]);
-        let programs = self.w.asm_effect("i32", "mov.b32 $0, $1;", "=r,r", &[("i32", &programs)]);
-        let none = self.w.icmp("eq", "i32", &programs, &format!("-{number}").as_str().into());
-        self.w.branch(&none, &never, &on);
-        self.w.start(&never);
-        let base = self.shared_base();
-        for value in values {
-            self.w.asm_effect("void", "st.shared.f32 [$0], $1;", "r,f", &[("i32", &base), ("float", value)]);
-        }
-        self.w.asm_effect("void", "trap;", "", &[]);
-        self.w.line("ret void");
-        self.w.start(&on);
-    }
-
-    /// A loop of which all iterations have slots, one after the other: its counter is a constant in each.
-    fn unrolled(
-        &mut self,
-        id: OpId,
-        slots: &Slots,
-        mut carried: Vec<Vec<V>>,
-        layouts: &[LinearLayout],
-        known: &[usize],
-    ) -> Result<()> {
-        let k = self.k;
-        let op = k.op(id);
-        let region = op.regions[0];
-        let args = &k.region(region).args;
-        let (lo, step) = (self.scalar(op.operands[0]), self.scalar(op.operands[2]));
-        for stage in 0..slots.stages {
-            let ahead = self.w.bin("mul", "i32", &step, &int(stage));
-            let i = self.w.bin("add", "i32", &lo, &ahead);
-            self.forget_order_but(known);
-            self.turn_slots(slots, &i, &int(stage));
-            self.define(args[0], vec![i])?;
-            for (&a, regs) in args[1..].iter().zip(carried) {
-                self.define(a, regs)?;
-            }
-            let yields = self.region(region)?;
-            self.settle_all();
-            carried = yields.iter().zip(layouts).map(|(&v, l)| self.get(v, l)).collect();
-            let sums = carried.iter().zip(yields).filter(|(_, v)| k.ty(**v).dtype() == DType::F32);
-            let sums: Vec<V> = sums.flat_map(|(regs, _)| regs.iter().cloned()).collect();
-            self.fence(&sums, stage + 1);
-        }
-        self.end_slots(slots);
-        self.forget_order();
-        for (&r, regs) in op.results.iter().zip(carried) {
-            self.define(r, regs)?;
-        }
-        Ok(())
+        self.end_assemblies(&assemblies)
     }
 
     /// Waits for what may not stay in flight around a loop, and for all that earlier iterations issued; the products

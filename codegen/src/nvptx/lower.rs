@@ -104,6 +104,8 @@ pub(super) struct Lower<'k> {
     pub turn: Option<bool>,
     /// Bytes of shared memory taken for good, and the most ever used.
     pub shared_top: usize,
+    /// Where loops put tiles together, by the selection that ends an iteration.
+    pub assembled: HashMap<OpId, usize>,
     pub shared_max: usize,
     /// Whether conversions within warps take shared memory of their own.
     pub own_scratch: bool,
@@ -154,6 +156,7 @@ impl<'k> Lower<'k> {
             own_shared_base: None,
             turn: None,
             shared_top: 0,
+            assembled: HashMap::new(),
             own_scratch: false,
             traced: true,
             shared_max: 0,
@@ -449,8 +452,12 @@ impl<'k> Lower<'k> {
         let versions = &self.plan.versions[v.index()];
         let dtype = self.k.ty(v).dtype();
         for (i, to) in versions.iter().enumerate().skip(1) {
-            let converted = self.convert(&registers, dtype, &versions[0], to)?;
-            self.regs.insert((v, i), converted);
+            let version = if self.plan.remade.contains(&(v, to.clone())) {
+                self.pure_in(self.k.op(self.k.defining_op(v).expect("a function of another value")), to)?
+            } else {
+                self.convert(&registers, dtype, &versions[0], to)?
+            };
+            self.regs.insert((v, i), version);
         }
         self.regs.insert((v, 0), registers);
         self.put(v);
@@ -536,6 +543,11 @@ impl<'k> Lower<'k> {
                         self.views.insert(op.results[0], view);
                     }
                 }
+                Ok(())
+            }
+            OpKind::Select if self.assembled.contains_key(&id) => {
+                let plan = self.plan.assemblies.iter().find(|a| a.assembly.insert == id);
+                self.store_piece(plan.expect("it has a place"));
                 Ok(())
             }
             _ if op.results.iter().all(|&r| !self.demanded(r)) => Ok(()),

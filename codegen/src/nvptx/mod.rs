@@ -8,6 +8,7 @@
 //! Hardware instructions that LLVM has no good form of are inline PTX: with effects where they touch memory or
 //! synchronise, without where they only compute.
 
+mod assembly;
 mod bulk;
 mod channel;
 mod cluster;

@@ -58,6 +58,21 @@ impl Lower<'_> {
         let rows = rows.into_iter().enumerate().map(|(r, x)| (r as u32, x)).filter(|(r, _)| r & copies == 0).collect();
         let mut s = Scan { dtypes: self.dtypes(op), reverse, rows, registers: 0, lanes: 0, totals: None };
         let mut i = 0;
+        // What a thread has of a run, one element after the other: fewer operations than by halves.
+        while i < steps.len() && steps[i].0 == Level::Register {
+            s.registers |= 1 << steps[i].1;
+            i += 1;
+        }
+        let mut places: Vec<u32> = (0..1u32 << i).map(|n| (0..i).map(|j| (n >> j & 1) << steps[j].1).sum()).collect();
+        if reverse {
+            places.reverse();
+        }
+        for key in s.keys(0) {
+            for pair in places.windows(2) {
+                let sum = self.join(op, combine, &s.rows[&(key | pair[0])], &s.rows[&(key | pair[1])]);
+                s.rows.insert(key | pair[1], sum);
+            }
+        }
         while i < steps.len() {
             let (level, bit) = steps[i];
             i += 1;

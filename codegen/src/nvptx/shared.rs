@@ -8,7 +8,9 @@ use super::Target;
 use super::lower::{Lower, Result};
 use super::memory::{Words, pack, unpack};
 use super::text::{V, int, llvm_type, struct_type};
-use crate::gpu::layout::{Affine, Conversion, LinearLayout, ScratchPlan, SharedLayout, ShufflePlan, VectorAccess};
+use crate::gpu::layout::{
+    Affine, Conversion, LinearLayout, ScratchAccess, ScratchPlan, ScratchSide, SharedLayout, ShufflePlan, VectorAccess,
+};
 use crate::ir::{Bits, DType, Shape};
 use std::ops::Range;
 
@@ -148,32 +150,58 @@ impl Lower<'_> {
                 base = self.scratch(plan.bytes);
             }
             let thread = self.thread_bytes(plan.store.thread.iter().map(|&b| b * size).collect());
-            for access in &pass.stores {
-                let address = self.shared_place(&base, &thread, access.offset * size);
-                let elements: Vec<V> = access.registers.iter().map(|&r| regs[r as usize].clone()).collect();
-                let words = pack(&mut self.w, dtype, &elements);
-                match plan.store.matrices {
-                    Some(transposed) => self.store_matrices(&address, transposed, &words),
-                    None => self.store_shared(&address, Words::of(dtype, elements.len()), &words, None),
-                }
-            }
+            self.store_accesses(regs, dtype, &plan.store, &pass.stores, &base, &thread);
             if plan.warp_local {
                 self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
             } else {
                 self.scratch_written();
             }
-            let thread = self.thread_bytes(plan.load.thread.iter().map(|&b| b * size).collect());
-            for access in &pass.loads {
-                let address = self.shared_place(&base, &thread, access.offset * size);
-                let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
-                let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
-                for (&r, x) in access.registers.iter().zip(elements) {
-                    written[r as usize] = x;
-                }
-            }
+            self.load_accesses(&mut written, dtype, &plan.load, &pass.loads, &base);
         }
         // Redundant registers are not loaded again.
         plan.copies.iter().map(|&r| written[r as usize].clone()).collect()
+    }
+
+    /// Stores to the region at `base`; `thread`: the thread's part of their addresses.
+    pub(super) fn store_accesses(
+        &mut self,
+        registers: &[V],
+        dtype: DType,
+        side: &ScratchSide,
+        accesses: &[ScratchAccess],
+        base: &V,
+        thread: &(V, u32),
+    ) {
+        for access in accesses {
+            let address = self.shared_place(base, thread, access.offset * dtype.size() as u32);
+            let elements: Vec<V> = access.registers.iter().map(|&r| registers[r as usize].clone()).collect();
+            let words = pack(&mut self.w, dtype, &elements);
+            match side.matrices {
+                Some(transposed) => self.store_matrices(&address, transposed, &words),
+                None => self.store_shared(&address, Words::of(dtype, elements.len()), &words, None),
+            }
+        }
+    }
+
+    /// Loads from the region at `base`.
+    pub(super) fn load_accesses(
+        &mut self,
+        written: &mut [V],
+        dtype: DType,
+        side: &ScratchSide,
+        accesses: &[ScratchAccess],
+        base: &V,
+    ) {
+        let size = dtype.size() as u32;
+        let thread = self.thread_bytes(side.thread.iter().map(|&b| b * size).collect());
+        for access in accesses {
+            let address = self.shared_place(base, &thread, access.offset * size);
+            let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
+            let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
+            for (&r, x) in access.registers.iter().zip(elements) {
+                written[r as usize] = x;
+            }
+        }
     }
 
     /// One, two or four matrices of 8×8 16-bit elements, a word of each; `address`: of the row that the lane names.

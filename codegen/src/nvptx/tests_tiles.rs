@@ -407,8 +407,85 @@ fn recurrence_of(outer: u32, dtype: DType, fixed: Option<i32>, stages: u8) -> Ke
     k
 }
 
-/// Any number of stages, fewer or more than there are iterations; all of a known number start before the first, and
-/// there is no loop.
+/// A tile of 16 rows and 64 columns (64 rows and 16 columns) that a loop puts together from pieces of 16 columns (rows),
+/// half of them or all, and a product with it. If `stored`, it is also stored as it is.
+fn put_together(axis: usize, half: bool, stored: bool) -> Kernel {
+    let mut k = contiguous(built("put_together", |b| {
+        let shape = |other: u32| Shape::new(&if axis == 1 { [16, other] } else { [other, 16] });
+        let x = view(b, "x", DType::BF16, 2, Access::Read);
+        let (whole, zero) = (shape(64), b.i32(0));
+        let start = b.splat(DType::BF16, whole, 1.0);
+        let end = b.i32(if half { 32 } else { 64 });
+        let tile = for_loop(b, end, 16, &[start], |b, i, c| {
+            let at = if axis == 1 { [zero, i] } else { [i, zero] };
+            let piece = b.load(x, &at, shape(16), None);
+            let piece = b.binary(BinaryOp::Add, piece, piece);
+            let two = b.join(piece, piece, axis);
+            let four = b.join(two, two, axis);
+            let (place, extent) = (b.iota(whole, axis), b.i32(16));
+            let extents = b.broadcast(extent, whole);
+            let (number, wanted) = (b.binary(BinaryOp::Div, place, extents), b.binary(BinaryOp::Div, i, extent));
+            let wanted = b.broadcast(wanted, whole);
+            let here = b.compare(CmpOp::Eq, number, wanted);
+            vec![b.select(here, four, c[0])]
+        })[0];
+        let y = view(b, "y", DType::BF16, 2, Access::Read);
+        let y = self::tile(b, y, &[16, if axis == 1 { 16 } else { 64 }]);
+        let none = b.splat(DType::F32, Shape::new(&[16, if axis == 1 { 64 } else { 16 }]), 0.0);
+        let product = b.dot(y, tile, none, Precision::F32);
+        store(b, "product", product);
+        if stored {
+            store(b, "tile", tile);
+        }
+    }));
+    crate::passes::optimize(&mut k);
+    k
+}
+
+/// In shared memory, if it is put together from all of its pieces and needed in one layout.
+#[test]
+fn tiles_are_put_together_in_shared_memory() {
+    for axis in [0, 1] {
+        for (half, stored) in [(false, false), (false, true), (true, false)] {
+            let (wide, narrow): (&[i64], &[i64]) =
+                if axis == 1 { (&[16, 64], &[16, 16]) } else { (&[64, 16], &[16, 64]) };
+            let product: &[i64] = if axis == 1 { &[16, 64] } else { &[16, 16] };
+            let shapes = &[wide, narrow, product, wide][..if stored { 4 } else { 3 }];
+            let k = put_together(axis, half, stored);
+            compare(&k, [1; 3], shapes, 2e-2);
+            let chip = crate::gpu::Chip { warpgroups: true, ring_bytes: 1 << 16 };
+            let plan = crate::gpu::assign::assign(&specialised(&k, shapes), chip);
+            assert_eq!(plan.assemblies.len(), usize::from(!half && !stored), "axis {axis}, {half}, {stored}");
+        }
+    }
+}
+
+/// Sums down the rows of an accumulator, which has eight of them in different lanes, and two functions of these that meet
+/// accumulators again: each thread gets whole columns, by one exchange within the warp, and one brings both functions back.
+#[test]
+fn scans_across_lanes_go_through_whole_columns() {
+    let k = contiguous(built("columns", |b| {
+        let (x, y) = (view(b, "x", DType::BF16, 2, Access::Read), view(b, "y", DType::BF16, 2, Access::Read));
+        let (x, y) = (tile(b, x, &[16, 16]), tile(b, y, &[16, 32]));
+        let none = b.splat(DType::F32, Shape::new(&[16, 32]), 0.0);
+        let product = b.dot(x, y, none, Precision::F32);
+        let sums = b.scan(product, 0, Combine::Sum, false);
+        let (less, more) = (b.unary(UnaryOp::Tanh, sums), b.unary(UnaryOp::Sigmoid, sums));
+        let both = b.binary(BinaryOp::Mul, product, less);
+        let both = b.fma(product, more, both);
+        store(b, "out", both);
+    }));
+    let k = Kernel { options: crate::ir::Options { warps: 1, ..k.options }, ..k };
+    let shapes: &[&[i64]] = &[&[16, 16], &[16, 32], &[16, 32]];
+    compare(&k, [1; 3], shapes, 2e-2);
+    let text = text(&k, shapes);
+    assert!(!text.contains("shfl"), "{text}");
+    let exchanges = text.matches("call void @llvm.nvvm.bar.warp.sync").count();
+    // Of x and y for the product, there and back, and for the store.
+    assert_eq!(exchanges, 5, "{text}");
+}
+
+/// Any number of stages, fewer or more than there are iterations; all of a known number start before the first.
 #[test]
 fn loads_run_ahead_by_any_number_of_stages() {
     let all: &[i64] = &[80, 16];
@@ -419,10 +496,7 @@ fn loads_run_ahead_by_any_number_of_stages() {
             compare(&k, [1; 3], &shapes, 3e-2);
             if (outer, fixed) == (1, Some(80)) {
                 let text = text(&k, &shapes);
-                let first = text.find("\nloop");
-                assert_eq!(first.is_some(), stages < 5, "{text}");
-                let start = first.or_else(|| text.find("cp.async.wait_group")).expect("a first iteration");
-                let (before, body) = text.split_at(start);
+                let (before, body) = text.split_at(text.find("\nloop").expect("a loop"));
                 assert_eq!(body.contains("cp.async.ca"), stages < 5, "{text}");
                 let copies = before.matches("cp.async.commit_group").count();
                 assert_eq!(copies, if stages < 5 { stages as usize - 1 } else { 5 }, "{text}");

@@ -75,8 +75,9 @@ pub struct ScratchAccess {
 }
 
 impl ScratchPlan {
-    /// `src` and `dst` agree in shape, lanes, warps, and in what a block of a cluster holds.
-    pub(super) fn new(
+    /// `src` and `dst` agree in shape, lanes, warps, and in what a block of a cluster holds. More than `limit` bytes go in
+    /// several passes; `by_matrices`: whether stores may, which takes Hopper.
+    pub fn new(
         src: &LinearLayout,
         dst: &LinearLayout,
         elem_bytes: usize,

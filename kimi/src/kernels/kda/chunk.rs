@@ -27,6 +27,11 @@ use super::blocks::{beside, diagonal, invert, joined, split, sum_of_parts};
 use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
+/// A program beside the walk ends when the walk has taken the chunk that is so many before its own, or after so many
+/// looks of half a microsecond: further ahead, what the two hand over leaves the cache before it is read.
+const LEAD: i32 = 8;
+const LOOKS: i32 = 8;
+
 /// Of each chunk of `C` = 2·`S` tokens and each head.
 ///
 /// - qkv `[n, (2·key_heads + heads)·D]` after the convolution, heads a multiple of key_heads; decay_input
@@ -80,7 +85,7 @@ pub fn kda_chunk<
 {
     let (key_head, key_heads, chunk) = (program_id(0), num_programs(0), program_id(2));
     let head = key_head * num_programs(1) + program_id(1);
-    let (first, end, semaphore) = (chunks.get((chunk, 0)), chunks.get((chunk, 1)), chunks.get((chunk, 3)));
+    let (first, end) = (chunks.get((chunk, 0)), chunks.get((chunk, 1)));
     let length = end - first;
     // Beyond the sequence's end everything is zero, which leaves the state as it is.
     let qkv = qkv.narrow(0, first, length);
@@ -92,7 +97,6 @@ pub fn kda_chunk<
     let scale = select(token < length, scale, 0.0);
     let (q_at, k_at) = (key_head * D, (key_heads + key_head) * D);
 
-    let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
     // A and P by part of the channels and block, before masks and β.
     let mut a_own: Tile<f32, N, S, S> = zeros();
     let mut p_own: Tile<f32, N, S, S> = zeros();
@@ -159,6 +163,17 @@ pub fn kda_chunk<
         }
     }
 
+    let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
+    // Brief sequences do not come that far.
+    let waits = BESIDE && H == 1;
+    let (semaphore, taken_before) = (chunks.get((chunk, 3)), chunks.get(((chunk - LEAD).max(0), 3)));
+    let mut ready = ready.select(0, head);
+    let mut ahead: Tile<i32> = full(0.0);
+    if waits {
+        // SAFETY: everybody adds.
+        ahead = unsafe { ready.atomic_add(taken_before, full(0.0)) };
+    }
+
     // Squares of lengths: k's are on the diagonal of A, where no time passes.
     let (a_own, p_own) = (sum_of_parts::<H, N, C, S>(a_own), sum_of_parts::<H, N, C, S>(p_own));
     let (a_pair, p_pair) = (a_pair.sum::<0>(), p_pair.sum::<0>());
@@ -201,7 +216,14 @@ pub fn kda_chunk<
     unsafe {
         k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>());
         if BESIDE {
-            ready.signal((head, semaphore), 1);
+            ready.signal(semaphore, 1);
+        }
+        if waits {
+            let mut looks: Tile<i32> = full(0.0);
+            while (ahead > 0) & (looks < LOOKS) & (chunk >= LEAD) {
+                ahead = ready.atomic_add(taken_before, full(0.0));
+                looks += 1;
+            }
         }
     }
 }
