@@ -136,6 +136,24 @@ fn many_rows<W: Float>() -> Result<()> {
     Ok(())
 }
 
+/// The delta rule of a prompt that is not brief: with a walk beside its chunks, and with a state kept on the way.
+fn long_prompt(m: &Model) -> Result<()> {
+    const TOKENS: usize = 2048;
+    let ops = Ops::<bf16, bf16>::new(Device::Cpu).with_gpu_tiles();
+    let channels = m.heads * m.head;
+    let qkv = tensor::<bf16>(&[TOKENS, 3 * channels])?;
+    let (decay, beta) = (tensor::<bf16>(&[TOKENS, channels])?, tensor::<bf16>(&[TOKENS, m.heads])?);
+    let (a_log, dt_bias) = (tensor::<f32>(&[m.heads])?, tensor::<f32>(&[channels])?);
+    let mut state = tensor::<f32>(&state_shape(2, m.heads, m.head))?;
+    let keep = Keep { sequence: 0, tokens: TOKENS, slot: 1 };
+    for at in [Batch::single(ops, TOKENS)?, Batch::keeping(ops, &[TOKENS], &[0], &[keep])?] {
+        for kind in [Gate::Softplus, Gate::Bounded(-5.0)] {
+            ops.delta_rule(&qkv, &decay, &beta, &a_log, &dt_bias, kind, &mut state, &at)?;
+        }
+    }
+    Ok(())
+}
+
 /// Distinct kernels of prompts and single tokens, with weights of `W`.
 fn instances<W: Float>() -> BTreeMap<String, Kernel> {
     let tiny = kimi::config::Config::read(&kimi::shipped_model().join("config.json")).expect("the shipped config");
@@ -160,6 +178,8 @@ fn instances<W: Float>() -> BTreeMap<String, Kernel> {
             let recorded = kiln::record(|| pass::<W>(model, n)).expect("every operation has an instance");
             kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
         }
+        let recorded = kiln::record(|| long_prompt(model)).expect("every operation has an instance");
+        kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
     }
     let recorded = kiln::record(many_rows::<W>).expect("every operation has an instance");
     kernels.extend(recorded.into_iter().map(|kernel| (kernel.to_string(), kernel)));
