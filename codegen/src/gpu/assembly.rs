@@ -1,10 +1,9 @@
 //! Tiles that a loop puts together, one piece an iteration.
 //!
 //! `Tile::insert` at a multiple of the loop's counter is a selection between the tile so far and copies of the piece side
-//! by side. In registers that takes a selection of every element in every iteration, and a program of its own for each
-//! iteration takes as many instructions as there are iterations. A tile of which every iteration gives one piece, all of
-//! them in order, and that nobody looks at before the loop's end, lies in shared memory instead: an iteration stores its
-//! piece, and whoever needs the tile afterwards loads it as it needs it.
+//! by side: in registers a selection of every element in every iteration. A tile of which every iteration gives one piece,
+//! all of them in order, and that nobody looks at before the loop's end, lies in shared memory instead: an iteration stores
+//! its piece, and the tile is loaded after the loop, in the one layout in which it is needed.
 
 use super::Chip;
 use super::layout::{Level, LinearLayout, ScratchPlan};
@@ -87,6 +86,9 @@ fn assembly(k: &Kernel, uses: &[usize], owner: OpId, index: usize) -> Option<Ass
     equal.then_some(Assembly { owner, index, insert, piece, axis, pieces: (hi / step) as usize })
 }
 
+/// The largest tile that is put together so, in bytes.
+const LARGEST: usize = 32 << 10;
+
 /// How an assembled tile goes through shared memory.
 #[derive(Clone, Debug)]
 pub struct AssemblyPlan {
@@ -97,8 +99,14 @@ pub struct AssemblyPlan {
 }
 
 impl AssemblyPlan {
-    /// `size`: of an element, in bytes.
-    pub fn new(a: Assembly, piece: &LinearLayout, needed: &LinearLayout, size: usize, chip: Chip) -> AssemblyPlan {
+    /// `size`: of an element, in bytes. `None` if the tile is too large.
+    pub fn new(
+        a: Assembly,
+        piece: &LinearLayout,
+        needed: &LinearLayout,
+        size: usize,
+        chip: Chip,
+    ) -> Option<AssemblyPlan> {
         let bits = a.pieces.trailing_zeros() as usize;
         let side_by_side = (0..bits).fold(piece.clone(), |l, _| l.join(a.axis));
         let shape = *side_by_side.shape();
@@ -106,7 +114,8 @@ impl AssemblyPlan {
         // As if each piece had warps of its own.
         warp.extend(register.split_off(register.len() - bits));
         let pieces = LinearLayout::new(shape, register, lane, warp, block).expect("the same bits");
-        let scratch = ScratchPlan::new(&pieces, needed, size, size * shape.numel(), false, chip.warpgroups);
-        AssemblyPlan { assembly: a, scratch }
+        let bytes = size * shape.numel();
+        let scratch = || ScratchPlan::new(&pieces, needed, size, bytes, false, chip.warpgroups);
+        (bytes <= LARGEST).then(|| AssemblyPlan { assembly: a, scratch: scratch() })
     }
 }

@@ -99,7 +99,7 @@ fn choose_warps(k: &Kernel) -> usize {
 /// Assigns layouts to a verified kernel.
 pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
     let mut assemblies = assembly::find(k);
-    // Whether a tile is needed in one layout only shows at the end.
+    // In which layouts a tile is needed shows at the end.
     loop {
         match assign_with(k, chip, &assemblies) {
             Ok(assignment) => return assignment,
@@ -108,7 +108,7 @@ pub fn assign(k: &Kernel, chip: Chip) -> Assignment {
     }
 }
 
-/// With these tiles in shared memory; or one that is not needed in one layout only.
+/// With these tiles in shared memory; or one that is too large, or not needed in one layout only.
 fn assign_with(k: &Kernel, chip: Chip, assemblies: &[Assembly]) -> Result<Assignment, Assembly> {
     let warps = choose_warps(k);
     let out = Assignment {
@@ -143,7 +143,8 @@ fn assign_with(k: &Kernel, chip: Chip, assemblies: &[Assembly]) -> Result<Assign
         let ([needed], Some(piece)) = (&a.out.versions[result.index()][..], &a.out.home[tile.piece.index()]) else {
             return Err(tile);
         };
-        a.out.assemblies.push(AssemblyPlan::new(tile, piece, needed, k.ty(result).dtype().size(), chip));
+        let plan = AssemblyPlan::new(tile, piece, needed, k.ty(result).dtype().size(), chip);
+        a.out.assemblies.push(plan.ok_or(tile)?);
     }
     Ok(a.out)
 }

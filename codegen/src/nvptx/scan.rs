@@ -3,7 +3,8 @@
 //! Every bit of the index along the axis is counted by one hardware bit: of the register, the lane or the warp. A step
 //! joins neighbouring runs of indices along one such bit, from the lowest up (Sklansky's form): the elements of the run
 //! that comes second take in the total of the first. That total is the scan of the first run's last element, so that
-//! nothing but the scan is kept, and a lane reads it by one shuffle from where it is known to be.
+//! nothing but the scan is kept, and a lane reads it by one shuffle from where it is known to be. If the lowest bits are
+//! registers', these are one step, one element after the other.
 //!
 //! Between warps a look costs two barriers. Neighbouring bits of the warp are therefore one step, for which every thread
 //! reads the totals of all runs that are joined; if more steps follow, it keeps the total of what they make together.
