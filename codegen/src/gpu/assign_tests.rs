@@ -1,8 +1,9 @@
 //! Properties of the layouts that kernels are given.
 
 use super::Chip;
-use super::assign::{Assignment, assign, axis_bits, in_order_layout, operand_layout};
+use super::assign::{Assignment, assign, operand_layout};
 use super::layout::{Conversion, Level, LinearLayout, Place, check_conversion, coords};
+use super::suitable::{axis_bits, in_order_layout};
 use crate::ir::{Access, Builder, Combine, DType, Kernel, Loc, OpKind, Precision, Shape, Type, ValueId};
 
 /// softmax(a · b) · c and its row sums, transposed, sliced and joined on the way: m×k by k×n by n×k.

@@ -158,7 +158,7 @@ fn scanned_along(k: &Kernel) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for (id, layout) in &plan.work {
         if let OpKind::Scan { axis, .. } = k.op(*id).kind {
-            let bits = gpu::assign::axis_bits(layout, axis as usize).expect("chosen for that");
+            let bits = gpu::suitable::axis_bits(layout, axis as usize).expect("chosen for that");
             let mut levels: Vec<char> = bits.iter().map(|(level, _)| format!("{level:?}").remove(0)).collect();
             levels.dedup();
             all.insert(String::from_iter(levels));

@@ -14,8 +14,8 @@
 use super::lower::{Lower, Result};
 use super::reduce::Row;
 use super::text::{V, int};
-use crate::gpu::assign::axis_bits;
 use crate::gpu::layout::{Level, LinearLayout};
+use crate::gpu::suitable::axis_bits;
 use crate::ir::{Combine, DType, Op};
 use std::collections::BTreeMap;
 
