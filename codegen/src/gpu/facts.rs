@@ -6,7 +6,7 @@
 //!
 //! Invariant: every answer is a power of two that divides the value in every run; 1 when nothing is known.
 
-use crate::ir::{BinaryOp, Def, Fact, Kernel, OpId, OpKind, Shape, Type, UnaryOp, ValueId};
+use crate::ir::{BinaryOp, Def, Fact, Kernel, OpId, OpKind, RegionId, Shape, Type, UnaryOp, ValueId};
 
 /// Zero is divisible by everything; this is as far as anybody asks.
 pub const EVERYTHING: u32 = 1 << 16;
@@ -132,20 +132,24 @@ pub fn disjoint(k: &Kernel, shape: Shape, a: &[ValueId], b: &[ValueId]) -> bool 
 /// along some axis a step takes them at least their extent further.
 pub fn disjoint_by_iteration(k: &Kernel, id: OpId, shape: Shape, coords: &[ValueId]) -> bool {
     let body = k.op(id).regions[0];
-    let counter = k.region(body).args[0];
     let Some(step) = k.constant(k.op(id).operands[2]).map(|bits| bits.0 as i32) else { return false };
+    (0..shape.rank()).any(|axis| step >= shape.dim(axis) as i32 && growth(k, body, coords[axis]) == Some(1))
+}
+
+/// How much a coordinate grows with the counter of the loop with this body; `None` if it is not a multiple of it and
+/// something from outside.
+pub fn growth(k: &Kernel, body: RegionId, coord: ValueId) -> Option<u32> {
+    let counter = k.region(body).args[0];
     let outside = |v: ValueId| match k.def(v) {
         Def::Param(_) => true,
         Def::Arg(region, _) => region != body,
         Def::Result(op, _) => !k.region(body).ops.contains(&op),
     };
-    (0..shape.rank()).any(|axis| {
-        let mut place = Sum::default();
-        place.add(k, coords[axis], 1, 8);
-        let moves = place.terms.iter().filter(|t| t.0 == counter).fold(0u32, |sum, t| sum.wrapping_add(t.1));
-        let stays = |t: &(ValueId, u32)| t.0 == counter || t.1 == 0 || outside(t.0);
-        moves == 1 && step >= shape.dim(axis) as i32 && place.terms.iter().all(stays)
-    })
+    let mut place = Sum::default();
+    place.add(k, coord, 1, 8);
+    let grows = place.terms.iter().filter(|t| t.0 == counter).fold(0u32, |sum, t| sum.wrapping_add(t.1));
+    let stays = |t: &(ValueId, u32)| t.0 == counter || t.1 == 0 || outside(t.0);
+    place.terms.iter().all(stays).then_some(grows)
 }
 
 /// What is known of a view; nothing for a view that control flow chose (there is none in valid kernels).

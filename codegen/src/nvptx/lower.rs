@@ -482,8 +482,19 @@ impl<'k> Lower<'k> {
     /// Lowers a region's operations; the values it yields.
     pub fn region(&mut self, region: RegionId) -> Result<&'k [ValueId]> {
         let k = self.k;
+        // Tiles that have come by bulk copies are read where somebody first looks at them.
+        let mut unread: Vec<OpId> = vec![];
         for &id in &k.region(region).ops {
             let op = k.op(id);
+            if !unread.is_empty() {
+                let looks = self.looked_at(id);
+                let (now, later) = unread.into_iter().partition(|&load| looks.contains(&k.op(load).results[0]));
+                unread = later;
+                for load in now {
+                    self.at = k.op(load).loc;
+                    self.load_staged(load)?;
+                }
+            }
             if op.kind == OpKind::Yield {
                 return Ok(&op.operands);
             }
@@ -500,6 +511,8 @@ impl<'k> Lower<'k> {
             }
             if let Some(load) = self.plan.ahead.bulk_load(id) {
                 self.receive(region, load);
+                unread.push(id);
+                continue;
             }
             self.at = op.loc;
             self.op(id)?;

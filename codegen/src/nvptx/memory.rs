@@ -135,7 +135,9 @@ pub(super) struct Box<'a> {
     registers: Vec<Vec<u32>>,
     /// The byte address of the coordinates `base`.
     origin: V,
-    inside: HashMap<(usize, u32), V>,
+    /// Per axis, by how much the box has been moved.
+    shift: Vec<u32>,
+    inside: HashMap<(usize, [u32; 2]), V>,
     rows: HashMap<Vec<u32>, V>,
 }
 
@@ -159,15 +161,24 @@ impl<'a> Box<'a> {
             origin = lower.moved(&origin, &base[axis], &view.strides[axis], size);
         }
         let registers = (0..rank).map(|a| layout.axis_bases(Level::Register, a)).collect();
-        Box { view, layout, size, base, thread, registers, origin, inside: HashMap::new(), rows: HashMap::new() }
+        let (shift, inside, rows) = (vec![0; rank], HashMap::new(), HashMap::new());
+        Box { view, layout, size, base, thread, registers, origin, shift, inside, rows }
+    }
+
+    /// Moves the box so far from where it was made.
+    pub fn move_to(&mut self, shift: Vec<u32>) {
+        self.shift = shift;
     }
 
     /// How far a register lies from the base along an axis: a constant, or a value where registers do not add.
     fn step(&self, lower: &mut Lower, axis: usize, r: u32) -> V {
         let own = apply(&self.registers[axis], r);
         match &self.thread[axis] {
-            None => int(own),
-            Some(part) => lower.w.bin("xor", "i32", part, &int(own)),
+            None => int(own + self.shift[axis]),
+            Some(part) => {
+                let step = lower.w.bin("xor", "i32", part, &int(own));
+                lower.w.bin("add", "i32", &step, &int(self.shift[axis]))
+            }
         }
     }
 
@@ -178,7 +189,7 @@ impl<'a> Box<'a> {
         let mut axes: Vec<usize> = (0..self.base.len()).collect();
         axes.sort_by_key(|&axis| self.registers[axis].iter().filter(|&&basis| basis != 0).count());
         for axis in axes {
-            let key = (axis, apply(&self.registers[axis], r));
+            let key = (axis, [apply(&self.registers[axis], r), self.shift[axis]]);
             if !self.inside.contains_key(&key) {
                 let step = self.step(lower, axis, r);
                 let c = lower.w.bin("add", "i32", &self.base[axis], &step);
@@ -195,7 +206,7 @@ impl<'a> Box<'a> {
         // Steps along a unit stride are constants: they stay out of the row's address and fold into the access.
         let unit: Vec<bool> = (0..rank).map(|a| &*self.view.strides[a] == "1" && self.thread[a].is_none()).collect();
         let own: Vec<u32> = (0..rank).map(|a| apply(&self.registers[a], r)).collect();
-        let row: Vec<u32> = (0..rank).map(|a| if unit[a] { 0 } else { own[a] }).collect();
+        let row: Vec<u32> = (0..rank).flat_map(|a| if unit[a] { [0, 0] } else { [own[a], self.shift[a]] }).collect();
         if !self.rows.contains_key(&row) {
             let mut p = self.origin.clone();
             for axis in (0..rank).filter(|&a| !unit[a]) {
@@ -204,7 +215,8 @@ impl<'a> Box<'a> {
             }
             self.rows.insert(row.clone(), p);
         }
-        let bytes: usize = (0..rank).filter(|&a| unit[a]).map(|a| own[a] as usize * self.size).sum();
+        let along = |a: usize| (own[a] + self.shift[a]) as usize * self.size;
+        let bytes: usize = (0..rank).filter(|&a| unit[a]).map(along).sum();
         lower.w.bin("add", "i64", &self.rows[&row], &int(bytes))
     }
 
@@ -290,9 +302,6 @@ impl Lower<'_> {
         let OpKind::Load { has_other } = op.kind else { unreachable!("only called for loads") };
         let r = op.results[0];
         let (dtype, shape) = (self.k.ty(r).dtype(), self.k.ty(r).shape());
-        if self.plan.ahead.bulk_load(id).is_some() {
-            return self.load_staged(id);
-        }
         if let Some(slots) = self.slots.remove(&id) {
             let form = Words::of(dtype, self.box_accesses(id).0[0].len());
             let words: Vec<V> = slots.iter().flat_map(|place| self.load_shared(place, form)).collect();

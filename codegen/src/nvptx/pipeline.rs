@@ -49,6 +49,7 @@ pub(super) struct Slots {
     /// Whether all iterations have their own.
     pub all: bool,
     body: RegionId,
+    lo: V,
     step: V,
     hi: V,
     /// Byte offset of the first thread's first slot.
@@ -64,6 +65,8 @@ struct SlotLoad {
     bytes: usize,
     /// The byte offset of every access's slots.
     offsets: Vec<usize>,
+    /// By how much its coordinates grow with an iteration, if that is known.
+    growth: Option<Vec<u32>>,
 }
 
 /// A load's slots for one iteration: the address of every access's.
@@ -200,36 +203,45 @@ impl<'k> Lower<'k> {
                 let from = place.address(self, group[0]);
                 let offset = 2 * shared.offset(layout.flat(group[0], 0, 0));
                 let to = self.shared_place(&buffer, &thread, offset);
-                let size = match &mask {
-                    Some(m) => self.w.select(m, "i32", &int(16), &int(0)),
-                    None => int(16),
-                };
-                self.copy_async("cg", (&to, &from, &size), 16, &enabled, policy.as_ref());
+                self.copy_async("cg", (&to, &from), (16, mask.as_ref()), Some(&enabled), policy.as_ref());
             }
         }
         self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
     }
 
-    /// Starts a copy of `bytes` by this thread where `enabled`, of which `size` are read and the rest are zeros: elements
-    /// outside of the view. `level`: `cg` passes by the first-level cache, `ca` does not.
+    /// Starts a copy of `bytes` by this thread where `enabled`; of zeros where it is not `inside`: elements outside of the
+    /// view. `level`: `cg` passes by the first-level cache, `ca` does not.
     fn copy_async(
         &mut self,
         level: &str,
-        (to, from, size): (&V, &V, &V),
-        bytes: usize,
-        enabled: &V,
+        (to, from): (&V, &V),
+        (bytes, inside): (usize, Option<&V>),
+        enabled: Option<&V>,
         policy: Option<&(&'static str, V)>,
     ) {
-        let mut args = vec![("i32", to), ("i64", from), ("i32", size), ("i1", enabled)];
-        let (mut hint, mut last, mut constraints) = ("", "", "r,l,r,b");
+        let mut args = vec![("i32", to), ("i64", from)];
+        let (mut constraints, mut hint, mut last, mut guard) = ("r,l".to_owned(), "", String::new(), String::new());
+        let mut operand = |constraint: &str, ty: &'static str, v| {
+            constraints.push(',');
+            constraints.push_str(constraint);
+            args.push((ty, v));
+            args.len() - 1
+        };
+        let outside = inside.map(|inside| self.w.bin("xor", "i1", inside, &"true".into()));
+        if let Some(outside) = &outside {
+            last.push_str(&format!(", ${}", operand("b", "i1", outside)));
+        }
         // Shorter copies do not take a policy: an illegal instruction on an H100, though the assembler has nothing against
         // it.
         if let Some((modifier, policy)) = policy.filter(|_| bytes == 16) {
-            (hint, last, constraints) = (*modifier, ", $4", "r,l,r,b,l");
-            args.push(("i64", policy));
+            hint = *modifier;
+            last.push_str(&format!(", ${}", operand("l", "i64", policy)));
         }
-        let ptx = format!("@$3 cp.async.{level}.shared.global{hint} [$0], [$1], {bytes}, $2{last};");
-        self.w.asm_effect("void", &ptx, constraints, &args);
+        if let Some(enabled) = enabled {
+            guard = format!("@${} ", operand("b", "i1", enabled));
+        }
+        let ptx = format!("{guard}cp.async.{level}.shared.global{hint} [$0], [$1], {bytes}{last};");
+        self.w.asm_effect("void", &ptx, &constraints, &args);
     }
 
     /// A scalar of the loop's body as it is in the iteration with counter `i`.
@@ -270,7 +282,8 @@ impl<'k> Lower<'k> {
             {
                 let offsets = (0..accesses.len()).map(|i| bytes + width * self.threads() * i).collect();
                 bytes += width * self.threads() * accesses.len();
-                loads.push(SlotLoad { load, bytes: width, offsets });
+                let growth = self.growth(id, load);
+                loads.push(SlotLoad { load, bytes: width, offsets, growth });
             }
         }
         if loads.is_empty() {
@@ -284,13 +297,26 @@ impl<'k> Lower<'k> {
         self.shared_top = start + stages * bytes;
         self.shared_max = self.shared_max.max(self.shared_top);
         let body = self.k.op(id).regions[0];
-        let slots = Slots { stages, all, body, step: step.clone(), hi: hi.clone(), start, bytes, loads };
-        for stage in 0..if all { stages } else { stages - 1 } {
-            let ahead = self.w.bin("mul", "i32", step, &int(stage));
-            let i = self.w.bin("add", "i32", lo, &ahead);
+        let (lo, hi, step) = (lo.clone(), hi.clone(), step.clone());
+        let slots = Slots { stages, all, body, lo, step, hi, start, bytes, loads };
+        if all {
+            self.fill_all_slots(&slots);
+            return Some(slots);
+        }
+        for stage in 0..stages - 1 {
+            let ahead = self.w.bin("mul", "i32", &slots.step, &int(stage));
+            let i = self.w.bin("add", "i32", &slots.lo, &ahead);
             self.fill_slots(&slots, &i, &int(stage));
         }
         Some(slots)
+    }
+
+    /// By how much a load's coordinates grow with an iteration of a loop.
+    fn growth(&self, id: OpId, load: OpId) -> Option<Vec<u32>> {
+        let k = self.k;
+        let (body, step) = (k.op(id).regions[0], k.constant(k.op(id).operands[2])?.0 as u32);
+        let of = |&c: &ValueId| facts::growth(k, body, c)?.checked_mul(step).filter(|&g| g < 1 << 16);
+        k.op(load).operands[1..].iter().map(of).collect()
     }
 
     /// At the start of an iteration: `i` its counter, `stage` which of its slots a thread uses.
@@ -323,31 +349,60 @@ impl<'k> Lower<'k> {
         let exists = self.w.icmp("slt", "i32", i, &slots.hi);
         let mut known = HashMap::new();
         for load in &slots.loads {
-            let op = self.k.op(load.load);
-            let coords: Vec<V> =
-                op.operands[1..].iter().map(|&c| self.scalar_at(slots.body, c, i, &mut known)).collect();
-            let (accesses, bytes) = self.box_accesses(load.load);
-            let layout = &self.plan.versions[op.results[0].index()][0];
-            let size = self.k.ty(op.results[0]).dtype().size();
-            self.at = op.loc;
-            let access = facts::access(self.k, op.operands[0], *layout.shape(), &op.operands[1..]);
-            self.global_access(op.operands[0], layout, access);
-            let view = self.view(op.operands[0]);
-            let policy = self.eviction_policy(view.param);
-            let base = self.copies_base(policy.is_some());
-            let mut place = Box::new(self, view, layout, &coords, size);
-            for (registers, &offset) in accesses.iter().zip(&load.offsets) {
-                let mask = place.mask(self, registers[0]);
-                let from = place.address(self, registers[0]);
-                let to = self.slot(&base, slots, load, offset, stage);
-                let size = match &mask {
-                    Some(m) => self.w.select(m, "i32", &int(bytes), &int(0)),
-                    None => int(bytes),
-                };
-                self.copy_async("ca", (&to, &from, &size), bytes, &exists, policy.as_ref());
-            }
+            let mut place = self.slot_box(slots, load, i, &mut known);
+            self.fill_slot(slots, load, &mut place, stage, Some(&exists));
         }
         self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
+    }
+
+    /// Starts the copies of all iterations, which have slots of their own. The places of one are found from those of the
+    /// first, if coordinates grow with the counter.
+    fn fill_all_slots(&mut self, slots: &Slots) {
+        let mut known = HashMap::new();
+        let mut places: Vec<Box> =
+            slots.loads.iter().map(|load| self.slot_box(slots, load, &slots.lo, &mut known)).collect();
+        for stage in 0..slots.stages {
+            let ahead = self.w.bin("mul", "i32", &slots.step, &int(stage));
+            let i = self.w.bin("add", "i32", &slots.lo, &ahead);
+            let mut known = HashMap::new();
+            for (load, place) in slots.loads.iter().zip(&mut places) {
+                match &load.growth {
+                    Some(growth) => place.move_to(growth.iter().map(|g| g * stage as u32).collect()),
+                    None => *place = self.slot_box(slots, load, &i, &mut known),
+                }
+                self.fill_slot(slots, load, place, &int(stage), None);
+            }
+            self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
+        }
+    }
+
+    /// What a load reads in the iteration with counter `i`.
+    fn slot_box(&mut self, slots: &Slots, load: &SlotLoad, i: &V, known: &mut HashMap<ValueId, V>) -> Box<'k> {
+        let plan = self.plan;
+        let op = self.k.op(load.load);
+        let coords: Vec<V> = op.operands[1..].iter().map(|&c| self.scalar_at(slots.body, c, i, known)).collect();
+        let view = self.view(op.operands[0]);
+        let layout = &plan.versions[op.results[0].index()][0];
+        Box::new(self, view, layout, &coords, self.k.ty(op.results[0]).dtype().size())
+    }
+
+    /// Starts the copies of one load to its slots.
+    fn fill_slot(&mut self, slots: &Slots, load: &SlotLoad, place: &mut Box, stage: &V, enabled: Option<&V>) {
+        let op = self.k.op(load.load);
+        let (accesses, bytes) = self.box_accesses(load.load);
+        let layout = &self.plan.versions[op.results[0].index()][0];
+        self.at = op.loc;
+        let access = facts::access(self.k, op.operands[0], *layout.shape(), &op.operands[1..]);
+        self.global_access(op.operands[0], layout, access);
+        let param = self.view(op.operands[0]).param;
+        let policy = self.eviction_policy(param);
+        let base = self.copies_base(policy.is_some());
+        for (registers, &offset) in accesses.iter().zip(&load.offsets) {
+            let mask = place.mask(self, registers[0]);
+            let from = place.address(self, registers[0]);
+            let to = self.slot(&base, slots, load, offset, stage);
+            self.copy_async("ca", (&to, &from), (bytes, mask.as_ref()), enabled, policy.as_ref());
+        }
     }
 
     /// The address of this thread's slot of the access whose slots begin at `offset`.

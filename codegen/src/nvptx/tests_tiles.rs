@@ -505,6 +505,21 @@ fn loads_run_ahead_by_any_number_of_stages() {
     }
 }
 
+/// Where the copies of all iterations start before the first, a thread finds its places once; those of the others are so far
+/// from them.
+#[test]
+fn places_of_copies_are_found_once() {
+    let all: &[i64] = &[80, 16];
+    let shapes = [all, all, &[80], all, &[80], all, &[16, 16]];
+    let found = |rows: i32| {
+        let text = text(&recurrence_of(1, DType::BF16, Some(rows), 7), &shapes);
+        let before = &text[..text.find("\nloop").expect("a loop")];
+        (before.matches("cp.async.ca").count(), before.matches("sext i32 %").count())
+    };
+    let [(two, places), (five, as_many)] = [32, 80].map(found);
+    assert!(2 * five == 5 * two && places == as_many, "{two} and {five} copies, {places} and {as_many} places");
+}
+
 #[test]
 fn loads_run_ahead_in_slots() {
     for dtype in [DType::BF16, DType::F16] {

@@ -769,3 +769,15 @@ fn steps_that_store_apart_wait_for_nobody() {
         assert_eq!(compute[from..to].contains("bar.sync 1,"), !disjoint, "{text}");
     }
 }
+
+/// A tile in a ring is read where its values are first needed, be it after a product that was issued since it arrived:
+/// the chain's factors, which nobody needs before its second product.
+#[test]
+fn tiles_are_read_where_they_are_needed() {
+    let shapes: [&[i64]; 5] = [&[64, 192], &[192, 64], &[3, 64], &[192, 64], &[64, 64]];
+    let text = llvm_text(&specialised(&steps(true), &shapes), Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
+    let compute = &text[text.find("\ncompute").expect("the computing warps")..];
+    let body = &compute[compute.find("\nloop").expect("a loop")..];
+    let (product, factors) = (body.find("wgmma.mma_async"), body.find("ld.shared.v2.b32"));
+    assert!(product.is_some() && factors.is_some() && product < factors, "{body}");
+}

@@ -386,7 +386,9 @@ impl Simulator {
             }
             Op::CopyAsync => {
                 let size = value(2, env) as usize;
-                let read = if p.args.len() > 3 { value(3, env) as usize } else { size };
+                let operands = p.args.len() - usize::from(p.name.contains("cache_hint"));
+                let ignored = operands > 3 && value(3, env) != 0;
+                let read = if ignored { 0 } else { size };
                 let copy = (value(0, env), value(1, env), size, read);
                 self.touch(t, true, copy.0, size);
                 if read > 0 {

@@ -90,22 +90,26 @@ pub fn kda_state<
             let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
 
             let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
-            let keep: Tile<f32, D> = keep.reshape();
             let q_scale: Tile<f32, 1, C> = q_scale.load((chunk + t / C, 0));
             let k_scale: Tile<f32, 1, C> = k_scale.load((chunk + t / C, 0));
 
-            // What does not need r is under way, or done, when r is there. Meanwhile the outputs of the chunk before leave.
+            // What does not need r is under way, or done, when r is there: while the state is asked, the outputs of the chunk
+            // before leave, and it decays.
             let before = s.cast::<T>();
             let known_and_asked = dot(before, kq_in.t(), zeros());
+            let keep = keep.broadcast::<D2<V, D>>();
             // SAFETY: a program writes the columns of its own sequence, head and block; rows before the sequence's first and
             // past its end lie outside the narrowed view.
             unsafe { o.store((t - C, column), out.t()) };
+            s *= keep;
+            let v = v.t().cast::<f32>();
+            let (k_scale, q_scale) = (k_scale.broadcast::<D2<V, C>>(), q_scale.broadcast::<D2<V, C>>());
             let known: Tile<f32, V, C> = known_and_asked.slice([0, 0]);
             let asked: Tile<f32, V, C> = known_and_asked.slice([0, C]);
-            let r = known.mul_add(k_scale.broadcast::<D2<V, C>>(), v.t().cast::<f32>()).cast::<T>();
+            let r = known.mul_add(k_scale, v).cast::<T>();
             let told = dot(r, p.t(), zeros());
-            s = dot(r, k_out, s * keep.row());
-            out = asked.mul_add(q_scale.broadcast::<D2<V, C>>(), told).cast();
+            s = dot(r, k_out, s);
+            out = asked.mul_add(q_scale, told).cast();
             if KEEP {
                 let kept = chunks.get((chunk + t / C, 2));
                 if kept >= 0 {
