@@ -304,11 +304,16 @@ impl<'k> Lower<'k> {
             return Some(slots);
         }
         for stage in 0..stages - 1 {
-            let ahead = self.w.bin("mul", "i32", &slots.step, &int(stage));
-            let i = self.w.bin("add", "i32", &slots.lo, &ahead);
+            let i = self.counter_at(&slots, stage);
             self.fill_slots(&slots, &i, &int(stage));
         }
         Some(slots)
+    }
+
+    /// The counter of an iteration, the first being 0.
+    fn counter_at(&mut self, slots: &Slots, iteration: usize) -> V {
+        let ahead = self.w.bin("mul", "i32", &slots.step, &int(iteration));
+        self.w.bin("add", "i32", &slots.lo, &ahead)
     }
 
     /// By how much a load's coordinates grow with an iteration of a loop.
@@ -355,20 +360,20 @@ impl<'k> Lower<'k> {
         self.w.asm_effect("void", "cp.async.commit_group;", "", &[]);
     }
 
-    /// Starts the copies of all iterations, which have slots of their own. The places of one are found from those of the
-    /// first, if coordinates grow with the counter.
+    /// Starts the copies of all iterations, each of which has slots. Their places are found from those of the first, if
+    /// coordinates grow with the counter.
     fn fill_all_slots(&mut self, slots: &Slots) {
         let mut known = HashMap::new();
         let mut places: Vec<Box> =
             slots.loads.iter().map(|load| self.slot_box(slots, load, &slots.lo, &mut known)).collect();
         for stage in 0..slots.stages {
-            let ahead = self.w.bin("mul", "i32", &slots.step, &int(stage));
-            let i = self.w.bin("add", "i32", &slots.lo, &ahead);
             let mut known = HashMap::new();
             for (load, place) in slots.loads.iter().zip(&mut places) {
-                match &load.growth {
-                    Some(growth) => place.move_to(growth.iter().map(|g| g * stage as u32).collect()),
-                    None => *place = self.slot_box(slots, load, &i, &mut known),
+                if let Some(growth) = &load.growth {
+                    place.move_to(growth.iter().map(|g| g * stage as u32).collect());
+                } else if stage > 0 {
+                    let i = self.counter_at(slots, stage);
+                    *place = self.slot_box(slots, load, &i, &mut known);
                 }
                 self.fill_slot(slots, load, place, &int(stage), None);
             }

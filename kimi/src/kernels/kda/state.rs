@@ -94,7 +94,7 @@ pub fn kda_state<
             let k_scale: Tile<f32, 1, C> = k_scale.load((chunk + t / C, 0));
 
             // What does not need r is under way, or done, when r is there: while the state is asked, the outputs of the chunk
-            // before leave, and it decays.
+            // before leave, the state decays, and v and the scales are read.
             let before = s.cast::<T>();
             let known_and_asked = dot(before, kq_in.t(), zeros());
             let keep = keep.broadcast::<D2<V, D>>();
