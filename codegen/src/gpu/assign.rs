@@ -16,6 +16,7 @@ use super::layout::{Conversion, LinearLayout};
 use super::mma::{self, DotPlan};
 use super::panels::Panels;
 use super::pipeline::{self, Ahead};
+use super::stores::{BulkStore, bulk_store};
 use super::suitable::{
     axis_bits, coalesced, coalesced_within_warps, in_order_layout, scanned_by_threads, spread_copies,
 };
@@ -53,6 +54,8 @@ pub struct Assignment {
     pub work: HashMap<OpId, LinearLayout>,
     /// Loads that run ahead.
     pub ahead: Ahead,
+    /// Stores as bulk copies.
+    pub stores: HashMap<OpId, BulkStore>,
     /// Where the operands of warpgroups' products come from, if not from registers.
     pub shared_operands: HashMap<(OpId, usize), SharedOperand>,
     /// Tiles that loops put together in shared memory.
@@ -122,6 +125,7 @@ fn assign_with(k: &Kernel, chip: Chip, assemblies: &[Assembly]) -> Result<Assign
         dots: HashMap::new(),
         work: HashMap::new(),
         ahead: Ahead::default(),
+        stores: HashMap::new(),
         shared_operands: HashMap::new(),
         assemblies: vec![],
         placed: BTreeMap::new(),
@@ -410,7 +414,11 @@ impl Assigner<'_> {
                 self.out.work.insert(id, layout);
             }
             OpKind::Store => {
-                let layout = self.store_layout(op);
+                let mut layout = self.store_layout(op);
+                if let Some((own, store)) = self.as_copies(id, &layout) {
+                    layout = own;
+                    self.out.stores.insert(id, store);
+                }
                 self.out.work.insert(id, layout);
             }
             OpKind::For { .. } => self.forward_for(op),
@@ -470,6 +478,16 @@ impl Assigner<'_> {
         // A tile that stays within its warps needs no barrier on the way: whole sectors are enough.
         let near = || coalesced_within_warps(&own, access).filter(|l| good(l, 32));
         if good(&own, 64) { own } else { near().unwrap_or(ideal) }
+    }
+
+    /// The store of what warpgroups' products give as bulk copies, where in the layout that it has it would not do.
+    fn as_copies(&self, id: OpId, suits: &LinearLayout) -> Option<(LinearLayout, BulkStore)> {
+        let value = self.k.op(id).operands[1];
+        let own = self.home(value).filter(|own| own != suits)?;
+        let of_products = matches!(self.ranks[value.index()], Rank::Matrix | Rank::Derived)
+            && self.out.dots.values().any(|dot| matches!(dot, DotPlan::Wgmma(_)));
+        let store = of_products.then(|| bulk_store(self.k, id, &own))??;
+        Some((own, store))
     }
 
     fn forward_for(&mut self, op: &Op) {

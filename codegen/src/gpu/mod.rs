@@ -1,6 +1,6 @@
 //! From tile IR to what a GPU thread does: where each element of a tile lives ([`layout`]), which facts make accesses
 //! wide ([`facts`]) and what they cost ([`sectors`]), how products are computed ([`mma`]) and from which loads
-//! ([`origins`]), what runs ahead ([`pipeline`]) and is shared by neighbours ([`cluster`]), which tiles loops put together
+//! ([`origins`]), what runs ahead ([`pipeline`]) and is shared by neighbours ([`cluster`]), which stores are copies ([`stores`]), which tiles loops put together
 //! in shared memory ([`assembly`]), which layouts suit an access or an axis ([`suitable`]), and which every value exists in
 //! ([`assign`]).
 
@@ -17,6 +17,7 @@ pub mod origins;
 pub mod panels;
 pub mod pipeline;
 pub mod sectors;
+pub mod stores;
 pub mod suitable;
 
 /// What the choice of layouts and instructions knows of a chip.

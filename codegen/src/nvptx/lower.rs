@@ -109,6 +109,8 @@ pub(super) struct Lower<'k> {
     pub shared_max: usize,
     /// Whether conversions within warps take shared memory of their own.
     pub own_scratch: bool,
+    /// Whether copies may still read shared memory.
+    pub unread_copies: bool,
     /// Whether `scratch_busy` has all that was done since the last barrier or, in a loop with such conversions, since
     /// the iteration began.
     pub traced: bool,
@@ -158,6 +160,7 @@ impl<'k> Lower<'k> {
             shared_top: 0,
             assembled: HashMap::new(),
             own_scratch: false,
+            unread_copies: false,
             traced: true,
             shared_max: 0,
         }
@@ -172,6 +175,7 @@ impl<'k> Lower<'k> {
         self.wait_for_earlier_grids();
         self.split_roles()?;
         self.region(self.k.body)?;
+        self.finish_reads();
         if self.shares() {
             self.cluster_barrier("relaxed");
         }
@@ -329,6 +333,7 @@ impl<'k> Lower<'k> {
     pub fn barrier_by(&mut self, instructions: impl FnOnce(&mut Self)) {
         // The other warpgroup may have to take its turn before it comes here.
         self.pass_turn();
+        self.finish_reads();
         instructions(self);
         self.pending.clear();
         self.scratch_busy.clear();
@@ -362,9 +367,14 @@ impl<'k> Lower<'k> {
         // What several threads hold one of them stores; what it stores the others load.
         let redundant = layout.redundant();
         let alone = writes || redundant.lane | redundant.warp == 0;
-        let same = |p: &Pending| p.key.is_some() && p.key == key && (alone || !p.writes);
+        // Copies have no order among themselves.
+        let copied = self.copied_to(param);
+        let same = |p: &Pending| p.key.is_some() && p.key == key && !copied && (alone || !p.writes);
         let conflict = |p: &Pending| p.param == param && (p.writes || writes) && !same(p) && !apart(p);
         if self.pending.iter().any(conflict) {
+            if copied {
+                self.finish_copies();
+            }
             self.barrier();
         }
         self.pending.push(Pending { param, writes, key });
@@ -379,6 +389,7 @@ impl<'k> Lower<'k> {
     pub(super) fn forget_order_but(&mut self, known: &[usize]) {
         self.scratch_busy.push(EVERYWHERE);
         self.traced = false;
+        self.unread_copies = !self.plan.stores.is_empty();
         for (param, p) in self.k.params.iter().enumerate() {
             if p.access == Access::Write && !known.contains(&param) {
                 self.pending.push(Pending { param, writes: true, key: None });
@@ -527,7 +538,10 @@ impl<'k> Lower<'k> {
             OpKind::For { .. } => self.lower_for(id),
             OpKind::While => self.lower_while(op),
             OpKind::If => self.lower_if(op),
-            OpKind::Store => self.store(id),
+            OpKind::Store => match self.plan.stores.get(&id) {
+                Some(store) if self.has_room(store) => self.bulk_store(id, store),
+                _ => self.store(id),
+            },
             OpKind::Scatter { .. } => self.scatter(id),
             OpKind::Atomic { .. } => self.atomic(id),
             OpKind::Signal => self.signal(op),

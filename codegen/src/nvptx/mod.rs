@@ -33,6 +33,7 @@ mod semaphore;
 mod shared;
 #[cfg(test)]
 mod simulate;
+mod stores;
 #[cfg(all(test, feature = "llvm"))]
 mod tests;
 #[cfg(test)]
@@ -45,6 +46,8 @@ mod tests_grid;
 mod tests_kernels;
 #[cfg(test)]
 mod tests_roles;
+#[cfg(test)]
+mod tests_stores;
 #[cfg(test)]
 mod tests_tiles;
 #[cfg(test)]

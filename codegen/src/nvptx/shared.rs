@@ -28,15 +28,20 @@ impl Lower<'_> {
 
     /// A region of scratch memory, free to be written by everyone; its byte address.
     pub(super) fn scratch(&mut self, bytes: usize) -> V {
+        self.scratch_at(bytes, 128)
+    }
+
+    /// The same, from a multiple of `alignment` on.
+    pub(super) fn scratch_at(&mut self, bytes: usize, alignment: usize) -> V {
         self.scratches += 1;
-        let bottom = self.shared_top.next_multiple_of(128);
+        let bottom = self.shared_top.next_multiple_of(alignment);
         let free =
             |start: usize, busy: &[Range<usize>]| busy.iter().all(|b| start + bytes <= b.start || b.end <= start);
         // Beside what others still read, if that takes no memory that matters: saves a barrier.
         let limit = Target { sm: self.sm }.shared_limit();
         let spare = if self.rings.is_empty() { SPARE_BYTES.min(limit.saturating_sub(bottom)) } else { 0 };
         let most = self.shared_max.max(bottom + spare).max(bottom + bytes);
-        let ends = self.scratch_busy.iter().filter(|b| b.end < most).map(|b| b.end.next_multiple_of(128));
+        let ends = self.scratch_busy.iter().filter(|b| b.end < most).map(|b| b.end.next_multiple_of(alignment));
         let mut starts: Vec<usize> = std::iter::once(bottom).chain(ends.filter(|&e| e >= bottom)).collect();
         starts.sort_unstable();
         let found = starts.into_iter().find(|&s| s + bytes <= most && free(s, &self.scratch_busy));
@@ -144,7 +149,7 @@ impl Lower<'_> {
         for (i, pass) in plan.passes.iter().enumerate() {
             if i > 0 && plan.warp_local {
                 self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
-            } else if let Some(own) = self.take_own_scratch(plan) {
+            } else if let Some(own) = plan.warp_local.then(|| self.own_region(plan.bytes, 128)).flatten() {
                 base = own;
             } else {
                 base = self.scratch(plan.bytes);
@@ -205,7 +210,7 @@ impl Lower<'_> {
     }
 
     /// One, two or four matrices of 8×8 16-bit elements, a word of each; `address`: of the row that the lane names.
-    fn store_matrices(&mut self, address: &V, transposed: bool, words: &[V]) {
+    pub(super) fn store_matrices(&mut self, address: &V, transposed: bool, words: &[V]) {
         let n = words.len();
         let trans = if transposed { ".trans" } else { "" };
         let list: Vec<String> = (1..=n).map(|i| format!("${i}")).collect();
@@ -214,9 +219,9 @@ impl Lower<'_> {
         self.w.asm_effect("void", &ptx, &vec!["r"; n + 1].join(","), &args);
     }
 
-    /// A region that nobody else uses in the loop around, if the plan stays within warps: a warp waits for itself only.
-    fn take_own_scratch(&mut self, plan: &ScratchPlan) -> Option<V> {
-        if !(plan.warp_local && self.own_scratch) {
+    /// A region that nobody else uses in the loop around, if warps have such: a warp waits for itself only.
+    pub(super) fn own_region(&mut self, bytes: usize, alignment: usize) -> Option<V> {
+        if !self.own_scratch {
             return None;
         }
         if !self.traced {
@@ -224,11 +229,11 @@ impl Lower<'_> {
         }
         // Beside what others may still read in this iteration.
         let busy = self.scratch_busy.iter().map(|b| b.end).filter(|&end| end < usize::MAX).max();
-        let start = self.shared_top.max(busy.unwrap_or(0)).next_multiple_of(128);
-        if start + plan.bytes > (Target { sm: self.sm }).shared_limit() {
+        let start = self.shared_top.max(busy.unwrap_or(0)).next_multiple_of(alignment);
+        if start + bytes > (Target { sm: self.sm }).shared_limit() {
             return None;
         }
-        self.shared_top = start + plan.bytes;
+        self.shared_top = start + bytes;
         self.shared_max = self.shared_max.max(self.shared_top);
         self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
         let base = self.shared_base();

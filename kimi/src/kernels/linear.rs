@@ -47,9 +47,9 @@ fn in_bands(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>, band: usize) -
 #[kernel(
     cluster = P,
     deny(spill, wgmma_serialized, bank_conflict),
-    tune(M, N, E, P in [
-        (128, 256, 0, 1), (128, 256, 0, 2), (128, 128, 1, 1), (128, 128, 1, 2), (128, 128, 0, 1), (64, 256, 0, 1),
-        (64, 128, 0, 1),
+    tune(M, N, E, X, P in [
+        (128, 256, 0, 64, 1), (128, 256, 0, 64, 2), (128, 128, 1, 64, 1), (128, 128, 1, 64, 2), (128, 128, 0, 64, 1),
+        (64, 256, 0, 64, 1), (64, 128, 1, 16, 1), (64, 128, 0, 64, 1),
     ])
 )]
 pub fn linear_tiles<

@@ -13,13 +13,14 @@ fn tile<const M: usize, const N: usize, const K: usize>() -> (String, Run) {
     (format!("{M}x{N}x{K}"), run)
 }
 
-fn tiles<const M: usize, const N: usize, const E: usize, const P: u8>() -> (String, Run) {
+/// `E` strips of `X` columns beside `N`, `P` programs of a cluster.
+fn tiles<const M: usize, const N: usize, const E: usize, const X: usize, const P: u8>() -> (String, Run) {
     let run: Run = |x, w, y| {
         let cluster = usize::from(P);
         let grid = (y.device().multiprocessors()? / cluster).max(1) * cluster;
-        linear_tiles::<bf16, bf16, bf16, bf16, M, N, E, 64, 64, 16, P>(x, w, y).grid(grid).run()
+        linear_tiles::<bf16, bf16, bf16, bf16, M, N, E, X, 64, 16, P>(x, w, y).grid(grid).run()
     };
-    let width = N + E * 64;
+    let width = N + E * X;
     (format!("{M}x{width}x64 in bands of 16, clusters of {P}"), run)
 }
 
@@ -55,16 +56,26 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         tile::<128, 128, 32>(),
         tile::<128, 128, 64>(),
         tile::<128, 256, 64>(),
-        tiles::<128, 256, 0, 1>(),
-        tiles::<128, 256, 0, 2>(),
-        tiles::<128, 128, 1, 1>(),
-        tiles::<128, 128, 1, 2>(),
-        tiles::<128, 128, 0, 1>(),
-        tiles::<128, 128, 0, 2>(),
-        tiles::<64, 256, 0, 1>(),
-        tiles::<64, 128, 0, 1>(),
-        tiles::<256, 128, 0, 1>(),
-        tiles::<256, 128, 0, 2>(),
+        tiles::<128, 256, 0, 64, 1>(),
+        tiles::<128, 256, 0, 64, 2>(),
+        tiles::<128, 128, 1, 64, 1>(),
+        tiles::<128, 128, 1, 64, 2>(),
+        tiles::<128, 128, 0, 64, 1>(),
+        tiles::<128, 128, 0, 64, 2>(),
+        tiles::<64, 256, 0, 64, 1>(),
+        tiles::<64, 128, 0, 64, 1>(),
+        tiles::<128, 64, 1, 16, 1>(),
+        tiles::<128, 64, 1, 16, 2>(),
+        tiles::<128, 64, 1, 16, 4>(),
+        tiles::<64, 128, 1, 16, 1>(),
+        tiles::<64, 128, 1, 16, 2>(),
+        tiles::<64, 128, 1, 16, 4>(),
+        tiles::<64, 64, 1, 16, 4>(),
+        tiles::<64, 128, 0, 64, 2>(),
+        tiles::<64, 128, 0, 64, 4>(),
+        tiles::<128, 64, 0, 64, 4>(),
+        tiles::<256, 128, 0, 64, 1>(),
+        tiles::<256, 128, 0, 64, 2>(),
         parts::<128, 128, 64, 2>(),
         parts::<128, 256, 64, 2>(),
         parts::<128, 256, 64, 3>(),

@@ -33,6 +33,7 @@
 //! ```
 
 mod bits;
+mod boxes;
 mod convert;
 #[cfg(test)]
 mod convert_tests;
@@ -53,6 +54,7 @@ mod transfer;
 mod transpose;
 
 pub use bits::{ShiftTerm, coords, extents_ok, flat};
+pub use boxes::WarpBoxes;
 pub use convert::{Affine, Conversion, SCRATCH_BYTES};
 #[cfg(test)]
 pub(super) use convert_tests::check_conversion;

@@ -1,6 +1,6 @@
 //! Inline PTX: its parts, and what a thread executes of it alone.
 
-use super::bulk::Copy;
+use super::bulk::{Copy, Outgoing};
 use super::compute::{b, f, mask, signed};
 use super::parse::{Operand, split};
 use super::{Simulator, Thread, UNDEFINED, WINDOW, Wait, real};
@@ -95,6 +95,10 @@ pub enum Op {
     Fence,
     FenceInit,
     BulkCopy,
+    BulkStore,
+    BulkCommit,
+    /// Whether for reads only.
+    BulkWait(bool),
     /// Whether for equality.
     Setp(bool),
     MaxRegisters,
@@ -139,7 +143,10 @@ impl Op {
             ("atom", _) => Op::Atomic(size),
             ("red", _) => Op::Red(size),
             ("fence", "acq_rel") => Op::Fence,
+            ("cp", _) if name.contains("global.shared::cta.bulk_group") => Op::BulkStore,
             ("cp", _) if name.starts_with("cp.async.bulk.tensor") => Op::BulkCopy,
+            ("cp", _) if name == "cp.async.bulk.commit_group" => Op::BulkCommit,
+            ("cp", _) if name.starts_with("cp.async.bulk.wait_group") => Op::BulkWait(name.ends_with(".read")),
             ("cp", _) if name.contains("commit") => Op::CopyCommit,
             ("cp", _) if name.contains("wait_group") => Op::CopyWait,
             ("cp", _) => Op::CopyAsync,
@@ -452,6 +459,13 @@ impl Simulator {
                 let (to, barrier) = (value(0, env), value(n - 1, env));
                 self.start(Copy { to, map: value(1, env), barrier, at, members }, t.id);
             }
+            Op::BulkStore => {
+                let n = p.args.len() - usize::from(p.name.ends_with(".L2::cache_hint"));
+                let at = (1..n - 1).map(|i| value(i, env) as u32 as i32 as i64).collect();
+                self.send(Outgoing::new(value(n - 1, env), value(0, env), at), t);
+            }
+            Op::BulkCommit => t.outgoing.push(vec![]),
+            Op::BulkWait(reads) => self.wait_for_sent(value(0, env) as usize, reads, t),
             Op::Mma
             | Op::Ldmatrix
             | Op::Stmatrix

@@ -3,7 +3,7 @@
 //! A copy happens as late as possible, when nobody can go on without it, or at once; tests run both.
 
 use super::memory::swizzled;
-use super::{Simulator, WINDOW};
+use super::{Simulator, Thread, WINDOW};
 use crate::nvptx::TensorMap;
 
 /// Where the tensor maps are, one address each.
@@ -26,6 +26,26 @@ impl Copy {
     fn targets(&self) -> Vec<[u64; 2]> {
         let at = |address: u64, m: &usize| *m as u64 * WINDOW + address % WINDOW;
         self.members.iter().map(|m| [at(self.to, m), at(self.barrier, m)]).collect()
+    }
+}
+
+/// A copy to global memory.
+pub struct Outgoing {
+    from: u64,
+    map: u64,
+    /// The innermost dimension first.
+    at: Vec<i64>,
+    /// What it has read, row by row.
+    rows: Option<Vec<Vec<u8>>>,
+}
+
+impl Outgoing {
+    pub fn new(from: u64, map: u64, at: Vec<i64>) -> Outgoing {
+        Outgoing { from, map, at, rows: None }
+    }
+
+    pub fn is_read(&self) -> bool {
+        self.rows.is_some()
     }
 }
 
@@ -65,10 +85,31 @@ impl EncodedMap {
     }
 }
 
+impl EncodedMap {
+    fn rows(&self) -> i64 {
+        self.window[1..].iter().product()
+    }
+
+    /// Where a row of a window begins in memory, but for the innermost coordinate; `None` outside.
+    fn row(&self, at: &[i64], number: i64) -> Option<i64> {
+        let mut rest = number;
+        let mut from = self.address as i64;
+        for d in 1..self.window.len() {
+            let place = at[d] + rest % self.window[d];
+            rest /= self.window[d];
+            if !(0..self.extents[d]).contains(&place) {
+                return None;
+            }
+            from += place * self.strides[d] as i64;
+        }
+        Some(from)
+    }
+}
+
 impl Simulator {
     pub fn start(&mut self, copy: Copy, thread: usize) {
         assert_eq!(copy.to % 128, 0, "bulk copies go to multiples of 128 bytes");
-        assert_eq!(self.map(&copy).window.len(), copy.at.len(), "a coordinate per dimension");
+        assert_eq!(self.map(copy.map).window.len(), copy.at.len(), "a coordinate per dimension");
         for [_, barrier] in copy.targets() {
             self.shared.barrier(barrier, thread);
         }
@@ -78,8 +119,8 @@ impl Simulator {
         }
     }
 
-    fn map(&self, copy: &Copy) -> &EncodedMap {
-        let map = copy.map.checked_sub(MAPS_START).and_then(|m| self.maps.get(m as usize));
+    fn map(&self, address: u64) -> &EncodedMap {
+        let map = address.checked_sub(MAPS_START).and_then(|m| self.maps.get(m as usize));
         map.expect("the address of a tensor map")
     }
 
@@ -87,25 +128,17 @@ impl Simulator {
     pub fn land(&mut self) -> bool {
         let copy = if self.backwards { self.under_way.pop_back() } else { self.under_way.pop_front() };
         let Some(copy) = copy else { return false };
-        let map = self.map(&copy).clone();
+        let map = self.map(copy.map).clone();
         let row = map.window[0] as usize * map.size;
-        let rows: i64 = map.window[1..].iter().product();
-        for number in 0..rows {
-            // The place of this row in the other dimensions.
-            let mut rest = number;
-            let mut from = map.address as i64;
-            let mut inside = true;
-            for d in 1..map.window.len() {
-                let place = copy.at[d] + rest % map.window[d];
-                rest /= map.window[d];
-                inside &= (0..map.extents[d]).contains(&place);
-                from += place * map.strides[d] as i64;
-            }
+        for number in 0..map.rows() {
             let mut bytes = vec![0u8; row];
-            for i in (0..map.window[0]).filter(|i| inside && (0..map.extents[0]).contains(&(copy.at[0] + i))) {
-                let element = from + (copy.at[0] + i) * map.size as i64;
-                let start = i as usize * map.size;
-                bytes[start..start + map.size].copy_from_slice(self.memory(element as u64, map.size));
+            let from = map.row(&copy.at, number);
+            for (i, from) in (0..map.window[0]).flat_map(|i| from.map(|f| (i, f))) {
+                if (0..map.extents[0]).contains(&(copy.at[0] + i)) {
+                    let element = from + (copy.at[0] + i) * map.size as i64;
+                    let start = i as usize * map.size;
+                    bytes[start..start + map.size].copy_from_slice(self.memory(element as u64, map.size));
+                }
             }
             for [to, _] in copy.targets() {
                 self.present(to);
@@ -117,8 +150,59 @@ impl Simulator {
         }
         for [_, barrier] in copy.targets() {
             // Bytes from outside count, too.
-            self.shared.complete(barrier, rows * row as i64);
+            self.shared.complete(barrier, map.rows() * row as i64);
         }
         true
+    }
+    /// A thread starts a copy to global memory, which happens when it is waited for, or at once.
+    pub fn send(&mut self, copy: Outgoing, t: &mut Thread) {
+        assert_eq!(copy.from % 128, 0, "bulk copies come from multiples of 128 bytes");
+        assert_eq!(self.map(copy.map).window.len(), copy.at.len(), "a coordinate per dimension");
+        t.outgoing.last_mut().expect("a group is open").push(copy);
+        if self.early {
+            let last = t.outgoing.last_mut().and_then(Vec::pop).expect("just pushed");
+            let read = self.read(last);
+            self.write(&read);
+            t.outgoing.last_mut().expect("a group is open").push(read);
+        }
+    }
+
+    /// Waits until all but the last `keep` groups of a thread's copies have read, or have been written, too.
+    pub fn wait_for_sent(&mut self, keep: usize, reads: bool, t: &mut Thread) {
+        let done = (t.outgoing.len() - 1).saturating_sub(keep);
+        for group in &mut t.outgoing[..done] {
+            for copy in std::mem::take(group) {
+                let copy = self.read(copy);
+                if reads {
+                    group.push(copy);
+                } else {
+                    self.write(&copy);
+                }
+            }
+        }
+    }
+
+    fn read(&self, mut copy: Outgoing) -> Outgoing {
+        let map = self.map(copy.map);
+        let row = map.window[0] as usize * map.size;
+        let chunk = |at: usize| self.shared.load_proxy(swizzled(copy.from + at as u64, map.swizzle));
+        let bytes = |n: i64| (0..row).step_by(16).flat_map(|i| chunk(n as usize * row + i).to_vec()).collect();
+        if copy.rows.is_none() {
+            copy.rows = Some((0..map.rows()).map(bytes).collect());
+        }
+        copy
+    }
+
+    fn write(&mut self, copy: &Outgoing) {
+        let map = self.map(copy.map).clone();
+        for (number, bytes) in copy.rows.iter().flatten().enumerate() {
+            let Some(to) = map.row(&copy.at, number as i64) else { continue };
+            for (i, element) in bytes.chunks(map.size).enumerate() {
+                let column = copy.at[0] + i as i64;
+                if (0..map.extents[0]).contains(&column) {
+                    self.memory((to + column * map.size as i64) as u64, map.size).copy_from_slice(element);
+                }
+            }
+        }
     }
 }

@@ -6,7 +6,8 @@
 //! threads has arrived at an mbarrier. Since threads do not take turns in between, in one of the two orders of threads a
 //! missing barrier shows as a wrong or unwritten value. In programs without mbarriers, also accesses to shared memory by
 //! two threads without a barrier between are looked for.
-//! Asynchronous copies happen when they are waited for, no sooner (or, bulk copies, at once). Results of unfinished
+//! Asynchronous copies happen when they are waited for, no sooner (or, bulk copies, at once); those to global memory when
+//! all is over, if nobody waits. Results of unfinished
 //! products are marked, and nobody may look at them. A program in which nobody can go on fails with a list of what
 //! everybody waits for.
 //!
@@ -23,7 +24,7 @@ mod wgmma;
 
 use super::Lowered;
 use asm::Scope;
-use bulk::{Copy, EncodedMap};
+use bulk::{Copy, EncodedMap, Outgoing};
 use compute::mask;
 use memory::{Event, Shared};
 use parse::{Code, Operand, Program, Special};
@@ -98,6 +99,8 @@ pub struct Thread {
     previous: usize,
     /// Copies by `cp.async`, grouped by commits; the last group is open.
     copies: Vec<Vec<(u64, u64, usize, usize)>>,
+    /// Bulk copies to global memory, grouped by commits; the last group is open.
+    outgoing: Vec<Vec<Outgoing>>,
     /// Ordinary stores to shared memory that asynchronous instructions do not see: before a fence, and after one.
     stores: Vec<(u64, [u8; 16], usize)>,
     fenced: Vec<(u64, [u8; 16], usize)>,
@@ -230,7 +233,7 @@ impl Simulator {
             cluster: lowered.cluster as usize,
             meets: lowered.meets,
             shared_bytes: lowered.shared_bytes as usize,
-            asynchronous: lowered.text.contains("wgmma"),
+            asynchronous: ["wgmma", "bulk_group"].iter().any(|a| lowered.text.contains(a)),
             traced: !["mbarrier", "bar.sync", "bar.arrive"].iter().any(|b| lowered.text.contains(b)),
             global,
             touches: None,
@@ -296,6 +299,7 @@ impl Simulator {
                 block: 0,
                 previous: 0,
                 copies: vec![vec![]],
+                outgoing: vec![vec![]],
                 stores: vec![],
                 fenced: vec![],
                 committed: 0,
@@ -314,6 +318,9 @@ impl Simulator {
             if !moved && !self.land() {
                 panic!("nobody can go on: {}", self.describe(&program, &threads));
             }
+        }
+        for t in &mut threads {
+            self.wait_for_sent(0, false, t);
         }
         assert!(self.under_way.is_empty(), "copies that nobody waited for");
         assert!(self.flights.is_empty(), "products that nobody waited for");
@@ -516,6 +523,8 @@ impl Simulator {
                     continue;
                 }
                 Code::Return => {
+                    let read = t.outgoing.iter().flatten().all(Outgoing::is_read);
+                    assert!(read, "a thread leaves before its copies have read shared memory");
                     t.wait = Wait::Exited;
                     self.left[t.member] += 1;
                     return;

@@ -9,7 +9,12 @@ impl Simulator {
     /// One instruction of a whole warp.
     pub fn together(&mut self, code: &Code, warp: &mut [Thread]) {
         match code {
-            Code::WarpBarrier => warp.iter_mut().for_each(|t| t.warp_barriers += 1),
+            Code::WarpBarrier => {
+                for t in warp {
+                    self.shared.publish(&mut t.fenced);
+                    t.warp_barriers += 1;
+                }
+            }
             Code::Shuffle(out, value, lane, exclusive) => {
                 let sent: Vec<u64> = warp.iter().map(|t| t.get(value)).collect();
                 for (i, t) in warp.iter_mut().enumerate() {

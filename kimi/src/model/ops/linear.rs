@@ -10,26 +10,24 @@ use kiln::{Float, Tensor};
 /// on an H100: 85 MB take 0.89 of the time, 755 MB take 1.04).
 const ONCE_BYTES: usize = 150 << 20;
 
-/// Columns of a strip that widens a tile.
-const STRIP: usize = 64;
-
-/// Tiles of large linear layers (rows, columns, strips of [`STRIP`] more, programs of a cluster), and the time that one
-/// takes relative to the first (measured on an H100): what is taken where no table knows better.
-const TILES: [([usize; 4], f64); 7] = [
-    ([128, 256, 0, 1], 1.0),
-    ([128, 256, 0, 2], 0.98),
-    ([128, 128, 1, 1], 0.80),
-    ([128, 128, 1, 2], 0.785),
-    ([128, 128, 0, 1], 0.57),
-    ([64, 256, 0, 1], 0.60),
+/// Tiles of large linear layers (rows, columns, strips beside them, columns of a strip, programs of a cluster), and the
+/// time that one takes relative to the first (measured on an H100): what is taken where no table knows better.
+const TILES: [([usize; 5], f64); 8] = [
+    ([128, 256, 0, 64, 1], 1.0),
+    ([128, 256, 0, 64, 2], 0.98),
+    ([128, 128, 1, 64, 1], 0.80),
+    ([128, 128, 1, 64, 2], 0.785),
+    ([128, 128, 0, 64, 1], 0.57),
+    ([64, 256, 0, 64, 1], 0.60),
+    ([64, 128, 1, 16, 1], 0.50),
     (SMALLEST, 0.36),
 ];
-const SMALLEST: [usize; 4] = [64, 128, 0, 1];
+const SMALLEST: [usize; 5] = [64, 128, 0, 64, 1];
 
 /// The tile with which `programs` finish a linear layer first, each doing one tile after the other.
-fn best_tile(rows: usize, columns: usize, programs: usize) -> [usize; 4] {
-    let time = |&([m, n, e, p], one): &([usize; 4], f64)| {
-        let clusters = rows.div_ceil(m * p) * columns.div_ceil(n + e * STRIP);
+fn best_tile(rows: usize, columns: usize, programs: usize) -> [usize; 5] {
+    let time = |&([m, n, e, x, p], one): &([usize; 5], f64)| {
+        let clusters = rows.div_ceil(m * p) * columns.div_ceil(n + e * x);
         clusters.div_ceil((programs / p).max(1)) as f64 * one
     };
     // Of fewer rows the programs of a cluster wait for each other longer than they save.
@@ -135,7 +133,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
             // What comes by other ways than bulk copies takes registers.
             let aligned = (x.strides()[0] * T::DTYPE.size()).is_multiple_of(16);
             let tile = if aligned { best_tile(rows, columns, self.multiprocessors) } else { SMALLEST };
-            linear::linear_tiles_tuned::<T, V, C, Y, STRIP, 64, 16>(x, weight, y)
+            linear::linear_tiles_tuned::<T, V, C, Y, 64, 16>(x, weight, y)
                 .otherwise(tile)
                 .grid(|[.., p]| whole_clusters(self.multiprocessors, p))
                 .run()?;
@@ -181,17 +179,18 @@ fn whole_clusters(programs: usize, p: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::best_tile;
+    use super::{SMALLEST, best_tile};
 
     #[test]
     fn tiles_are_chosen_by_rounds() {
         // 512 large tiles are 3.9 rounds; of 192 the second round would be half empty, and that of 256 narrower ones is not.
-        assert_eq!(best_tile(4096, 4096, 132), [128, 256, 0, 2]);
-        assert_eq!(best_tile(512, 12288, 132), [128, 128, 1, 1]);
+        assert_eq!(best_tile(4096, 4096, 132), [128, 256, 0, 64, 2]);
+        assert_eq!(best_tile(512, 12288, 132), [128, 128, 1, 64, 1]);
         // 2.2 rounds of large tiles, or 2.9 of narrower ones.
-        assert_eq!(best_tile(4096, 2304, 132), [128, 128, 1, 2]);
+        assert_eq!(best_tile(4096, 2304, 132), [128, 128, 1, 64, 2]);
+        // One round that leaves four of 132 multiprocessors idle.
+        assert_eq!(best_tile(512, 2304, 132), [64, 128, 1, 16, 1]);
         // Fewer tiles than multiprocessors.
-        assert_eq!(best_tile(512, 2304, 132), [128, 128, 0, 1]);
-        assert_eq!(best_tile(65, 300, 132), [64, 128, 0, 1]);
+        assert_eq!(best_tile(65, 300, 132), SMALLEST);
     }
 }

@@ -1,0 +1,142 @@
+//! Which stores the tensor memory accelerator makes.
+//!
+//! What products give is spread over a warp so that it would write a few bytes to each of many rows. Instead a warp puts
+//! its part of the tile into shared memory, and it is copied from there. That part must be a box, or several: then no
+//! other warp takes part, and a warp waits only where it wants the same bytes of shared memory again.
+//!
+//! The copy needs a tensor map, hence all that a bulk copy to shared memory needs of a parameter ([`bulk`](super::bulk)).
+//! It leaves out what is outside of the parameter, not of a narrowed view. And the kernel must do nothing with the parameter
+//! but store: others would have to know when a copy is over.
+
+use super::bulk::{TensorMap, selections};
+use super::facts;
+use super::layout::{Ldmatrix, LinearLayout, SharedLayout, VectorAccess};
+use super::panels::Panels;
+use crate::ir::{Access, Kernel, MAX_RANK, OpId, OpKind, ValueId};
+
+/// Rows that a swizzle's pattern spans: a panel is a whole number of them.
+const PATTERN: usize = 8;
+
+/// A store as bulk copies, of one panel of one box of a warp each.
+#[derive(Clone, Debug)]
+pub struct BulkStore {
+    /// A window on the parameter: a panel.
+    pub map: TensorMap,
+    /// Per dimension of the parameter, where the tile begins (i32), and which axis of the tile runs along it.
+    pub coords: Vec<(ValueId, Option<usize>)>,
+    /// A warp's box, as it lies in shared memory.
+    pub panels: Panels,
+    /// How its elements get there.
+    pub way: Way,
+    /// The tile's register for each of the box's.
+    pub registers: Vec<u32>,
+    /// Each box of a warp: what is exclusive-ored to the registers, and where it begins, from where the first one does.
+    pub boxes: Vec<(u32, [u32; MAX_RANK])>,
+}
+
+/// How a warp puts a box into shared memory.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// By matrices of 8x8 elements (`stmatrix`).
+    Matrices(Ldmatrix),
+    /// By vectors.
+    Vectors { layout: LinearLayout, access: VectorAccess },
+}
+
+impl Way {
+    /// Into panels, without bank conflicts; `None` if there is no such way.
+    fn new(layout: &LinearLayout, shared: &SharedLayout, size: usize) -> Option<Way> {
+        let matrices = Ldmatrix::plan(layout, shared, size).filter(|_| size == 2);
+        if let Some(plan) = matrices.filter(|plan| plan.wavefronts(size).conflicts() == 0) {
+            return Some(Way::Matrices(plan));
+        }
+        let access = shared.vectorise(layout, size);
+        let conflicts = shared.wavefronts(layout, &access, size).conflicts();
+        (conflicts == 0).then(|| Way::Vectors { layout: layout.clone(), access })
+    }
+
+    /// Offsets of lanes, in elements.
+    pub fn lanes(&self, shared: &SharedLayout) -> Vec<u32> {
+        match self {
+            Way::Matrices(plan) => plan.thread.clone(),
+            Way::Vectors { layout, .. } => layout.thread_bases().map(|b| shared.offset(b)).collect(),
+        }
+    }
+
+    /// Each access: its offset in elements, and the box's registers.
+    pub fn accesses(&self, shared: &SharedLayout) -> Vec<(u32, Vec<u32>)> {
+        match self {
+            Way::Matrices(plan) => plan.instructions.iter().map(|i| (i.offset, i.registers.clone())).collect(),
+            Way::Vectors { layout, access } => {
+                access.groups.iter().map(|g| (shared.offset(layout.flat(g[0], 0, 0)), g.clone())).collect()
+            }
+        }
+    }
+}
+
+impl BulkStore {
+    /// Bytes of a panel.
+    pub fn piece(&self) -> usize {
+        self.panels.stride()
+    }
+
+    /// How many copies a warp makes.
+    pub fn pieces(&self) -> usize {
+        self.boxes.len() * self.panels.count()
+    }
+}
+
+/// A store of a tile in this layout as bulk copies, if it can be made by them.
+pub fn bulk_store(k: &Kernel, id: OpId, layout: &LinearLayout) -> Option<BulkStore> {
+    let op = k.op(id);
+    let size = k.ty(op.operands[1]).dtype().size();
+    let (param, way) = selections(k, op.operands[0])?;
+    if !matches!(size, 1 | 2 | 4) || !only_stored_to(k, param) {
+        return None;
+    }
+    let held = layout.warp_boxes()?;
+    let panels = Panels::new(*held.layout.shape(), size).ok()?;
+    if !panels.rows().is_multiple_of(PATTERN) || panels.swizzle.bytes() < 32 {
+        return None;
+    }
+    // Undo the selections, the last one first: each gives a dimension back.
+    let mut coords: Vec<(ValueId, Option<usize>)> =
+        op.operands[2..].iter().enumerate().map(|(axis, &v)| (v, Some(axis))).collect();
+    for &(dim, index) in way.iter().rev() {
+        coords.insert(dim as usize, (index, None));
+    }
+    let last = coords.len() - 1;
+    if coords[last].1 != Some(layout.shape().rank() - 1) {
+        return None;
+    }
+    let f = facts::view_facts(k, k.params[param].value)?;
+    let aligned =
+        f.address >= 16 && f.unit[last] && f.strides[..last].iter().all(|&s| (s as usize * size).is_multiple_of(16));
+    let extent = |(_, axis): &(ValueId, Option<usize>)| axis.map_or(1, |a| held.layout.shape().dim(a) as u32);
+    let mut extents: Vec<u32> = coords.iter().map(extent).collect();
+    extents[last] = panels.columns() as u32;
+    if !aligned || coords.len() > 5 || extents.iter().any(|&e| e > 256) {
+        return None;
+    }
+    let way = Way::new(&held.layout, &panels.layout, size)?;
+    // Lanes must agree in the panel that an access is to.
+    let apart = way.lanes(&panels.layout).iter().fold(0, |all, b| all | b);
+    if apart as usize * size >= panels.stride() {
+        return None;
+    }
+    let slot = k.slots().iter().position(|s| s.param as usize == param)?;
+    let map = TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() };
+    Some(BulkStore { map, coords, panels, way, registers: held.registers, boxes: held.boxes })
+}
+
+/// Whether a kernel does nothing with a parameter but store, and tells nobody that it has.
+fn only_stored_to(k: &Kernel, param: usize) -> bool {
+    let tells = |kind: &OpKind| matches!(kind, OpKind::Signal | OpKind::GridSync | OpKind::ClusterReduce(_));
+    let other = |kind: &OpKind| {
+        let looks = matches!(kind, OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } | OpKind::Dim { .. });
+        !looks && *kind != OpKind::Store
+    };
+    let of_param = |v: ValueId| facts::view_facts(k, v).is_some_and(|f| f.param == param);
+    k.params[param].access == Access::Write
+        && !k.ops.iter().any(|o| tells(&o.kind) || other(&o.kind) && o.operands.first().is_some_and(|&v| of_param(v)))
+}
