@@ -9,12 +9,12 @@
 //! before waits until that one has been made.
 
 use super::Target;
-use super::lower::{Lower, Result};
+use super::lower::{Lower, Result, View};
 use super::memory::{Words, pack};
 use super::text::{V, int};
 use crate::gpu::layout::{Level, LinearLayout};
 use crate::gpu::stores::{BulkStore, Way};
-use crate::ir::OpId;
+use crate::ir::{OpId, ValueId};
 
 impl<'k> Lower<'k> {
     pub(super) fn bulk_store(&mut self, id: OpId, store: &'k BulkStore) -> Result<()> {
@@ -32,7 +32,7 @@ impl<'k> Lower<'k> {
         let base = self.w.bin("add", "i32", &base, &own);
         let lane = self.lane();
         let starts = self.w.icmp("eq", "i32", &lane, &int(0));
-        let starts = self.not_empty(store, starts);
+        let starts = self.reached(op.operands[0], store, starts);
         let lanes = store.way.lanes(shared);
         let thread = self.thread_bytes(lanes.iter().map(|&b| b * size as u32).collect());
         let begins = self.box_begins(store, &layout);
@@ -76,7 +76,7 @@ impl<'k> Lower<'k> {
 
     /// Shared memory for the warps' buffers, how many each has, and whether copies from them may be under way still.
     fn store_buffers(&mut self, store: &BulkStore) -> (V, usize, bool) {
-        let (warps, alignment) = (self.plan.warps, store.panels.alignment());
+        let (warps, alignment) = (self.plan.warps, store.alignment());
         if self.own_scratch
             && let Some(buffers) = self.fitting(store, 2)
             && let Some(base) = self.own_region(warps * buffers * store.piece(), alignment)
@@ -90,7 +90,7 @@ impl<'k> Lower<'k> {
     /// How many buffers of a warp fit into shared memory, at most so many, if as many are filled equally often.
     fn fitting(&self, store: &BulkStore, most: usize) -> Option<usize> {
         let pieces = store.pieces();
-        let top = self.shared_top.next_multiple_of(store.panels.alignment());
+        let top = self.shared_top.next_multiple_of(store.alignment());
         let left = Target { sm: self.sm }.shared_limit().saturating_sub(top);
         let fits = |&b: &usize| pieces.is_multiple_of(b) && self.plan.warps * b * store.piece() <= left;
         (1..=most.min(pieces)).rev().find(fits)
@@ -104,37 +104,53 @@ impl<'k> Lower<'k> {
     /// Where the warp's first box begins, per dimension of the parameter.
     fn box_begins(&mut self, store: &BulkStore, layout: &LinearLayout) -> Vec<V> {
         let mut begins = vec![];
-        for &(v, axis) in &store.coords {
-            let start = self.scalar(v);
-            begins.push(match axis {
-                None => start,
-                Some(axis) => {
-                    let mut bases = vec![0; layout.bases(Level::Lane).len()];
-                    bases.extend(layout.axis_bases(Level::Warp, axis));
-                    let own = self.thread_part(bases);
-                    self.w.bin("add", "i32", &start, &own)
-                }
-            });
+        for (dim, coord) in store.coords.iter().enumerate() {
+            let mut begin = self.scalar(coord.start);
+            if let Some(from) = coord.from {
+                // The view begins at its end if it lies behind that.
+                let (from, extent) = (self.scalar(from), self.parameter(store).extents[dim].clone());
+                let from = self.w.call("i32", "llvm.smin.i32", &[("i32", &from), ("i32", &extent)]);
+                begin = self.w.bin("add", "i32", &from, &begin);
+            }
+            if let Some(axis) = coord.axis {
+                let mut bases = vec![0; layout.bases(Level::Lane).len()];
+                bases.extend(layout.axis_bases(Level::Warp, axis));
+                let own = self.thread_part(bases);
+                begin = self.w.bin("add", "i32", &begin, &own);
+            }
+            begins.push(begin);
         }
         begins
     }
 
-    /// `starts`, if the parameter has elements at all: the map of one that has none is that of another.
-    fn not_empty(&mut self, store: &BulkStore, starts: V) -> V {
-        let param = self.k.slots()[store.map.slot].param as usize;
-        let extents = self.view(self.k.params[param].value).extents;
-        extents.iter().fold(starts, |all, extent| {
-            let some = self.w.icmp("sgt", "i32", extent, &int(0));
-            self.w.bin("and", "i1", &all, &some)
-        })
+    /// The parameter that a store is to.
+    fn parameter(&self, store: &BulkStore) -> View {
+        self.view(self.k.params[self.k.slots()[store.map.slot].param as usize].value)
+    }
+
+    /// `starts`, if the tile is in a narrowed view, and if the parameter has elements at all: the map of one that has none is
+    /// that of another.
+    fn reached(&mut self, view: ValueId, store: &BulkStore, mut starts: V) -> V {
+        for extent in self.parameter(store).extents {
+            let some = self.w.icmp("sgt", "i32", &extent, &int(0));
+            starts = self.w.bin("and", "i1", &starts, &some);
+        }
+        let extents = self.view(view).extents;
+        for coord in store.coords.iter().filter(|c| c.from.is_some()) {
+            let axis = coord.axis.expect("the tile runs along it");
+            let start = self.scalar(coord.start);
+            let inside = self.w.icmp("ult", "i32", &start, &extents[axis]);
+            starts = self.w.bin("and", "i1", &starts, &inside);
+        }
+        starts
     }
 
     /// One lane copies a panel to where it belongs.
     fn start_copy(&mut self, store: &BulkStore, begins: &[V], origin: &[u32], panel: usize, from: &V, starts: &V) {
         let mut at = vec![];
         let last = begins.len() - 1;
-        for (d, (begin, (_, axis))) in begins.iter().zip(&store.coords).enumerate() {
-            let mut further = axis.map_or(0, |a| origin[a] as usize);
+        for (d, (begin, coord)) in begins.iter().zip(&store.coords).enumerate() {
+            let mut further = coord.axis.map_or(0, |a| origin[a] as usize);
             if d == last {
                 further += panel * store.panels.columns();
             }

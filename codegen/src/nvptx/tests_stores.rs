@@ -121,6 +121,53 @@ fn what_is_stored_last_stays() {
     assert!(text[wait..].contains("bulk_group ["), "{text}");
 }
 
+/// A chain of products whose results leave a step later, to a part of a matrix: the first store is outside of it as a whole,
+/// and what the last one leaves out is stored by the threads.
+fn chain(starts: impl Fn(&mut Builder, ValueId) -> ValueId, rows: i32) -> Kernel {
+    let mut k = built("chain", |b| {
+        let [x, y] = inputs(b);
+        let (from, out) = (view(b, "from", DType::I32, 1, Access::Read), output(b, 2));
+        let zero = b.i32(0);
+        let from = b.gather(from, &[zero], None);
+        let (start, length) = (starts(b, from), b.i32(rows));
+        let part = b.view_narrow(out, 0, start, length);
+        let before = b.splat(DType::BF16, Shape::new(&[64, 64]), 0.0);
+        let last = for_loop(b, length, 64, &[before], |b, i, c| {
+            let p = b.load(x, &[i, zero], Shape::new(&[64, 64]), None);
+            let q = b.load(y, &[zero, zero], Shape::new(&[64, 64]), None);
+            let acc = b.splat(DType::F32, Shape::new(&[64, 64]), 0.0);
+            let sum = b.dot(p, q, acc, Precision::F32);
+            let step = b.i32(64);
+            let at = b.binary(BinaryOp::Sub, i, step);
+            b.store(part, c[0], &[at, zero]);
+            vec![b.cast(sum, DType::BF16)]
+        });
+        let at = b.i32((rows - 1) / 64 * 64);
+        b.store(part, last[0], &[at, zero]);
+    });
+    k.options.warps = 4;
+    k
+}
+
+#[test]
+fn parts_of_parameters_are_copied_to() {
+    let shapes: [&[i64]; 4] = [&[200, 64], &[64, 64], &[1], &[208, 64]];
+    // Where a view begins at `from` that may be negative, tiles may lie across its start; `from` of the tests is.
+    assert_eq!(copies(&chain(|_, from| from, 150), [1; 3], &shapes), 0);
+    let clamped = |b: &mut Builder, from: ValueId| {
+        let least = b.i32(9);
+        b.binary(BinaryOp::Max, from, least)
+    };
+    assert_eq!(copies(&chain(clamped, 150), [1; 3], &shapes), 1);
+    // The view ends where the parameter does, in the middle of a tile; and behind it.
+    assert_eq!(copies(&chain(clamped, 208), [1; 3], &shapes), 1);
+    let behind = |b: &mut Builder, from: ValueId| {
+        let far = b.i32(300);
+        b.binary(BinaryOp::Max, from, far)
+    };
+    assert_eq!(copies(&chain(behind, 150), [1; 3], &shapes), 1);
+}
+
 /// Not where the kernel also reads, where the view is a part of the parameter, or where rows begin anywhere.
 #[test]
 fn other_stores_are_the_threads() {
