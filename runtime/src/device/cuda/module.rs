@@ -3,7 +3,7 @@
 //! If the image is PTX, the driver compiles it while loading it. What the driver finds (spills, what was ignored) is added
 //! to what compiler and assembler found.
 
-use super::{Context, capture, sys, tensor_map};
+use super::{Context, sys, tensor_map};
 use crate::Result;
 use crate::device::Storage;
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
@@ -119,10 +119,8 @@ impl Function {
         let maps = self.maps.iter().map(|m| tensor_map::encode(m, slots, self.context));
         let maps = maps.collect::<Result<smallvec::SmallVec<[sys::CUtensorMap; 4]>>>()?;
         parameters.extend(maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast::<c_void>()));
-        let mut queue = self.context.queue()?;
-        capture::keep(&mut queue.capture, storages);
-        let stream = self.context.stream(&queue);
-        let word = self.context.meeting(stream);
+        let stream = self.context.stream_for(storages)?;
+        let word = self.context.meetings[self.context.side_of(stream)];
         parameters.extend(self.meets.then(|| std::ptr::from_ref(&word).cast_mut().cast::<c_void>()));
         let [x, y, z] = grid;
         // A kernel for such chips waits itself for the one before (`wait_for_earlier_grids` in the back end); until then
