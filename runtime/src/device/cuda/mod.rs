@@ -19,7 +19,7 @@ mod tensor_map;
 pub(crate) use capture::CapturedGraph;
 pub(crate) use fetch::Fetch;
 pub(crate) use memory::Memory;
-pub(crate) use module::{Function, Image};
+pub(crate) use module::{Arguments, Function, Image};
 
 use crate::device::Storage;
 use crate::{Device, Error, Result};
