@@ -27,7 +27,7 @@ impl Context {
 
     /// The stream for what the calling thread asks for now.
     pub(super) fn stream(&self, queue: &Queue) -> sys::CUstream {
-        let Streams { own, side } = self.streams(queue);
+        let Streams { own, side, .. } = self.streams(queue);
         // A graph that is captured within a fork is not of the fork.
         let mine = |f: &Fork| f.on_side && f.own == own && f.thread == std::thread::current().id();
         if queue.fork.as_ref().is_some_and(mine) { side } else { own }
@@ -60,8 +60,8 @@ impl Context {
             first()?;
             return second();
         }
-        let Streams { own, side } = self.streams(&queue);
-        self.follow(own, side)?;
+        let Streams { own, side, turn } = self.streams(&queue);
+        self.follow(own, side, turn)?;
         self.divisions.fetch_add(1, Ordering::Relaxed);
         queue.fork = Some(Fork { thread: std::thread::current().id(), own, on_side: false, held: vec![] });
         drop(queue);
@@ -81,16 +81,16 @@ impl Context {
             fork.held.into_iter().for_each(|(address, size)| queue.pool.give(address, size));
             self.divisions.fetch_sub(1, Ordering::Relaxed);
         }
-        let Streams { own, side } = self.streams(&queue);
-        self.follow(side, own)
+        let Streams { own, side, turn } = self.streams(&queue);
+        self.follow(side, own, turn)
     }
 
     /// What `after` does from now on waits for all that `before` has to do.
-    fn follow(&self, before: sys::CUstream, after: sys::CUstream) -> Result<()> {
+    fn follow(&self, before: sys::CUstream, after: sys::CUstream, turn: sys::CUevent) -> Result<()> {
         // SAFETY: an event and streams of this context; waiting takes the record just made.
         unsafe {
-            self.check("cuEventRecord", sys::cuEventRecord(self.turn, before))?;
-            self.check("cuStreamWaitEvent", sys::cuStreamWaitEvent(after, self.turn, 0))
+            self.check("cuEventRecord", sys::cuEventRecord(turn, before))?;
+            self.check("cuStreamWaitEvent", sys::cuStreamWaitEvent(after, turn, 0))
         }
     }
 }

@@ -37,11 +37,12 @@ use std::time::Duration;
 /// Bytes of [`Context::zeros`].
 const ZEROS: usize = 256;
 
-/// A stream, and another of higher priority for work beside it.
+/// A stream, another of higher priority for work beside it, and the event by which the two follow one another.
 #[derive(Clone, Copy)]
 struct Streams {
     own: sys::CUstream,
     side: sys::CUstream,
+    turn: sys::CUevent,
 }
 
 /// One GPU: its primary context, its streams, its memory pool.
@@ -52,8 +53,6 @@ pub(crate) struct Context {
     running: Streams,
     /// Where graphs are captured: nothing runs there.
     recording: Streams,
-    /// The event by which a stream and its side follow one another.
-    turn: sys::CUevent,
     pub(crate) name: String,
     /// Compute capability, major and minor.
     pub(crate) capability: (u32, u32),
@@ -166,16 +165,14 @@ impl Context {
             check("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device))?;
             CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
         };
-        let (mut context, mut turn) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the device is valid, the pointers are to locals, and the context is current when the event is made.
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the device is valid, the pointer is to a local.
         unsafe {
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
             check("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
-            let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-            check("cuEventCreate", sys::cuEventCreate(&mut turn, untimed))?;
         }
         let streams = || {
-            let (mut own, mut side) = (std::ptr::null_mut(), std::ptr::null_mut());
+            let (mut own, mut side, mut turn) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
             let (mut least, mut greatest) = (0, 0);
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             // SAFETY: the context is current; the pointers are to locals.
@@ -183,8 +180,10 @@ impl Context {
                 check("cuStreamCreate", sys::cuStreamCreate(&mut own, flags))?;
                 check("cuCtxGetStreamPriorityRange", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
                 check("cuStreamCreate", sys::cuStreamCreateWithPriority(&mut side, flags, greatest))?;
+                let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+                check("cuEventCreate", sys::cuEventCreate(&mut turn, untimed))?;
             }
-            Ok::<_, Error>(Streams { own, side })
+            Ok::<_, Error>(Streams { own, side, turn })
         };
         let zeros = || {
             let mut zeros = 0;
@@ -202,7 +201,6 @@ impl Context {
             context,
             running: streams()?,
             recording: streams()?,
-            turn,
             name,
             capability,
             multiprocessors,
