@@ -1,9 +1,9 @@
 //! From a source to code that runs: stages a kernel once, compiles it once per device and set of facts.
 //!
-//! The table is read by every launch and written by first launches only: a hit takes two read locks and no allocation.
-//! Staging and compiling happen outside of the table's locks, under a lock of the one kernel concerned, so that two
-//! threads neither do the same work nor wait for different kernels. Failures are not kept: the next launch tries again
-//! and reports again.
+//! What is found is found without lock or allocation: each thread remembers the kernels that it has launched, and a
+//! kernel's list of compiled forms only grows. Staging and compiling happen under a lock of the one kernel concerned, so
+//! that two threads neither do the same work nor wait for different kernels. Failures are not kept: the next launch tries
+//! again and reports again.
 
 #[cfg(feature = "cuda")]
 use crate::device::cuda;
@@ -15,9 +15,10 @@ use kiln_codegen::ir::{Fact, Kernel, Slot, VerifyError, verify};
 use kiln_codegen::passes;
 use smallvec::SmallVec;
 use std::any::TypeId;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A staged kernel and what it has been compiled to.
@@ -25,31 +26,62 @@ pub(crate) struct Staged {
     /// As staged and verified. Without facts, unless it is a `RawKernel`'s.
     pub(crate) kernel: Kernel,
     pub(crate) slots: Vec<Slot>,
-    variants: RwLock<HashMap<(Device, Facts), Arc<Compiled>>>,
+    variants: Variants,
     compiling: Mutex<()>,
+}
+
+/// The rest of a list of compiled forms, of which there are few.
+#[derive(Default)]
+struct Variants(OnceLock<Box<Variant>>);
+
+struct Variant {
+    device: Device,
+    facts: Facts,
+    compiled: Compiled,
+    rest: Variants,
+}
+
+impl Variants {
+    /// The form for this device and these facts; if there is none, the list's end, where it is to be added.
+    fn find(&self, device: Device, facts: &Facts) -> Result<&Compiled, &Variants> {
+        let mut rest = self;
+        while let Some(variant) = rest.0.get() {
+            if variant.device == device && variant.facts == *facts {
+                return Ok(&variant.compiled);
+            }
+            rest = &variant.rest;
+        }
+        Err(rest)
+    }
 }
 
 impl Staged {
     /// A verified kernel.
     pub(crate) fn new(kernel: Kernel) -> Staged {
         let slots = kernel.slots();
-        Staged { kernel, slots, variants: RwLock::default(), compiling: Mutex::new(()) }
+        Staged { kernel, slots, variants: Variants::default(), compiling: Mutex::new(()) }
     }
 
     /// The facts that these slot values justify.
     pub(crate) fn facts_of(&self, slots: &Slots) -> Facts {
         self.slots.iter().zip(slots).map(|(s, &v)| Fact::of(s.kind, v)).collect()
     }
+
+    /// The kernel that a launch with these facts runs.
+    pub(crate) fn with_facts(&self, facts: &Facts) -> Kernel {
+        Kernel { facts: facts.to_vec(), ..self.kernel.clone() }
+    }
 }
 
 /// The facts of all slots, inline for all but the largest kernels.
 pub(crate) type Facts = SmallVec<[Fact; 64]>;
 
-/// Code for one device and one set of facts.
+/// Code for one device and one set of facts. Cloning shares it.
+#[derive(Clone)]
 pub(crate) enum Compiled {
-    Cpu(Box<CpuKernel>),
+    Cpu(Arc<CpuKernel>),
     #[cfg(feature = "cuda")]
-    Cuda(cuda::Function),
+    Cuda(Arc<cuda::Function>),
 }
 
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
@@ -69,27 +101,29 @@ impl Drop for Clock {
     }
 }
 
-#[derive(Default)]
-struct Entry {
-    staged: RwLock<Option<Arc<Staged>>>,
-    staging: Mutex<()>,
-}
-
 /// The staged form of a source.
 pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
-    static TABLE: LazyLock<RwLock<HashMap<TypeId, Arc<Entry>>>> = LazyLock::new(Default::default);
-    // No lock of this file guards an invariant that a panic could break, so poisoning is ignored throughout.
-    let found = TABLE.read().unwrap_or_else(PoisonError::into_inner).get(&source.key).cloned();
-    let entry = found.unwrap_or_else(|| {
-        TABLE.write().unwrap_or_else(PoisonError::into_inner).entry(source.key).or_default().clone()
-    });
-    let ready = || entry.staged.read().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(staged) = ready() {
+    thread_local! {
+        static LAUNCHED: RefCell<HashMap<TypeId, Arc<Staged>>> = RefCell::default();
+    }
+    if let Some(staged) = LAUNCHED.with_borrow(|launched| launched.get(&source.key).cloned()) {
         return Ok(staged);
     }
-    let _one_at_a_time = entry.staging.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(staged) = ready() {
-        return Ok(staged);
+    let staged = shared(source)?;
+    LAUNCHED.with_borrow_mut(|launched| launched.insert(source.key, staged.clone()));
+    Ok(staged)
+}
+
+/// The staged form of a source, from the table of all threads.
+fn shared(source: &Source) -> Result<Arc<Staged>> {
+    /// None until it has been staged.
+    type Entry = Arc<Mutex<Option<Arc<Staged>>>>;
+    static TABLE: LazyLock<Mutex<HashMap<TypeId, Entry>>> = LazyLock::new(Default::default);
+    // No lock of this file guards an invariant that a panic could break, so poisoning is ignored throughout.
+    let entry = TABLE.lock().unwrap_or_else(PoisonError::into_inner).entry(source.key).or_default().clone();
+    let mut entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(staged) = &*entry {
+        return Ok(staged.clone());
     }
     let _clock = Clock(Instant::now());
     let kernel = (source.stage)()?;
@@ -109,28 +143,27 @@ pub(crate) fn staged(source: &Source) -> Result<Arc<Staged>> {
         Error::Launch { kernel: kernel.name.clone(), message: format!("staged to invalid IR: {e}") }
     })?;
     let staged = Arc::new(Staged::new(kernel));
-    *entry.staged.write().unwrap_or_else(PoisonError::into_inner) = Some(staged.clone());
+    *entry = Some(staged.clone());
     Ok(staged)
 }
 
 /// Code of a staged kernel for a device, specialised to these facts.
-pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<Arc<Compiled>> {
-    let key = (device, facts);
-    let ready = || staged.variants.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-    if let Some(compiled) = ready() {
+pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<&Compiled> {
+    if let Ok(compiled) = staged.variants.find(device, &facts) {
         return Ok(compiled);
     }
     let _one_at_a_time = staged.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(compiled) = ready() {
-        return Ok(compiled);
-    }
+    let end = match staged.variants.find(device, &facts) {
+        Ok(compiled) => return Ok(compiled),
+        Err(end) => end,
+    };
     let _clock = Clock(Instant::now());
-    let mut kernel = staged.kernel.clone();
-    kernel.facts = key.1.to_vec();
+    let mut kernel = staged.with_facts(&facts);
     passes::optimize(&mut kernel);
-    let compiled = Arc::new(compile(staged, &kernel, device)?);
-    staged.variants.write().unwrap_or_else(PoisonError::into_inner).insert(key, compiled.clone());
-    Ok(compiled)
+    let compiled = compile(staged, &kernel, device)?;
+    // Only this thread adds.
+    let variant = || Box::new(Variant { device, facts, compiled, rest: Variants::default() });
+    Ok(&end.0.get_or_init(variant).compiled)
 }
 
 /// Compiles a staged kernel, in the form that it has with its facts after the passes.
@@ -140,11 +173,14 @@ fn compile(staged: &Staged, kernel: &Kernel, device: Device) -> Result<Compiled>
     match device {
         Device::Cpu => {
             knobs::knobs().dump(Stage::TileOpt, &kernel.name, "", || kernel.to_string());
-            cpu::compile(kernel).map(|k| Compiled::Cpu(Box::new(k))).map_err(|e| refused(e.to_string()))
+            cpu::compile(kernel).map(|k| Compiled::Cpu(Arc::new(k))).map_err(|e| refused(e.to_string()))
         }
         Device::Interpret => Err(refused(format!("kernel `{}`: the interpreter runs tile IR as it is", kernel.name))),
         #[cfg(feature = "cuda")]
-        Device::Cuda(n) => crate::nvidia::compile(&staged.kernel, kernel, cuda::Context::get(n)?).map(Compiled::Cuda),
+        Device::Cuda(n) => {
+            let function = crate::nvidia::compile(&staged.kernel, kernel, cuda::Context::get(n)?)?;
+            Ok(Compiled::Cuda(Arc::new(function)))
+        }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(device.not_built()),
     }

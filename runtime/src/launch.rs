@@ -6,7 +6,9 @@
 
 use crate::compile::{self, Compiled, Facts, Staged};
 use crate::device::{Held, HostMemory, Storage, start_threads};
+use crate::prepared::{Code, Prepared};
 use crate::{Device, Error, Result, Tensor, record};
+use kiln_codegen::cpu::CpuKernel;
 use kiln_codegen::interp;
 use kiln_codegen::ir::{Bits, DType, Fact, Kernel, SlotKind};
 use smallvec::SmallVec;
@@ -82,7 +84,8 @@ enum Arg<'a> {
     Scalar { dtype: DType, bits: Bits },
 }
 
-/// A launch under construction. Made by the host function of a `#[kernel]`; ends with [`Launch::run`].
+/// A launch under construction. Made by the host function of a `#[kernel]`; ends with [`Launch::run`], or with
+/// [`Launch::prepare`] if it is to be made many times.
 #[must_use = "nothing happens until `run` is called"]
 pub struct Launch<'a> {
     pub(crate) source: Source,
@@ -143,24 +146,41 @@ impl<'a> Launch<'a> {
         if grid.contains(&0) {
             return Ok(());
         }
-        let recorded = || {
-            let mut kernel = staged.kernel.clone();
-            kernel.facts = staged.facts_of(&self.slots(&staged)?).to_vec();
-            Ok(kernel)
-        };
-        if record::is_recorded(recorded)? {
+        let slots = self.slots(&staged)?;
+        if record::is_recorded(|| staged.with_facts(&staged.facts_of(&slots))) {
             return Ok(());
         }
         if device == Device::Interpret {
-            return self.run_on_interpreter(&staged, grid);
+            return interpret(&staged, grid, &self.interpreted()?);
         }
-        let slots = self.slots(&staged)?;
         let compiled = compile::compiled(&staged, device, staged.facts_of(&slots))?;
         let storages = self.tensors().map(|(_, t, written)| (t.storage(), written));
         // SAFETY: the slots were made for this kernel from the tensors' own layouts, so every view lies in its memory,
         // aligned, on this device; the facts are those of these very slots; blocks have one owner each, and racing
         // otherwise takes the author's `unsafe`.
-        unsafe { execute(&compiled, device, &slots, grid, storages) }
+        unsafe { execute(compiled, &slots, grid, storages) }
+    }
+
+    /// Does all that comes before the running: for a launch that is to be made many times, on whatever the tensors hold
+    /// then.
+    ///
+    /// # Errors
+    /// Those of [`Launch::run`], before the kernel runs.
+    pub fn prepare(self) -> Result<Prepared> {
+        let device = self.find_device()?;
+        let staged = self.checked()?;
+        let grid = self.find_grid(&staged.kernel, device)?;
+        let slots = self.slots(&staged)?;
+        let code = match device {
+            Device::Interpret => Code::Interpreted(self.interpreted()?),
+            _ => match compile::compiled(&staged, device, staged.facts_of(&slots))? {
+                Compiled::Cpu(kernel) => Code::Cpu(kernel.clone()),
+                #[cfg(feature = "cuda")]
+                Compiled::Cuda(function) => Code::Cuda(function.clone(), function.arguments(&slots)?),
+            },
+        };
+        let storages = self.tensors().map(|(_, t, written)| (t.storage().clone(), written)).collect();
+        Ok(Prepared { staged, slots, grid, storages, code })
     }
 
     /// The staged kernel and the facts that the arguments justify, which is what is compiled for this launch.
@@ -314,8 +334,8 @@ impl<'a> Launch<'a> {
 
     // -- running -------------------------------------------------------------------------------------------------------
 
-    /// Runs the kernel as it was staged: the interpreter defines operations, so it sees the author's.
-    fn run_on_interpreter(&self, staged: &Staged, grid: [u32; 3]) -> Result<()> {
+    /// The arguments as the interpreter takes them.
+    fn interpreted(&self) -> Result<Vec<interp::Arg>> {
         let signed = |dims: &[usize]| dims.iter().map(|&n| n as i64).collect();
         let arg = |arg: &Arg<'_>| match *arg {
             Arg::Scalar { bits, .. } => Ok(interp::Arg::Scalar(bits)),
@@ -329,9 +349,7 @@ impl<'a> Launch<'a> {
                 _ => Err(self.error("a tensor is not the interpreter's")),
             },
         };
-        let args = self.args.iter().map(arg).collect::<Result<Vec<_>>>()?;
-        interp::run(&staged.kernel, grid, &args)
-            .map_err(|e| Error::Run { device: Device::Interpret, message: e.to_string() })
+        self.args.iter().map(arg).collect()
     }
 
     /// The values of the launch slots (see `ir/abi.rs`).
@@ -356,29 +374,46 @@ fn address(tensor: &Tensor) -> u64 {
     tensor.storage().address() + (tensor.layout().offset * tensor.dtype().size()) as u64
 }
 
+/// Runs a kernel as it was staged: the interpreter defines operations, so it sees the author's.
+pub(crate) fn interpret(staged: &Staged, grid: [u32; 3], args: &[interp::Arg]) -> Result<()> {
+    interp::run(&staged.kernel, grid, args)
+        .map_err(|e| Error::Run { device: Device::Interpret, message: e.to_string() })
+}
+
 /// Runs compiled code. On the CPU, holds the storages (of each: whether it is written) meanwhile; on CUDA, queues it.
 ///
 /// # Safety
-/// `slots` are those of the kernel that was compiled for `device`, and justify the facts it was compiled with; every
-/// view that they describe lies in one of `storages`, all of which are of that device; programs do not race.
+/// `slots` are those of the kernel that was compiled, and justify the facts it was compiled with; every view that they
+/// describe lies in one of `storages`, all of which are of the device that it was compiled for; programs do not race.
 pub(crate) unsafe fn execute<'s>(
     compiled: &Compiled,
-    device: Device,
     slots: &[u64],
     grid: [u32; 3],
     storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
 ) -> Result<()> {
     match compiled {
-        Compiled::Cpu(kernel) => {
-            start_threads();
-            let _held = hold_memory(storages)?;
-            // SAFETY: the caller's promise; nobody else touches what is written while the memory is held.
-            unsafe { kernel.launch(slots, grid) }.map_err(|e| Error::Run { device, message: e.to_string() })
-        }
+        // SAFETY: the caller's promise.
+        Compiled::Cpu(kernel) => unsafe { execute_on_cpu(kernel, slots, grid, storages) },
         #[cfg(feature = "cuda")]
         // SAFETY: the caller's promise.
         Compiled::Cuda(function) => unsafe { function.launch(slots, grid, storages.map(|(s, _)| s)) },
     }
+}
+
+/// [`execute`], on the CPU.
+///
+/// # Safety
+/// That of [`execute`].
+pub(crate) unsafe fn execute_on_cpu<'s>(
+    kernel: &CpuKernel,
+    slots: &[u64],
+    grid: [u32; 3],
+    storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
+) -> Result<()> {
+    start_threads();
+    let _held = hold_memory(storages)?;
+    // SAFETY: the caller's promise; nobody else touches what is written while the memory is held.
+    unsafe { kernel.launch(slots, grid) }.map_err(|e| Error::Run { device: Device::Cpu, message: e.to_string() })
 }
 
 /// Holds the memory of all arguments against other launches and copies. In order of address: two launches that want the

@@ -25,6 +25,7 @@ mod layout;
 mod nvidia;
 #[cfg(feature = "cuda")]
 mod pack;
+mod prepared;
 mod raw;
 mod record;
 mod report;
@@ -46,6 +47,7 @@ pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
 #[cfg(all(feature = "cuda", feature = "llvm"))]
 pub use nvidia::add_to_pack;
+pub use prepared::Prepared;
 pub use raw::{RawArg, RawKernel};
 pub use record::record;
 pub use report::{KernelReport, kernel_reports, tolerate_findings};

@@ -6,7 +6,7 @@
 
 use crate::compile::{self, Facts, Staged};
 use crate::device::Storage;
-use crate::launch::{Grid, Slots, execute};
+use crate::launch::{Grid, Slots, execute, interpret};
 use crate::{Device, Error, Result, Tensor, record};
 use kiln_codegen::interp;
 use kiln_codegen::ir::{Access, Bits, Fact, Kernel, Type, verify};
@@ -69,18 +69,17 @@ impl RawKernel {
         let slots = self.slots(args);
         self.check_facts(&slots)?;
         let grid = grid.into().on(device, self.kernel().options.cluster).map_err(|message| self.error(message))?;
-        if grid.contains(&0) || record::is_recorded(|| Ok(self.kernel().clone()))? {
+        if grid.contains(&0) || record::is_recorded(|| self.kernel().clone()) {
             return Ok(());
         }
         if device == Device::Interpret {
-            return interp::run(self.kernel(), grid, &self.interpreted(args)?)
-                .map_err(|e| Error::Run { device, message: e.to_string() });
+            return interpret(&self.0, grid, &self.interpreted(args)?);
         }
         let compiled = compile::compiled(&self.0, device, self.facts())?;
         let storages = self.views(args).map(|(_, access, tensor)| (tensor.storage(), access == Access::Write));
         // SAFETY: the slots are those of the parameters, in order, and justify the facts; every window lies in its
         // tensor, on this device, at a multiple of its dtype's size; that programs do not race is the caller's promise.
-        unsafe { execute(&compiled, device, &slots, grid, storages) }
+        unsafe { execute(compiled, &slots, grid, storages) }
     }
 
     /// What the kernel states of each slot.

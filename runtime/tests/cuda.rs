@@ -244,3 +244,57 @@ fn candidates_are_measured_on_the_device_and_not_in_a_graph() {
     let got = out.to_vec::<f32>().unwrap();
     assert!(got.iter().enumerate().all(|(i, &v)| v == 2.0 * i as f32));
 }
+
+#[test]
+fn prepared_launches_go_into_graphs_and_beside_others() {
+    let Some(device) = gpu() else { return };
+    let mut x = counting(5000, device);
+    let mut y = Tensor::zeros(&[5000], DType::F32, device).unwrap();
+    let mut z = y.deep_clone().unwrap();
+    let twice = scale::<256>(&x, 2.0, &mut y).prepare().unwrap();
+    let thrice = scale::<256>(&x, 3.0, &mut z).prepare().unwrap();
+    let both = || device.beside(|| twice.run(), || thrice.run());
+    let is = |factor: f32, t: &Tensor| {
+        assert!(t.to_vec::<f32>().unwrap().iter().enumerate().all(|(i, &v)| v == factor * i as f32), "{factor}");
+    };
+    both().unwrap();
+    is(2.0, &y);
+    is(3.0, &z);
+    y.fill(0.0).unwrap();
+    let graph = Graph::capture(device, both).unwrap();
+    assert!(y.to_vec::<f32>().unwrap().iter().all(|&v| v == 0.0), "recording runs nothing");
+    x.write_slice(&(0..5000).map(|i| 4.0 * i as f32).collect::<Vec<_>>()).unwrap();
+    graph.replay().unwrap();
+    is(8.0, &y);
+    is(12.0, &z);
+    // The graph outlives the launches and their tensors.
+    drop((x, twice, thrice));
+    let _others: Vec<_> = (0..8).map(|_| Tensor::full(&[5000], DType::F32, 7.0, device).unwrap()).collect();
+    graph.replay().unwrap();
+    is(8.0, &y);
+    is(12.0, &z);
+}
+
+/// What other threads do while a graph is captured is done at once, and is not in the graph.
+#[test]
+fn other_threads_work_while_a_graph_is_captured() {
+    let Some(device) = gpu() else { return };
+    let [mut captured, mut first, mut second] = [0; 3].map(|_| Tensor::zeros(&[1], DType::I32, device).unwrap());
+    let read = |t: &Tensor| t.to_vec::<i32>().unwrap()[0];
+    let (in_graph, beside) = (advance(&mut captured).prepare().unwrap(), advance(&mut first).prepare().unwrap());
+    let others = || {
+        device.beside(|| beside.run(), || advance(&mut second).run()).unwrap();
+        // Made and given back meanwhile.
+        let copies = [first.deep_clone().unwrap(), second.deep_clone().unwrap()];
+        copies.map(|copy| read(&copy))
+    };
+    let work = || {
+        in_graph.run()?;
+        std::thread::scope(|scope| assert_eq!(scope.spawn(others).join().unwrap(), [1, 1]));
+        in_graph.run()
+    };
+    let graph = Graph::capture(device, work).unwrap();
+    assert_eq!(read(&captured), 0);
+    (0..3).for_each(|_| graph.replay().unwrap());
+    assert_eq!([&captured, &first, &second].map(read), [6, 1, 1]);
+}

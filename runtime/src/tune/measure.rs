@@ -122,7 +122,7 @@ impl<const N: usize> Tuned<'_, N> {
 fn compile_all(staged: Vec<Result<(Arc<Staged>, Facts)>>, device: Device) -> Vec<Result<(), String>> {
     let compile = |staged: &Result<(Arc<Staged>, Facts)>| match staged {
         Ok((staged, facts)) => {
-            compile::compiled(staged, device, facts.clone()).map_err(|e| e.to_string()).and_then(|c| judge(&c))
+            compile::compiled(staged, device, facts.clone()).map_err(|e| e.to_string()).and_then(judge)
         }
         Err(e) => Err(Error::to_string(e)),
     };

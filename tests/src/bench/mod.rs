@@ -113,21 +113,50 @@ fn poisoned<T: Element>(device: Device, shape: &[usize]) -> anyhow::Result<Tenso
 /// # Errors
 /// If the kernel cannot be launched or does not count.
 pub fn launch_cost(device: Device) -> anyhow::Result<Row> {
-    const LAUNCHES: u32 = 20_000;
     let mut x = Tensor::zeros(&[1024], f32::DTYPE, device)?;
-    let mut launch = || kernels::increment::<1024>(&mut x).run();
-    for _ in 0..10 {
-        launch()?;
-    }
-    device.synchronize()?;
-    let start = Instant::now();
-    for _ in 0..LAUNCHES {
-        launch()?;
-    }
-    let microseconds = start.elapsed().as_secs_f64() / f64::from(LAUNCHES) * 1e6;
+    host_cost("launch/eager_1_arg", &x.clone(), || kernels::increment::<1024>(&mut x).run())
+}
+
+/// As [`launch_cost`], of a launch that was prepared: `launch/prepared_1_arg`.
+///
+/// # Errors
+/// As [`launch_cost`].
+pub fn prepared_cost(device: Device) -> anyhow::Result<Row> {
+    let mut x = Tensor::zeros(&[1024], f32::DTYPE, device)?;
+    let prepared = kernels::increment::<1024>(&mut x).prepare()?;
+    host_cost("launch/prepared_1_arg", &x, || prepared.run())
+}
+
+/// As [`launch_cost`], of the driver's call alone, for the same function, arguments and attributes: `launch/bare_1_arg`,
+/// the least that a launch can cost.
+///
+/// # Errors
+/// As [`launch_cost`]; if the device is not a GPU.
+pub fn bare_cost(device: Device) -> anyhow::Result<Row> {
+    let mut x = Tensor::zeros(&[1024], f32::DTYPE, device)?;
+    let prepared = kernels::increment::<1024>(&mut x).prepare()?;
+    host_cost("launch/bare_1_arg", &x, prepared.bare()?)
+}
+
+/// The host's time for `launch`, which adds 1 to all of `x`: the median over batches so small that the host never waits
+/// for a place in the driver's queue.
+fn host_cost(case: &str, x: &Tensor, mut launch: impl FnMut() -> kiln::Result<()>) -> anyhow::Result<Row> {
+    const BATCH: u32 = 200;
+    const BATCHES: u32 = 100;
+    let mut batch = || {
+        let start = Instant::now();
+        (0..BATCH).try_for_each(|_| launch())?;
+        let spent = start.elapsed();
+        x.device().synchronize()?;
+        Ok::<_, kiln::Error>(spent)
+    };
+    batch()?;
+    let mut batches = (0..BATCHES).map(|_| batch()).collect::<Result<Vec<_>, _>>()?;
+    batches.sort();
+    let microseconds = batches[batches.len() / 2].as_secs_f64() / f64::from(BATCH) * 1e6;
     let count = x.to_vec::<f32>()?;
-    anyhow::ensure!(count.iter().all(|x| *x == (LAUNCHES + 10) as f32), "launches were lost");
-    Ok(Row { case: "launch/eager_1_arg".into(), microseconds, least: Least::default(), error: 0.0 })
+    anyhow::ensure!(count.iter().all(|x| *x == ((1 + BATCHES) * BATCH) as f32), "launches were lost");
+    Ok(Row { case: case.into(), microseconds, least: Least::default(), error: 0.0 })
 }
 
 /// Time of one node of a graph of trivial kernels, each of which waits for the one before, in microseconds:

@@ -296,9 +296,11 @@ fn bench(filter: Option<&str>, device: &str, json: Option<&Path>, samples: usize
         done += 1;
         record(&case.name, case.run(device, samples))?;
     }
-    let mut launches: Vec<(&str, fn(Device) -> anyhow::Result<Row>)> = vec![("launch/eager_1_arg", bench::launch_cost)];
+    let mut launches: Vec<(&str, fn(Device) -> anyhow::Result<Row>)> =
+        vec![("launch/eager_1_arg", bench::launch_cost), ("launch/prepared_1_arg", bench::prepared_cost)];
     if matches!(device, Device::Cuda(_)) {
-        // Only GPUs have graphs.
+        // Only GPUs have a driver to be called and graphs.
+        launches.push(("launch/bare_1_arg", bench::bare_cost));
         launches.push(("launch/graph_node_1_arg", bench::node_cost));
     }
     for (launch, cost) in launches.into_iter().filter(|(name, _)| selected(name, filter)) {

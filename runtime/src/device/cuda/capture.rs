@@ -4,12 +4,14 @@
 //! outside, and the memory that was allocated while capturing. The latter is reused within the graph once the tensor
 //! that held it is dropped, as it would be outside, and by nobody else while the graph lives.
 
-use super::{Context, sys};
+use super::{Context, Queue, sys};
 use crate::device::Storage;
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread::ThreadId;
+use std::time::Duration;
 
 /// What is kept while recording.
 pub(super) struct Capture {
@@ -63,15 +65,23 @@ unsafe impl Send for CapturedGraph {}
 // SAFETY: as above.
 unsafe impl Sync for CapturedGraph {}
 
-/// If a graph is being captured, keeps these storages alive with it.
-pub(super) fn keep<'s>(capture: &mut Option<Capture>, storages: impl Iterator<Item = &'s Arc<Storage>>) {
-    if let Some(capture) = capture {
-        storages.for_each(|s| capture.keep(s));
+impl Queue {
+    /// The capture of the calling thread.
+    pub(super) fn captured(&mut self) -> Option<&mut Capture> {
+        self.capture.as_mut().filter(|capture| capture.is_mine())
+    }
+
+    /// If the calling thread captures a graph, keeps these storages alive with it.
+    pub(super) fn keep<'s>(&mut self, storages: impl Iterator<Item = &'s Arc<Storage>>) {
+        if let Some(capture) = self.captured() {
+            storages.for_each(|s| capture.keep(s));
+        }
     }
 }
 
 impl Context {
-    /// Records what `f` asks of this device.
+    /// Records what `f` asks of this device. Waits while another thread captures, but not for ever: that thread may be
+    /// waiting for this one.
     pub(crate) fn capture<E: From<Error>>(
         &'static self,
         f: impl FnOnce() -> Result<(), E>,
@@ -83,7 +93,8 @@ impl Context {
                 let mut queue = self.0.lock();
                 let mut graph = std::ptr::null_mut();
                 // SAFETY: the stream that the capture was begun on; the pointer is to a local.
-                let code = unsafe { sys::cuStreamEndCapture(self.0.stream, &mut graph) };
+                let code = unsafe { sys::cuStreamEndCapture(self.0.recording.own, &mut graph) };
+                self.0.divisions.fetch_sub(1, Ordering::Relaxed);
                 self.0.capture_ended.notify_all();
                 (code, graph, queue.capture.take())
             }
@@ -100,11 +111,19 @@ impl Context {
             }
         }
 
-        let mut queue = self.queue_uncaptured("a capture in a capture")?;
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let queue = self.queue_uncaptured("a capture in a capture")?;
+        let waited = self.capture_ended.wait_timeout_while(queue, PATIENCE, |queue| queue.capture.is_some());
+        let (mut queue, outcome) = waited.unwrap_or_else(PoisonError::into_inner);
+        if outcome.timed_out() {
+            let reason = "another thread has been capturing a graph on it for long".into();
+            return Err(Error::Unavailable { device: self.device(), reason }.into());
+        }
         // Relaxed: allocating and loading code while recording is fine, neither is work on the stream.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the context's own stream, on which nothing is being captured.
-        self.check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })?;
+        // SAFETY: a stream of this context, on which nothing is being captured.
+        self.check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.recording.own, mode) })?;
+        self.divisions.fetch_add(1, Ordering::Relaxed);
         queue.capture = Some(Capture { thread: std::thread::current().id(), kept: HashMap::new() });
         drop(queue);
 
@@ -131,7 +150,7 @@ impl CapturedGraph {
     pub(crate) fn replay(&self) -> Result<()> {
         let _queue = self.context.queue_uncaptured("a replay in a capture")?;
         // SAFETY: an instantiated graph of this context; all memory that it touches is kept alive by `self`.
-        let code = unsafe { sys::cuGraphLaunch(self.executable, self.context.stream) };
+        let code = unsafe { sys::cuGraphLaunch(self.executable, self.context.running.own) };
         self.context.check("cuGraphLaunch", code)
     }
 }

@@ -5,7 +5,7 @@
 //! whoever gave it back. (While work is side by side, what is given back is held until both are done: see `beside`.) When
 //! the driver has no more, the kept blocks are given back to it and it is asked again.
 
-use super::{Context, capture, sys};
+use super::{Context, sys};
 use crate::device::{Fill, Storage};
 use crate::{Device, Error, Result, knobs};
 use cudarc::driver::sys::CUresult;
@@ -57,15 +57,15 @@ impl Memory {
         let mut queue = context.queue()?;
         let refused = |detail: String| Error::OutOfMemory { device: context.device(), bytes, detail };
         let size = Pool::block_size(bytes).ok_or_else(|| refused(String::new()))?;
-        let reused = queue.capture.as_ref().filter(|_| queue.fork.is_none());
-        let mut found = reused.and_then(|c| c.reuse(size));
+        let forked = queue.fork.is_some();
+        let mut found = queue.captured().filter(|_| !forked).and_then(|c| c.reuse(size));
         if found.is_none() {
             let (address, size) = match queue.pool.take(size) {
                 Some(block) => block,
                 None => (context.allocate_block(&mut queue.pool, size).map_err(refused)?, size),
             };
             let storage = Arc::new(Storage::Cuda(Memory { context, address, size }));
-            if let Some(capture) = &mut queue.capture {
+            if let Some(capture) = queue.captured() {
                 capture.own(&storage);
             }
             found = Some(storage);
@@ -148,7 +148,7 @@ impl Memory {
         storages: [&Arc<Storage>; 2],
     ) -> Result<()> {
         let mut queue = self.context.queue()?;
-        capture::keep(&mut queue.capture, storages.into_iter());
+        queue.keep(storages.into_iter());
         let stream = self.context.stream(&queue);
         for (to, at, len) in pieces {
             self.assert_inside(to, len);

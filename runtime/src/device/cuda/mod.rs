@@ -3,9 +3,9 @@
 //! libcuda is loaded at run time, so a program built with this feature runs where there is no GPU and says so. Per GPU
 //! there is one [`Context`] for the life of the process, with one stream: whatever is asked of the device happens in
 //! that order, which is why freed memory can be handed out again at once and why nothing here waits except for copies
-//! to the host. (A second stream serves work that is asked for side by side, see `beside`.) The queue's lock
-//! (uncontended: some tens of nanoseconds) keeps a graph capture of one thread free of what other threads do: they wait
-//! for its end.
+//! to the host. (A second stream serves work that is asked for side by side, see `beside`.) A graph is captured on
+//! streams of its own, so what other threads do meanwhile neither gets into it nor waits for its end. Which stream is
+//! whose is behind the queue's lock, but a launch takes it only while somebody captures or forks.
 //!
 //! Every return code is checked. A kernel that traps leaves the context in an error that every later call reports.
 
@@ -19,8 +19,9 @@ mod tensor_map;
 pub(crate) use capture::CapturedGraph;
 pub(crate) use fetch::Fetch;
 pub(crate) use memory::Memory;
-pub(crate) use module::{Function, Image};
+pub(crate) use module::{Arguments, Function, Image};
 
+use crate::device::Storage;
 use crate::{Device, Error, Result};
 use beside::Fork;
 use capture::Capture;
@@ -29,20 +30,29 @@ use fetch::Landing;
 use memory::Pool;
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Bytes of [`Context::zeros`].
 const ZEROS: usize = 256;
 
-/// One GPU: its primary context, its stream, its memory pool.
+/// A stream, another of higher priority for work beside it, and the event by which the two follow one another.
+#[derive(Clone, Copy)]
+struct Streams {
+    own: sys::CUstream,
+    side: sys::CUstream,
+    turn: sys::CUevent,
+}
+
+/// One GPU: its primary context, its streams, its memory pool.
 pub(crate) struct Context {
     ordinal: u32,
     context: sys::CUcontext,
-    stream: sys::CUstream,
-    /// For work beside that of `stream`, and the event by which the two follow one another.
-    side: sys::CUstream,
-    turn: sys::CUevent,
+    /// Where work is done.
+    running: Streams,
+    /// Where graphs are captured: nothing runs there.
+    recording: Streams,
     pub(crate) name: String,
     /// Compute capability, major and minor.
     pub(crate) capability: (u32, u32),
@@ -54,12 +64,15 @@ pub(crate) struct Context {
     meetings: [sys::CUdeviceptr; 2],
     queue: Mutex<Queue>,
     capture_ended: Condvar,
+    /// How many captures and forks are under way.
+    divisions: AtomicUsize,
 }
 
 /// What must not change while work is queued.
 #[derive(Default)]
 struct Queue {
     pool: Pool,
+    /// Of any thread: see [`Queue::captured`].
     capture: Option<Capture>,
     fork: Option<Fork>,
     /// Where no copy is under way.
@@ -152,20 +165,26 @@ impl Context {
             check("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device))?;
             CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
         };
-        let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let (mut side, mut turn) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the device is valid, the pointers are to locals, and the context is current when the stream is made.
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the device is valid, the pointer is to a local.
         unsafe {
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
             check("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
-            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            check("cuStreamCreate", sys::cuStreamCreate(&mut stream, flags))?;
-            let (mut least, mut greatest) = (0, 0);
-            check("cuCtxGetStreamPriorityRange", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
-            check("cuStreamCreate", sys::cuStreamCreateWithPriority(&mut side, flags, greatest))?;
-            let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-            check("cuEventCreate", sys::cuEventCreate(&mut turn, untimed))?;
         }
+        let streams = || {
+            let (mut own, mut side, mut turn) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+            let (mut least, mut greatest) = (0, 0);
+            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            // SAFETY: the context is current; the pointers are to locals.
+            unsafe {
+                check("cuStreamCreate", sys::cuStreamCreate(&mut own, flags))?;
+                check("cuCtxGetStreamPriorityRange", sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
+                check("cuStreamCreate", sys::cuStreamCreateWithPriority(&mut side, flags, greatest))?;
+                let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+                check("cuEventCreate", sys::cuEventCreate(&mut turn, untimed))?;
+            }
+            Ok::<_, Error>(Streams { own, side, turn })
+        };
         let zeros = || {
             let mut zeros = 0;
             // SAFETY: the context is current; the pointer is to a local; as many bytes are set as were allocated.
@@ -180,9 +199,8 @@ impl Context {
         Ok(Context {
             ordinal,
             context,
-            stream,
-            side,
-            turn,
+            running: streams()?,
+            recording: streams()?,
             name,
             capability,
             multiprocessors,
@@ -191,6 +209,7 @@ impl Context {
             meetings: [words, words + ZEROS as u64 / 2],
             queue,
             capture_ended,
+            divisions: AtomicUsize::new(0),
         })
     }
 
@@ -235,35 +254,39 @@ impl Context {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queue, for work on the stream. Waits while another thread captures a graph, but not for ever: that thread
-    /// may be waiting for this one.
+    /// The queue, for work on the calling thread's stream.
     fn queue(&self) -> Result<MutexGuard<'_, Queue>> {
-        const PATIENCE: Duration = Duration::from_secs(30);
-        let captured = |queue: &mut Queue| queue.capture.as_ref().is_some_and(|c| !c.is_mine());
-        let waited = self.capture_ended.wait_timeout_while(self.lock(), PATIENCE, captured);
-        let (queue, outcome) = waited.unwrap_or_else(PoisonError::into_inner);
-        if outcome.timed_out() {
-            let reason = "another thread has been capturing a graph on it for long".into();
-            return Err(Error::Unavailable { device: self.device(), reason });
-        }
         self.bind()?;
-        Ok(queue)
+        Ok(self.lock())
     }
 
     /// As [`Context::queue`], for what a graph cannot hold.
     fn queue_uncaptured(&self, call: &'static str) -> Result<MutexGuard<'_, Queue>> {
-        let queue = self.queue()?;
-        if queue.capture.is_some() {
+        let mut queue = self.queue()?;
+        if queue.captured().is_some() {
             let message = "not possible while a graph is being captured: move it out of the closure".into();
             return Err(Error::Driver { device: self.device(), call, message });
         }
         Ok(queue)
     }
 
-    /// Whether what is asked for now goes to the stream: no graph is being captured, and nothing runs side by side.
+    /// Whether no graph is being captured and nothing runs side by side. Of what other threads do meanwhile the answer
+    /// may be late; the calling thread's own captures and forks it never misses.
     pub(crate) fn is_undivided(&self) -> bool {
-        let queue = self.lock();
-        queue.capture.is_none() && queue.fork.is_none()
+        self.divisions.load(Ordering::Relaxed) == 0
+    }
+
+    /// The stream for a launch. If the calling thread captures a graph, that keeps these storages alive.
+    ///
+    /// No lock in the ordinary case: only a thread that captures or forks itself uses another stream than all others.
+    fn stream_for<'s>(&self, storages: impl Iterator<Item = &'s Arc<Storage>>) -> Result<sys::CUstream> {
+        self.bind()?;
+        if self.is_undivided() {
+            return Ok(self.running.own);
+        }
+        let mut queue = self.lock();
+        queue.keep(storages);
+        Ok(self.stream(&queue))
     }
 
     /// Waits until everything queued is done.
@@ -272,7 +295,7 @@ impl Context {
         drop(self.queue_uncaptured("synchronize")?);
         crate::device::count_wait();
         // SAFETY: the context's own stream.
-        self.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
+        self.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.running.own) })
     }
 
     /// The time that the work queued by `f` takes on the device; waits for it.
@@ -308,7 +331,7 @@ impl<'a> Event<'a> {
     fn record(&self) -> Result<()> {
         let _queue = self.context.queue_uncaptured("timing")?;
         // SAFETY: an event and a stream of one context.
-        self.context.check("cuEventRecord", unsafe { sys::cuEventRecord(self.event, self.context.stream) })
+        self.context.check("cuEventRecord", unsafe { sys::cuEventRecord(self.event, self.context.running.own) })
     }
 }
 

@@ -3,12 +3,13 @@
 //! If the image is PTX, the driver compiles it while loading it. What the driver finds (spills, what was ignored) is added
 //! to what compiler and assembler found.
 
-use super::{Context, capture, sys, tensor_map};
+use super::{Context, sys, tensor_map};
 use crate::Result;
 use crate::device::Storage;
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
 use kiln_codegen::ir::{Finding, Loc};
 use kiln_codegen::nvptx::{TensorMap, ptxas};
+use smallvec::SmallVec;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub(crate) struct Function {
     pub(crate) shared_bytes: u32,
     maps: Vec<TensorMap>,
     meets: bool,
+    /// Of every launch. (Not inline: configurations point to them.)
+    attributes: Vec<sys::CUlaunchAttribute>,
     /// Registers per thread.
     pub(crate) registers: u32,
     /// Local memory per thread, in bytes: spills and arrays.
@@ -89,6 +92,16 @@ impl Function {
             let shared = image.shared_bytes as usize;
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut programs, function, threads, shared)
         })?;
+        // A kernel for such chips waits itself for the one before (`wait_for_earlier_grids` in the back end); until then
+        // its programs may already take their places.
+        use sys::CUlaunchAttributeID as Id;
+        let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let together = sys::CUlaunchAttributeValue { cooperative: 1 };
+        let attributes = [
+            (context.capability >= (9, 0), Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early),
+            (image.meets, Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, together),
+        ];
+        let attributes = attributes.into_iter().filter(|a| a.0);
         Ok(Function {
             context,
             function,
@@ -96,6 +109,7 @@ impl Function {
             shared_bytes: image.shared_bytes,
             maps: image.maps.clone(),
             meets: image.meets,
+            attributes: attributes.map(|(_, id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value }).collect(),
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             programs_per_sm: programs.max(0) as u32,
@@ -114,31 +128,65 @@ impl Function {
         grid: [u32; 3],
         storages: impl Iterator<Item = &'s Arc<Storage>>,
     ) -> Result<()> {
-        let mut parameters: smallvec::SmallVec<[*mut c_void; 64]> =
-            slots.iter().map(|s| std::ptr::from_ref(s).cast_mut().cast()).collect();
-        let maps = self.maps.iter().map(|m| tensor_map::encode(m, slots, self.context));
-        let maps = maps.collect::<Result<smallvec::SmallVec<[sys::CUtensorMap; 4]>>>()?;
-        parameters.extend(maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast::<c_void>()));
-        let mut queue = self.context.queue()?;
-        capture::keep(&mut queue.capture, storages);
-        let stream = self.context.stream(&queue);
-        let word = self.context.meeting(stream);
-        parameters.extend(self.meets.then(|| std::ptr::from_ref(&word).cast_mut().cast::<c_void>()));
-        let [x, y, z] = grid;
-        // A kernel for such chips waits itself for the one before (`wait_for_earlier_grids` in the back end); until then
-        // its programs may already take their places.
-        use sys::CUlaunchAttributeID as Id;
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-        let together = sys::CUlaunchAttributeValue { cooperative: 1 };
-        let mut attributes: smallvec::SmallVec<[_; 2]> = smallvec::smallvec![];
-        if self.context.capability >= (9, 0) {
-            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early));
-        }
-        if self.meets {
-            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, together));
-        }
-        let config = sys::CUlaunchConfig {
+        let maps = self.encode(slots)?;
+        let stream = self.context.stream_for(storages)?;
+        let parameters = self.parameters(slots, &maps, self.context.side_of(stream));
+        // SAFETY: the parameters are this function's, and what they point to is there; memory is the caller's promise.
+        unsafe { self.call(&self.config(grid, stream), &parameters) }
+    }
+
+    /// What [`Function::run`] takes for these slots.
+    pub(crate) fn arguments(&self, slots: &[u64]) -> Result<Arguments> {
+        let (slots, maps) = (slots.to_vec(), self.encode(slots)?.into_vec());
+        let parameters = [0, 1].map(|side| self.parameters(&slots, &maps, side).into_boxed_slice());
+        Ok(Arguments { _slots: slots, _maps: maps, parameters })
+    }
+
+    /// As [`Function::launch`], without anything left to build.
+    ///
+    /// # Safety
+    /// That of [`Function::launch`], for the slots of these arguments of this function.
+    pub(crate) unsafe fn run<'s>(
+        &self,
+        arguments: &Arguments,
+        grid: [u32; 3],
+        storages: impl Iterator<Item = &'s Arc<Storage>>,
+    ) -> Result<()> {
+        let stream = self.context.stream_for(storages)?;
+        // SAFETY: as in `launch`; the arguments keep what the parameters point to.
+        unsafe { self.call(&self.config(grid, stream), &arguments.parameters[self.context.side_of(stream)]) }
+    }
+
+    /// The driver's part of [`Function::run`] alone, for a thread that neither captures nor forks.
+    ///
+    /// # Safety
+    /// That of [`Function::run`], at every call.
+    pub(crate) unsafe fn bare<'a>(
+        &'a self,
+        arguments: &'a Arguments,
+        grid: [u32; 3],
+    ) -> Result<impl Fn() -> Result<()> + 'a> {
+        self.context.bind()?;
+        let config = self.config(grid, self.context.running.own);
+        // SAFETY: as in `run`.
+        Ok(move || unsafe { self.call(&config, &arguments.parameters[0]) })
+    }
+
+    fn encode(&self, slots: &[u64]) -> Result<SmallVec<[sys::CUtensorMap; 4]>> {
+        self.maps.iter().map(|map| tensor_map::encode(map, slots, self.context)).collect()
+    }
+
+    /// Where the function finds its parameters: one for each slot, then its tensor maps, then the word where the programs
+    /// of a stream's launches meet.
+    fn parameters(&self, slots: &[u64], maps: &[sys::CUtensorMap], side: usize) -> SmallVec<[*mut c_void; 64]> {
+        let mut parameters: SmallVec<[*mut c_void; 64]> = slots.iter().map(address).collect();
+        parameters.extend(maps.iter().map(address));
+        parameters.extend(self.meets.then(|| address(&self.context.meetings[side])));
+        parameters
+    }
+
+    fn config(&self, [x, y, z]: [u32; 3], stream: sys::CUstream) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
             gridDimZ: z,
@@ -147,17 +195,40 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: self.shared_bytes,
             hStream: stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
+            attrs: self.attributes.as_ptr().cast_mut(),
+            numAttrs: self.attributes.len() as u32,
+        }
+    }
+
+    /// # Safety
+    /// The configuration is this function's, and so are the parameters, which point to values that are there. The views
+    /// among them lie in memory of this GPU that is given back to the pool, if at all, after this.
+    unsafe fn call(&self, config: &sys::CUlaunchConfig, parameters: &[*mut c_void]) -> Result<()> {
+        // SAFETY: the driver copies configuration and parameters, which it only reads, before it returns; freed blocks are
+        // reused in stream order only.
+        let code = unsafe {
+            sys::cuLaunchKernelEx(config, self.function, parameters.as_ptr().cast_mut(), std::ptr::null_mut())
         };
-        // SAFETY: the kernel takes one 64-bit parameter per slot and then its tensor maps, all of which the driver copies
-        // before it returns, like the configuration; memory is the caller's promise, and freed blocks are reused in stream
-        // order only.
-        let code =
-            unsafe { sys::cuLaunchKernelEx(&config, self.function, parameters.as_mut_ptr(), std::ptr::null_mut()) };
         self.context.check("cuLaunchKernelEx", code)
     }
 }
+
+fn address<T>(value: &T) -> *mut c_void {
+    std::ptr::from_ref(value).cast_mut().cast()
+}
+
+/// The parameters of a launch, built once: for the own stream of a thread and for its side.
+pub(crate) struct Arguments {
+    /// What the parameters point to, besides the context's words.
+    _slots: Vec<u64>,
+    _maps: Vec<sys::CUtensorMap>,
+    parameters: [Box<[*mut c_void]>; 2],
+}
+
+// SAFETY: the pointers are to memory that this value owns and nobody writes, or to the context, which lives for ever.
+unsafe impl Send for Arguments {}
+// SAFETY: as above.
+unsafe impl Sync for Arguments {}
 
 /// Loads PTX or a cubin; returns the module and the driver's log, or the log as an error.
 fn load_module(code: &[u8]) -> Result<(sys::CUmodule, String), String> {

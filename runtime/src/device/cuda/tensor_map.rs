@@ -1,7 +1,7 @@
 //! Tensor maps: what the tensor memory accelerator is told of a view.
 //!
-//! Encoded at each launch from the launch slots; the driver's encoder touches no device and takes well under a
-//! microsecond.
+//! Encoded from the launch slots, once for a prepared launch, otherwise at each: the driver's encoder touches no device
+//! and takes well under a microsecond.
 
 use super::{Context, explain};
 use crate::{Error, Result};
