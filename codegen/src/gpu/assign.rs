@@ -11,11 +11,11 @@
 //! there is one and anybody demands `v`; a value nobody demands has no version and is not computed.
 
 use super::assembly::{self, Assembly, AssemblyPlan};
-use super::bulk::selections;
+use super::bulk::{Nesting, selections};
 use super::layout::{Conversion, LinearLayout};
 use super::mma::{self, DotPlan};
 use super::panels::Panels;
-use super::pipeline::{self, Ahead};
+use super::pipeline::{self, Ahead, BulkRegion};
 use super::stores::{BulkStore, bulk_store};
 use super::suitable::{
     axis_bits, coalesced, coalesced_within_warps, in_order_layout, scanned_by_threads, spread_copies,
@@ -77,6 +77,8 @@ pub enum SharedOperand {
 
 struct Assigner<'k> {
     k: &'k Kernel,
+    chip: Chip,
+    nesting: Nesting,
     out: Assignment,
     ranks: Vec<Rank>,
     /// Per shape (without extents of 1) and axis, the longest vector among the kernel's loads.
@@ -133,6 +135,8 @@ fn assign_with(k: &Kernel, chip: Chip, assemblies: &[Assembly]) -> Result<Assign
     };
     let mut a = Assigner {
         k,
+        chip,
+        nesting: Nesting::of(k),
         out,
         ranks: vec![Rank::Default; k.values.len()],
         longest: HashMap::new(),
@@ -486,7 +490,10 @@ impl Assigner<'_> {
         let own = self.home(value).filter(|own| own != suits)?;
         let of_products = matches!(self.ranks[value.index()], Rank::Matrix | Rank::Derived)
             && self.out.dots.values().any(|dot| matches!(dot, DotPlan::Wgmma(_)));
-        let store = of_products.then(|| bulk_store(self.k, id, &own))??;
+        // What rings leave; their barriers come first, and buffers begin at multiples of 1,024.
+        let rings: usize = self.out.ahead.bulk.values().map(BulkRegion::bytes).sum();
+        let left = self.chip.shared_bytes.saturating_sub(rings + (2 << 10)) / self.out.warps;
+        let store = (of_products && rings > 0).then(|| bulk_store(self.k, &self.nesting, id, &own, left))??;
         Some((own, store))
     }
 

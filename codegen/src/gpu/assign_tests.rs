@@ -86,7 +86,8 @@ fn assigned_layouts_fit_and_convert() {
     {
         let kernel = chain(m, n, k, dtype);
         crate::ir::verify(&kernel).unwrap();
-        let plan: Assignment = assign(&kernel, Chip { warpgroups: false, ring_bytes: 160 << 10 });
+        let plan: Assignment =
+            assign(&kernel, Chip { warpgroups: false, shared_bytes: 163 << 10, ring_bytes: 160 << 10 });
         assert!(plan.dots.values().all(|d| d.is_mma()));
         let mut conversions = 0;
         for (v, dtype, shape) in values(&kernel) {
@@ -134,7 +135,7 @@ fn wide_and_narrow_loads_of_one_shape_lie_in_the_same_threads() {
     let mut k = b.finish();
     // Addresses and extents are multiples of 16, strides are 1.
     k.facts = (0..9).map(|i| if i % 3 == 2 { crate::ir::Fact::One } else { crate::ir::Fact::Multiple16 }).collect();
-    let plan = assign(&k, Chip { warpgroups: false, ring_bytes: 0 });
+    let plan = assign(&k, Chip { warpgroups: false, shared_bytes: 163 << 10, ring_bytes: 0 });
     assert_eq!(plan.home[p.index()], plan.home[q.index()]);
     assert_eq!(plan.home[q.index()].as_ref().unwrap().vectorise(0, 8).width, 8);
     assert!(plan.versions.iter().all(|v| v.len() <= 1), "nothing is converted");

@@ -152,38 +152,6 @@ pub fn growth(k: &Kernel, body: RegionId, coord: ValueId) -> Option<u32> {
     place.terms.iter().all(stays).then_some(grows)
 }
 
-/// Whether an integer scalar is known not to be negative.
-pub fn not_negative(k: &Kernel, v: ValueId) -> bool {
-    let Def::Result(op, _) = k.def(v) else { return false };
-    let op = k.op(op);
-    match op.kind {
-        OpKind::Const(bits) => bits.0 as i32 >= 0,
-        OpKind::Dim { .. } | OpKind::ProgramId { .. } | OpKind::NumPrograms { .. } => true,
-        OpKind::Binary(BinaryOp::Max) => op.operands.iter().any(|&o| not_negative(k, o)),
-        OpKind::Binary(BinaryOp::Min) => op.operands.iter().all(|&o| not_negative(k, o)),
-        _ => false,
-    }
-}
-
-/// Whether so many elements from `start` on are known to lie wholly in [0, length), or wholly outside: they begin at a
-/// multiple of their number, and either `length` is one, too, or they end no later than the counter of a loop that ends at
-/// `length`.
-pub fn inside_or_outside(k: &Kernel, start: ValueId, extent: u32, length: ValueId) -> bool {
-    let mut place = Sum::default();
-    place.add(k, start, 1, 8);
-    let counts_to_length = |&(v, factor): &(ValueId, u32)| match k.def(v) {
-        Def::Arg(region, 0) => k.ops.iter().any(|o| {
-            let up = || not_negative(k, o.operands[0]) && k.constant(o.operands[2]).is_some_and(|s| s.0 as i32 > 0);
-            matches!(o.kind, OpKind::For { .. }) && o.regions.contains(&region) && o.operands[1] == length && up()
-        }),
-        _ => factor == 0,
-    };
-    let one = place.terms.iter().map(|t| t.1).filter(|&factor| factor != 0).eq([1]);
-    let before =
-        one && place.terms.iter().all(counts_to_length) && i64::from(place.constant as i32) + i64::from(extent) <= 1;
-    divisor(k, start) >= extent && (before || divisor(k, length) >= extent)
-}
-
 /// What is known of a view; nothing for a view that control flow chose (there is none in valid kernels).
 pub fn view_facts(k: &Kernel, view: ValueId) -> Option<ViewFacts> {
     let Type::View(dtype, rank) = k.ty(view) else { return None };

@@ -25,6 +25,8 @@ pub mod suitable;
 pub struct Chip {
     /// It has products by warpgroups (`wgmma`) and bulk copies (the tensor memory accelerator): Hopper.
     pub warpgroups: bool,
-    /// Bytes of shared memory that the rings of pipelined loops may take.
+    /// Bytes of shared memory that a program may have.
+    pub shared_bytes: usize,
+    /// Bytes of it that the rings of pipelined loops may take.
     pub ring_bytes: usize,
 }

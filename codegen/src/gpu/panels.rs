@@ -39,6 +39,14 @@ impl Panels {
             64.. => Swizzle::B64,
             _ => Swizzle::B32,
         };
+        Panels::with(shape, size, swizzle)
+    }
+
+    /// With this swizzle.
+    ///
+    /// # Errors
+    /// If a row has fewer bytes.
+    pub fn with(shape: Shape, size: usize, swizzle: Swizzle) -> Result<Panels, LayoutError> {
         Ok(Panels { shape, swizzle, layout: SharedLayout::panels(shape, size, swizzle)?, size })
     }
 

@@ -69,6 +69,11 @@ impl BulkRegion {
         self.loads.iter().filter(|l| l.copy.first == l.load)
     }
 
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> usize {
+        self.stages * self.loads.iter().map(|l| l.bytes).sum::<usize>()
+    }
+
     /// The loads of a group, by its first.
     pub fn group(&self, first: &StagedLoad<BulkLoad>) -> impl Iterator<Item = &StagedLoad<BulkLoad>> {
         let first = first.load;

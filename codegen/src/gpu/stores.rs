@@ -1,30 +1,33 @@
 //! Which stores the tensor memory accelerator makes.
 //!
-//! What products give is spread over a warp so that it would write a few bytes to each of many rows. Instead a warp puts
-//! its part of the tile into shared memory, and it is copied from there. That part must be a box, or several: then no
-//! other warp takes part, and a warp waits only where it wants the same bytes of shared memory again.
+//! A program that computes one tile after the other need not wait until a tile is in memory. What products give is spread
+//! over a warp so that its own stores would write a few bytes to each of many rows: it exchanges elements through shared
+//! memory anyway. From there they are copied while the warp goes on. Its part of the tile must be a box, or several: then
+//! no other warp takes part, and a warp waits only where it wants the same bytes of shared memory again. (A program that
+//! is over with its store gains nothing: it may not end before the copies have read.)
 //!
-//! The copy needs a tensor map, hence all that a bulk copy to shared memory needs of a parameter ([`bulk`](super::bulk)).
-//! It leaves out what is outside of the parameter, but not what is outside of a narrowed view: there a tile must be known
-//! to lie inside or outside as a whole ([`facts::inside_or_outside`]). And the kernel must do nothing with the parameter but
-//! store: others would have to know when a copy is over.
+//! The copy needs a tensor map, hence what a bulk copy to shared memory needs of view and parameter ([`bulk`](super::bulk)).
+//! And the kernel must do nothing else with the parameter: others would have to know when a copy is over.
 
-use super::bulk::TensorMap;
+use super::bulk::{Nesting, TensorMap, selections};
 use super::facts;
-use super::layout::{Ldmatrix, LinearLayout, SharedLayout, VectorAccess};
+use super::layout::{Ldmatrix, LinearLayout, SharedLayout, Swizzle, VectorAccess};
 use super::panels::Panels;
-use crate::ir::{Access, Def, Kernel, MAX_RANK, OpId, OpKind, Shape, ValueId};
+use crate::ir::{Access, Kernel, MAX_RANK, OpId, OpKind, ValueId};
 
 /// Rows that a swizzle's pattern spans: a panel is a whole number of them.
 const PATTERN: usize = 8;
+
+/// Buffers of a warp: one is filled while the other is read.
+pub const BUFFERS: usize = 2;
 
 /// A store as bulk copies, of one panel of one box of a warp each.
 #[derive(Clone, Debug)]
 pub struct BulkStore {
     /// A window on the parameter: a panel.
     pub map: TensorMap,
-    /// Where the tile is, per dimension of the parameter.
-    pub coords: Vec<Coord>,
+    /// Per dimension of the parameter, where the tile begins (i32), and which axis of the tile runs along it.
+    pub coords: Vec<(ValueId, Option<usize>)>,
     /// A warp's box, as it lies in shared memory.
     pub panels: Panels,
     /// How its elements get there.
@@ -33,17 +36,6 @@ pub struct BulkStore {
     pub registers: Vec<u32>,
     /// Each box of a warp: what is exclusive-ored to the registers, and where it begins, from where the first one does.
     pub boxes: Vec<(u32, [u32; MAX_RANK])>,
-}
-
-/// Where a tile is along a dimension of a parameter.
-#[derive(Clone, Copy, Debug)]
-pub struct Coord {
-    /// i32, from where the view begins.
-    pub start: ValueId,
-    /// Where the view begins, if it was narrowed there: i32, not negative. The tile is stored if its start is in the view.
-    pub from: Option<ValueId>,
-    /// The tile's axis along the dimension.
-    pub axis: Option<usize>,
 }
 
 /// How a warp puts a box into shared memory.
@@ -87,11 +79,6 @@ impl Way {
 }
 
 impl BulkStore {
-    /// Bytes that the address of a warp's buffers is a multiple of: of a swizzle's pattern.
-    pub fn alignment(&self) -> usize {
-        PATTERN * self.panels.swizzle.bytes()
-    }
-
     /// Bytes of a panel.
     pub fn piece(&self) -> usize {
         self.panels.stride()
@@ -103,69 +90,47 @@ impl BulkStore {
     }
 }
 
-/// A store of a tile in this layout as bulk copies, if it can be made by them.
-pub fn bulk_store(k: &Kernel, id: OpId, layout: &LinearLayout) -> Option<BulkStore> {
+/// A store of a tile in this layout as bulk copies, if it can be made by them. `room`: bytes of shared memory that a warp
+/// may have for them.
+pub fn bulk_store(k: &Kernel, nesting: &Nesting, id: OpId, layout: &LinearLayout, room: usize) -> Option<BulkStore> {
     let op = k.op(id);
     let size = k.ty(op.operands[1]).dtype().size();
-    let starts = op.operands[2..].iter().enumerate();
-    let coords = starts.map(|(axis, &start)| Coord { start, from: None, axis: Some(axis) }).collect();
-    let (param, coords) = in_parameter(k, op.operands[0], *layout.shape(), coords)?;
-    if !matches!(size, 1 | 2 | 4) || !only_stored_to(k, param) {
+    let (param, way) = selections(k, op.operands[0])?;
+    let in_loop = nesting.around(id).next().is_some_and(|o| matches!(k.op(o).kind, OpKind::For { .. }));
+    if !in_loop || !matches!(size, 1 | 2 | 4) || !only_stored_to(k, param) {
         return None;
     }
-    let held = layout.warp_boxes()?;
-    let panels = Panels::new(*held.layout.shape(), size).ok()?;
-    if !panels.rows().is_multiple_of(PATTERN) || panels.swizzle.bytes() < 32 {
-        return None;
+    // Undo the selections, the last one first: each gives a dimension back.
+    let starts = op.operands[2..].iter().enumerate();
+    let mut coords: Vec<(ValueId, Option<usize>)> = starts.map(|(axis, &v)| (v, Some(axis))).collect();
+    for &(dim, index) in way.iter().rev() {
+        coords.insert(dim as usize, (index, None));
     }
     let last = coords.len() - 1;
-    if coords[last].axis != Some(layout.shape().rank() - 1) {
-        return None;
-    }
     let f = facts::view_facts(k, k.params[param].value)?;
     let aligned =
         f.address >= 16 && f.unit[last] && f.strides[..last].iter().all(|&s| (s as usize * size).is_multiple_of(16));
-    let extent = |c: &Coord| c.axis.map_or(1, |a| held.layout.shape().dim(a) as u32);
-    let mut extents: Vec<u32> = coords.iter().map(extent).collect();
-    extents[last] = panels.columns() as u32;
-    if !aligned || coords.len() > 5 || extents.iter().any(|&e| e > 256) {
+    if coords[last].1 != Some(layout.shape().rank() - 1) || coords.len() > 5 || !aligned {
         return None;
     }
+    let held = layout.warp_boxes()?;
+    let shape = *held.layout.shape();
+    // Rows of less than 64 bytes are as good as stores.
+    let panels = [Swizzle::B128, Swizzle::B64].map(|swizzle| Panels::with(shape, size, swizzle).ok());
+    let fits = |p: &Panels| p.rows().is_multiple_of(PATTERN) && BUFFERS * p.stride() <= room;
+    let panels = panels.into_iter().flatten().find(fits)?;
+    let extent = |&(_, axis): &(ValueId, Option<usize>)| axis.map_or(1, |a| shape.dim(a) as u32);
+    let mut extents: Vec<u32> = coords.iter().map(extent).collect();
+    extents[last] = panels.columns() as u32;
     let way = Way::new(&held.layout, &panels.layout, size)?;
     // Lanes must agree in the panel that an access is to.
     let apart = way.lanes(&panels.layout).iter().fold(0, |all, b| all | b);
-    if apart as usize * size >= panels.stride() {
+    if extents.iter().any(|&e| e > 256) || apart as usize * size >= panels.stride() {
         return None;
     }
     let slot = k.slots().iter().position(|s| s.param as usize == param)?;
     let map = TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() };
     Some(BulkStore { map, coords, panels, way, registers: held.registers, boxes: held.boxes })
-}
-
-/// From a place in a view to that in the parameter which it is a part of: a selection gives a dimension back. `None` if a
-/// tile of this shape may lie across an edge of a narrowed view.
-fn in_parameter(k: &Kernel, view: ValueId, shape: Shape, mut coords: Vec<Coord>) -> Option<(usize, Vec<Coord>)> {
-    let op = match k.def(view) {
-        Def::Param(p) => return Some((p as usize, coords)),
-        Def::Result(op, _) => k.op(op),
-        Def::Arg(..) => return None,
-    };
-    match op.kind {
-        OpKind::ViewSelect { dim } => {
-            coords.insert(dim as usize, Coord { start: op.operands[1], from: None, axis: None });
-        }
-        OpKind::ViewNarrow { dim } => {
-            let (from, length, coord) = (op.operands[1], op.operands[2], &mut coords[dim as usize]);
-            let extent = shape.dim(coord.axis?) as u32;
-            let whole = facts::not_negative(k, from) && facts::inside_or_outside(k, coord.start, extent, length);
-            if coord.from.is_some() || !whole {
-                return None;
-            }
-            coord.from = Some(from);
-        }
-        _ => return None,
-    }
-    in_parameter(k, op.operands[0], shape, coords)
 }
 
 /// Whether a kernel does nothing with a parameter but store, and tells nobody that it has.

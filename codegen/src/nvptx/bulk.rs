@@ -329,7 +329,7 @@ impl<'k> Lower<'k> {
         let Some(bulk) = self.plan.ahead.bulk.get(&region) else { return };
         let walk = self.walks[&region].clone();
         let (place, _) = self.position(&walk);
-        self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+        self.warp_barrier();
         for load in bulk.groups() {
             let before = earlier.filter(|_| self.read_by(late, bulk, load));
             self.give_back(load, bulk.stages, &place, before);

@@ -147,8 +147,11 @@ impl<'k> Lower<'k> {
         let turns = self.takes_turns(id).then_some(false);
         let outer_turn = std::mem::replace(&mut self.turn, turns);
         let (top, outer) = (self.shared_top, std::mem::replace(&mut self.own_scratch, own));
+        let own_buffers = self.take_store_buffers(region);
+        let outer_buffers = std::mem::replace(&mut self.store_buffers, own_buffers);
         let yields = pick(self.region(region)?);
         self.own_scratch = outer;
+        self.store_buffers = outer_buffers;
         let owned = std::mem::replace(&mut self.shared_top, top) != top;
         self.pass_turn();
         self.turn = outer_turn;

@@ -15,6 +15,7 @@ use super::pipeline::{Slot, Staged};
 use super::reduce::Exchange;
 use super::registers::Budget;
 use super::shared::EVERYWHERE;
+use super::stores::StoreBuffers;
 use super::text::{V, Writer, constant, int, llvm_type};
 use super::wgmma::Flying;
 use super::{Error, TensorMap, math};
@@ -109,6 +110,8 @@ pub(super) struct Lower<'k> {
     pub shared_max: usize,
     /// Whether conversions within warps take shared memory of their own.
     pub own_scratch: bool,
+    /// Where the stores of the loop's body go that are copies.
+    pub store_buffers: Option<StoreBuffers>,
     /// Whether copies may still read shared memory.
     pub unread_copies: bool,
     /// Whether `scratch_busy` has all that was done since the last barrier or, in a loop with such conversions, since
@@ -160,6 +163,7 @@ impl<'k> Lower<'k> {
             shared_top: 0,
             assembled: HashMap::new(),
             own_scratch: false,
+            store_buffers: None,
             unread_copies: false,
             traced: true,
             shared_max: 0,
@@ -539,7 +543,7 @@ impl<'k> Lower<'k> {
             OpKind::While => self.lower_while(op),
             OpKind::If => self.lower_if(op),
             OpKind::Store => match self.plan.stores.get(&id) {
-                Some(store) if self.has_room(store) => self.bulk_store(id, store),
+                Some(store) if self.store_buffers.is_some() => self.bulk_store(id, store),
                 _ => self.store(id),
             },
             OpKind::Scatter { .. } => self.scatter(id),

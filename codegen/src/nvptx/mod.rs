@@ -92,7 +92,8 @@ impl Target {
     /// What to try one after the other, until the kernel fits into shared memory: rings of pipelined loops as large as
     /// can be, then smaller ones, at last without products that need their operands in shared memory.
     fn chips(self) -> Vec<Chip> {
-        let chip = |warpgroups, kib: usize| Chip { warpgroups, ring_bytes: kib << 10 };
+        let chip =
+            |warpgroups, kib: usize| Chip { warpgroups, shared_bytes: self.shared_limit(), ring_bytes: kib << 10 };
         match self.sm {
             90.. => vec![chip(true, 212), chip(true, 160), chip(true, 112), chip(true, 64), chip(false, 112)],
             _ => vec![chip(false, 100)],

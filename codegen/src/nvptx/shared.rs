@@ -28,20 +28,15 @@ impl Lower<'_> {
 
     /// A region of scratch memory, free to be written by everyone; its byte address.
     pub(super) fn scratch(&mut self, bytes: usize) -> V {
-        self.scratch_at(bytes, 128)
-    }
-
-    /// The same, from a multiple of `alignment` on.
-    pub(super) fn scratch_at(&mut self, bytes: usize, alignment: usize) -> V {
         self.scratches += 1;
-        let bottom = self.shared_top.next_multiple_of(alignment);
+        let bottom = self.shared_top.next_multiple_of(128);
         let free =
             |start: usize, busy: &[Range<usize>]| busy.iter().all(|b| start + bytes <= b.start || b.end <= start);
         // Beside what others still read, if that takes no memory that matters: saves a barrier.
         let limit = Target { sm: self.sm }.shared_limit();
         let spare = if self.rings.is_empty() { SPARE_BYTES.min(limit.saturating_sub(bottom)) } else { 0 };
         let most = self.shared_max.max(bottom + spare).max(bottom + bytes);
-        let ends = self.scratch_busy.iter().filter(|b| b.end < most).map(|b| b.end.next_multiple_of(alignment));
+        let ends = self.scratch_busy.iter().filter(|b| b.end < most).map(|b| b.end.next_multiple_of(128));
         let mut starts: Vec<usize> = std::iter::once(bottom).chain(ends.filter(|&e| e >= bottom)).collect();
         starts.sort_unstable();
         let found = starts.into_iter().find(|&s| s + bytes <= most && free(s, &self.scratch_busy));
@@ -53,6 +48,11 @@ impl Lower<'_> {
         self.scratch_busy.push(start..start + bytes);
         let base = self.shared_base();
         self.w.op(format_args!("add i32 {base}, {start}"))
+    }
+
+    /// Where the threads of a warp wait for each other.
+    pub(super) fn warp_barrier(&mut self) {
+        self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
     }
 
     /// What was written to the last region of scratch memory becomes visible; it will be read.
@@ -148,7 +148,7 @@ impl Lower<'_> {
         let mut base = int(0);
         for (i, pass) in plan.passes.iter().enumerate() {
             if i > 0 && plan.warp_local {
-                self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+                self.warp_barrier();
             } else if let Some(own) = plan.warp_local.then(|| self.own_region(plan.bytes, 128)).flatten() {
                 base = own;
             } else {
@@ -157,7 +157,7 @@ impl Lower<'_> {
             let thread = self.thread_bytes(plan.store.thread.iter().map(|&b| b * size).collect());
             self.store_accesses(regs, dtype, &plan.store, &pass.stores, &base, &thread);
             if plan.warp_local {
-                self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+                self.warp_barrier();
             } else {
                 self.scratch_written();
             }
@@ -235,7 +235,7 @@ impl Lower<'_> {
         }
         self.shared_top = start + bytes;
         self.shared_max = self.shared_max.max(self.shared_top);
-        self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
+        self.warp_barrier();
         let base = self.shared_base();
         Some(self.w.op(format_args!("add i32 {base}, {start}")))
     }

@@ -1,23 +1,48 @@
 //! Stores as bulk copies (`gpu::stores`).
 //!
-//! A warp has some buffers of one panel each. It puts a panel into one, makes that visible to the accelerator, and its first
-//! lane starts the copy. Copies are counted in groups, one each: before a buffer is filled again, no more may be unread
-//! than there are other buffers. So a kernel that goes on to its next tile does not wait for this one's to be in memory.
+//! A warp has two buffers, of a panel each, for all stores of a loop's body. It puts a panel into one, makes that visible to
+//! the accelerator, and its first lane starts the copy. Copies are counted in groups of one: before a buffer is filled again,
+//! only the copy from the other one may be unread. So a warp goes on to its next tile without waiting for this one to be
+//! in memory.
 //!
-//! In a loop whose warps may be at different steps the buffers are the warps' own; elsewhere they are scratch memory,
-//! which nobody gets (after a barrier) before the copies have read it. A store that may come to the same place as one
-//! before waits until that one has been made.
+//! Behind the loop others get the buffers, after a barrier before which the copies have read them. A store that may come to
+//! the same place as one before waits until that one has been made.
 
-use super::Target;
-use super::lower::{Lower, Result, View};
+use super::lower::{Lower, Result};
 use super::memory::{Words, pack};
 use super::text::{V, int};
 use crate::gpu::layout::{Level, LinearLayout};
-use crate::gpu::stores::{BulkStore, Way};
-use crate::ir::{OpId, ValueId};
+use crate::gpu::stores::{BUFFERS, BulkStore, Way};
+use crate::ir::{OpId, RegionId};
+
+/// The buffers of a loop's body.
+#[derive(Clone)]
+pub(super) struct StoreBuffers {
+    /// The first byte of this warp's.
+    base: V,
+    /// Bytes of one.
+    each: usize,
+    /// How many copies there are in an iteration, and how many so far.
+    pieces: usize,
+    count: usize,
+}
 
 impl<'k> Lower<'k> {
+    /// Takes buffers for the stores of a loop's body, if there is room. No warp may use that memory otherwise meanwhile.
+    pub(super) fn take_store_buffers(&mut self, region: RegionId) -> Option<StoreBuffers> {
+        let plan = self.plan;
+        let stores: Vec<&BulkStore> = self.k.region(region).ops.iter().filter_map(|id| plan.stores.get(id)).collect();
+        let each = stores.iter().map(|s| s.piece()).max()?;
+        let start = self.own_region(plan.warps * BUFFERS * each, 1024)?;
+        let tid = self.tid();
+        let warp = self.w.bin("lshr", "i32", &tid, &int(5));
+        let own = self.w.bin("mul", "i32", &warp, &int(BUFFERS * each));
+        let base = self.w.bin("add", "i32", &start, &own);
+        Some(StoreBuffers { base, each, pieces: stores.iter().map(|s| s.pieces()).sum(), count: 0 })
+    }
+
     pub(super) fn bulk_store(&mut self, id: OpId, store: &'k BulkStore) -> Result<()> {
+        let mut buffers = self.store_buffers.clone().expect("the loop has taken some");
         let op = self.k.op(id);
         let layout = self.plan.work[&id].clone();
         let dtype = self.k.ty(op.operands[1]).dtype();
@@ -25,37 +50,29 @@ impl<'k> Lower<'k> {
         let registers = self.get(op.operands[1], &layout);
         self.order(op.operands[0], Some(&op.operands[2..]), &layout, true);
 
-        let (base, buffers, kept) = self.store_buffers(store);
-        let warp = self.tid();
-        let warp = self.w.bin("lshr", "i32", &warp, &int(5));
-        let own = self.w.bin("mul", "i32", &warp, &int(buffers * store.piece()));
-        let base = self.w.bin("add", "i32", &base, &own);
         let lane = self.lane();
         let starts = self.w.icmp("eq", "i32", &lane, &int(0));
-        let starts = self.reached(op.operands[0], store, starts);
+        let starts = self.not_empty(store, starts);
         let lanes = store.way.lanes(shared);
         let thread = self.thread_bytes(lanes.iter().map(|&b| b * size as u32).collect());
         let begins = self.box_begins(store, &layout);
         let panel_elements = (store.piece() / size) as u32;
-        let mut count = 0;
         for (add, origin) in &store.boxes {
             for panel in 0..store.panels.count() {
-                let buffer = count % buffers;
-                if kept || count >= buffers {
-                    self.wait_for_reads(buffers - 1);
-                    self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
-                }
-                count += 1;
+                // After an odd number of copies an iteration begins with the buffer that the last one ended with.
+                let other = buffers.count > 0 || buffers.pieces.is_multiple_of(BUFFERS);
+                self.wait_for_reads(if other { BUFFERS - 1 } else { 0 });
+                self.warp_barrier();
+                let buffer = buffers.count % BUFFERS * buffers.each;
+                buffers.count += 1;
                 for (offset, of_box) in store.way.accesses(shared) {
                     if offset / panel_elements != panel as u32 {
                         continue;
                     }
-                    let within = (offset % panel_elements) as usize * size + buffer * store.piece();
-                    let place = self.shared_place(&base, &thread, within as u32);
-                    let elements: Vec<V> = of_box
-                        .iter()
-                        .map(|&r| registers[(store.registers[r as usize] ^ add) as usize].clone())
-                        .collect();
+                    let within = (offset % panel_elements) as usize * size + buffer;
+                    let place = self.shared_place(&buffers.base, &thread, within as u32);
+                    let register = |&r: &u32| registers[(store.registers[r as usize] ^ add) as usize].clone();
+                    let elements: Vec<V> = of_box.iter().map(register).collect();
                     let words = pack(&mut self.w, dtype, &elements);
                     match &store.way {
                         Way::Matrices(plan) => self.store_matrices(&place, plan.transposed, &words),
@@ -65,54 +82,22 @@ impl<'k> Lower<'k> {
                     }
                 }
                 self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);
-                self.w.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", &int(-1))]);
-                let from = self.w.bin("add", "i32", &base, &int(buffer * store.piece()));
+                self.warp_barrier();
+                let from = self.w.bin("add", "i32", &buffers.base, &int(buffer));
                 self.start_copy(store, &begins, origin, panel, &from, &starts);
             }
         }
         self.unread_copies = true;
+        self.store_buffers = Some(buffers);
         Ok(())
-    }
-
-    /// Shared memory for the warps' buffers, how many each has, and whether copies from them may be under way still.
-    fn store_buffers(&mut self, store: &BulkStore) -> (V, usize, bool) {
-        let (warps, alignment) = (self.plan.warps, store.alignment());
-        if self.own_scratch
-            && let Some(buffers) = self.fitting(store, 2)
-            && let Some(base) = self.own_region(warps * buffers * store.piece(), alignment)
-        {
-            return (base, buffers, true);
-        }
-        let buffers = self.fitting(store, store.pieces()).expect("there is room");
-        (self.scratch_at(warps * buffers * store.piece(), alignment), buffers, false)
-    }
-
-    /// How many buffers of a warp fit into shared memory, at most so many, if as many are filled equally often.
-    fn fitting(&self, store: &BulkStore, most: usize) -> Option<usize> {
-        let pieces = store.pieces();
-        let top = self.shared_top.next_multiple_of(store.alignment());
-        let left = Target { sm: self.sm }.shared_limit().saturating_sub(top);
-        let fits = |&b: &usize| pieces.is_multiple_of(b) && self.plan.warps * b * store.piece() <= left;
-        (1..=most.min(pieces)).rev().find(fits)
-    }
-
-    /// Whether each warp can have a buffer.
-    pub(super) fn has_room(&self, store: &BulkStore) -> bool {
-        self.fitting(store, 1).is_some()
     }
 
     /// Where the warp's first box begins, per dimension of the parameter.
     fn box_begins(&mut self, store: &BulkStore, layout: &LinearLayout) -> Vec<V> {
         let mut begins = vec![];
-        for (dim, coord) in store.coords.iter().enumerate() {
-            let mut begin = self.scalar(coord.start);
-            if let Some(from) = coord.from {
-                // The view begins at its end if it lies behind that.
-                let (from, extent) = (self.scalar(from), self.parameter(store).extents[dim].clone());
-                let from = self.w.call("i32", "llvm.smin.i32", &[("i32", &from), ("i32", &extent)]);
-                begin = self.w.bin("add", "i32", &from, &begin);
-            }
-            if let Some(axis) = coord.axis {
+        for &(start, axis) in &store.coords {
+            let mut begin = self.scalar(start);
+            if let Some(axis) = axis {
                 let mut bases = vec![0; layout.bases(Level::Lane).len()];
                 bases.extend(layout.axis_bases(Level::Warp, axis));
                 let own = self.thread_part(bases);
@@ -123,34 +108,22 @@ impl<'k> Lower<'k> {
         begins
     }
 
-    /// The parameter that a store is to.
-    fn parameter(&self, store: &BulkStore) -> View {
-        self.view(self.k.params[self.k.slots()[store.map.slot].param as usize].value)
-    }
-
-    /// `starts`, if the tile is in a narrowed view, and if the parameter has elements at all: the map of one that has none is
-    /// that of another.
-    fn reached(&mut self, view: ValueId, store: &BulkStore, mut starts: V) -> V {
-        for extent in self.parameter(store).extents {
-            let some = self.w.icmp("sgt", "i32", &extent, &int(0));
-            starts = self.w.bin("and", "i1", &starts, &some);
-        }
-        let extents = self.view(view).extents;
-        for coord in store.coords.iter().filter(|c| c.from.is_some()) {
-            let axis = coord.axis.expect("the tile runs along it");
-            let start = self.scalar(coord.start);
-            let inside = self.w.icmp("ult", "i32", &start, &extents[axis]);
-            starts = self.w.bin("and", "i1", &starts, &inside);
-        }
-        starts
+    /// `starts`, if the parameter has elements at all: the map of one that has none is that of another.
+    fn not_empty(&mut self, store: &BulkStore, starts: V) -> V {
+        let param = self.k.slots()[store.map.slot].param as usize;
+        let extents = self.view(self.k.params[param].value).extents;
+        extents.iter().fold(starts, |all, extent| {
+            let some = self.w.icmp("sgt", "i32", extent, &int(0));
+            self.w.bin("and", "i1", &all, &some)
+        })
     }
 
     /// One lane copies a panel to where it belongs.
     fn start_copy(&mut self, store: &BulkStore, begins: &[V], origin: &[u32], panel: usize, from: &V, starts: &V) {
         let mut at = vec![];
         let last = begins.len() - 1;
-        for (d, (begin, coord)) in begins.iter().zip(&store.coords).enumerate() {
-            let mut further = coord.axis.map_or(0, |a| origin[a] as usize);
+        for (d, (begin, (_, axis))) in begins.iter().zip(&store.coords).enumerate() {
+            let mut further = axis.map_or(0, |a| origin[a] as usize);
             if d == last {
                 further += panel * store.panels.columns();
             }

@@ -4,7 +4,7 @@ use super::differential::{compare_runs, general, specialised};
 use super::simulate::Order;
 use super::tests_kernels::{built, for_loop, view};
 use super::{Target, llvm_text};
-use crate::ir::{Access, BinaryOp, Builder, DType, Kernel, Precision, Shape, ValueId};
+use crate::ir::{Access, BinaryOp, Builder, CmpOp, DType, Kernel, OpKind, Precision, Shape, Type, ValueId};
 
 const ORDERS: [Order; 4] = [
     Order { backwards: false, early: false },
@@ -21,99 +21,94 @@ fn copies(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) -> usize {
     text.matches("global.shared::cta.bulk_group").count()
 }
 
-/// The product of `rows` of x and all of y in steps of 32, bf16.
-fn product(b: &mut Builder, [x, y]: [ValueId; 2], [m, n]: [u32; 2], [row, column]: [ValueId; 2]) -> ValueId {
-    let acc = b.splat(DType::F32, Shape::new(&[m, n]), 0.0);
-    let depth = b.dim(x, 1);
-    let sum = for_loop(b, depth, 32, &[acc], |b, i, c| {
-        let p = b.load(x, &[row, i], Shape::new(&[m, 32]), None);
-        let q = b.load(y, &[i, column], Shape::new(&[32, n]), None);
-        vec![b.dot(p, q, c[0], Precision::F32)]
-    });
-    b.cast(sum[0], DType::BF16)
-}
-
-fn inputs(b: &mut Builder) -> [ValueId; 2] {
-    ["x", "y"].map(|name| view(b, name, DType::BF16, 2, Access::Read))
-}
-
-fn output(b: &mut Builder, rank: u8) -> ValueId {
-    view(b, "out", DType::BF16, rank, Access::Write)
-}
-
-/// Tiles of out = x·y, by as many programs as there are, each one tile below the other, 8 warps.
-fn tiles([m, n]: [u32; 2], turned: bool) -> Kernel {
+/// Tiles of x·y, bf16, by as many programs as there are, each one tile below the other, as `store` makes them of a tile and
+/// its first row.
+fn tiles([m, n]: [u32; 2], rank: u8, store: impl Fn(&mut Builder, ValueId, ValueId, ValueId)) -> Kernel {
     let mut k = built("tiles", |b| {
-        let xy = inputs(b);
-        let out = output(b, 2);
-        let (first, programs) = (b.program_id(0), b.num_programs(0));
-        let (extent, rows) = (b.i32(m as i32), b.dim(xy[0], 0));
+        let [x, y] = ["x", "y"].map(|name| view(b, name, DType::BF16, 2, Access::Read));
+        let out = view(b, "out", DType::BF16, rank, Access::Write);
+        let (first, programs, rows) = (b.program_id(0), b.num_programs(0), b.dim(x, 0));
+        let (extent, zero) = (b.i32(m as i32), b.i32(0));
         let (first, step) = (b.binary(BinaryOp::Mul, first, extent), b.binary(BinaryOp::Mul, programs, extent));
-        let (body, args) = b.open(&[crate::ir::Type::scalar(DType::I32)]);
-        let zero = b.i32(0);
-        let sum = product(b, xy, [m, n], [args[0], zero]);
-        if turned {
-            let sum = b.transpose(sum, &[1, 0]);
-            b.store(out, sum, &[zero, args[0]]);
-        } else {
-            b.store(out, sum, &[args[0], zero]);
-        }
+        let (body, args) = b.open(&[Type::scalar(DType::I32)]);
+        let acc = b.splat(DType::F32, Shape::new(&[m, n]), 0.0);
+        let depth = b.dim(x, 1);
+        let sum = for_loop(b, depth, 32, &[acc], |b, i, c| {
+            let p = b.load(x, &[args[0], i], Shape::new(&[m, 32]), None);
+            let q = b.load(y, &[i, zero], Shape::new(&[32, n]), None);
+            vec![b.dot(p, q, c[0], Precision::F32)]
+        });
+        let sum = b.cast(sum[0], DType::BF16);
+        store(b, out, sum, args[0]);
         b.close(&[]);
-        b.emit_with_regions(crate::ir::OpKind::For { stages: 0 }, &[first, rows, step], &[], &[body]);
+        b.emit_with_regions(OpKind::For { stages: 0 }, &[first, rows, step], &[], &[body]);
     });
-    k.options.warps = 8;
+    k.options.warps = if m < 128 { 4 } else { 8 };
     k
 }
 
-/// Tiles that end beside the matrix's edges, each warp's in several panels or several boxes, with buffers that one
-/// tile after the other uses.
+/// A tile of all columns, at its row.
+fn in_place(b: &mut Builder, out: ValueId, tile: ValueId, row: ValueId) {
+    let zero = b.i32(0);
+    b.store(out, tile, &[row, zero]);
+}
+
+/// Tiles that end beside the matrix's edges, each warp's in several panels or several boxes.
 #[test]
 fn results_of_products_are_copied() {
     // Of 128 columns a warp has two panels; of 256 rows two boxes.
-    for (tile, pieces) in [([128, 128], 2), ([128, 64], 1), ([256, 64], 2), ([128, 32], 1)] {
+    for (tile, pieces) in [([128, 128], 2), ([128, 64], 1), ([256, 64], 2), ([64, 32], 1)] {
         let shapes: [&[i64]; 3] = [&[328, 64], &[64, 112], &[328, 112]];
-        assert_eq!(copies(&tiles(tile, false), [2, 1, 1], &shapes), pieces, "{tile:?}");
+        assert_eq!(copies(&tiles(tile, 2, in_place), [2, 1, 1], &shapes), pieces, "{tile:?}");
     }
 }
 
-/// A warp's part of the transposed tile has as many columns as the warp has rows: 32 bytes.
+/// Buffers are shared by all stores of a loop: with three copies an iteration it begins where the last one ended.
 #[test]
-fn transposed_results_are_copied() {
-    let shapes: [&[i64]; 3] = [&[336, 64], &[64, 32], &[24, 336]];
-    assert_eq!(copies(&tiles([128, 32], true), [2, 1, 1], &shapes), 1);
+fn several_tiles_are_copied_from_the_same_buffers() {
+    let k = tiles([64, 64], 2, |b, out, tile, row| {
+        for i in 0..3 {
+            let (column, scale) = (b.i32(64 * i), b.splat(DType::BF16, Shape::new(&[64, 64]), f64::from(i + 1)));
+            let tile = b.binary(BinaryOp::Mul, tile, scale);
+            b.store(out, tile, &[row, column]);
+        }
+    });
+    assert_eq!(copies(&k, [1; 3], &[&[328, 64], &[64, 64], &[328, 192]]), 3);
 }
 
-/// One of several matrices; the tile has an axis of extent 1 less than the parameter.
+/// A warp's part of the transposed tile has as many columns as the warp has rows: 32 bytes are no more than threads write
+/// themselves.
+#[test]
+fn transposed_results_are_stored() {
+    let turned = |b: &mut Builder, out: ValueId, tile: ValueId, row: ValueId| {
+        let (zero, tile) = (b.i32(0), b.transpose(tile, &[1, 0]));
+        b.store(out, tile, &[zero, row]);
+    };
+    let shapes: [&[i64]; 3] = [&[336, 64], &[64, 32], &[24, 336]];
+    assert_eq!(copies(&tiles([128, 32], 2, turned), [2, 1, 1], &shapes), 0);
+}
+
+/// One of several matrices.
 #[test]
 fn results_go_to_selected_matrices() {
-    let mut k = built("selected", |b| {
-        let xy = inputs(b);
-        let out = output(b, 3);
-        let (zero, which) = (b.i32(0), b.program_id(0));
+    let k = tiles([64, 64], 3, |b, out, tile, row| {
+        let which = b.program_id(1);
         let out = b.view_select(out, 1, which);
-        let sum = product(b, xy, [64, 64], [zero, zero]);
-        b.store(out, sum, &[zero, zero]);
+        in_place(b, out, tile, row);
     });
-    k.options.warps = 4;
-    let shapes: [&[i64]; 3] = [&[56, 64], &[64, 80], &[56, 3, 80]];
-    assert_eq!(copies(&k, [3, 1, 1], &shapes), 1);
+    assert_eq!(copies(&k, [1, 3, 1], &[&[120, 64], &[64, 80], &[120, 3, 80]]), 1);
 }
 
 /// Copies have no order: the second store to a place waits for the first to be made.
 #[test]
 fn what_is_stored_last_stays() {
-    let mut k = built("twice", |b| {
-        let xy = inputs(b);
-        let out = output(b, 2);
-        let zero = b.i32(0);
-        let sum = product(b, xy, [64, 64], [zero, zero]);
+    let k = tiles([64, 64], 2, |b, out, tile, row| {
+        in_place(b, out, tile, row);
         let one = b.splat(DType::BF16, Shape::new(&[64, 64]), 1.0);
-        b.store(out, sum, &[zero, zero]);
-        let more = b.binary(BinaryOp::Add, sum, one);
-        b.store(out, more, &[zero, zero]);
+        let more = b.binary(BinaryOp::Add, tile, one);
+        in_place(b, out, more, row);
     });
-    k.options.warps = 4;
-    let shapes: [&[i64]; 3] = [&[64, 64], &[64, 64], &[64, 64]];
+    let shapes: [&[i64]; 3] = [&[128, 64], &[64, 64], &[128, 64]];
     assert_eq!(copies(&k, [1; 3], &shapes), 2);
     let text = llvm_text(&specialised(&k, &shapes), Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
     let first = text.find("bulk_group").expect("a copy");
@@ -121,85 +116,34 @@ fn what_is_stored_last_stays() {
     assert!(text[wait..].contains("bulk_group ["), "{text}");
 }
 
-/// A chain of products whose results leave a step later, to a part of a matrix: the first store is outside of it as a whole,
-/// and what the last one leaves out is stored by the threads.
-fn chain(starts: impl Fn(&mut Builder, ValueId) -> ValueId, rows: i32) -> Kernel {
-    let mut k = built("chain", |b| {
-        let [x, y] = inputs(b);
-        let (from, out) = (view(b, "from", DType::I32, 1, Access::Read), output(b, 2));
-        let zero = b.i32(0);
-        let from = b.gather(from, &[zero], None);
-        let (start, length) = (starts(b, from), b.i32(rows));
-        let part = b.view_narrow(out, 0, start, length);
-        let before = b.splat(DType::BF16, Shape::new(&[64, 64]), 0.0);
-        let last = for_loop(b, length, 64, &[before], |b, i, c| {
-            let p = b.load(x, &[i, zero], Shape::new(&[64, 64]), None);
-            let q = b.load(y, &[zero, zero], Shape::new(&[64, 64]), None);
-            let acc = b.splat(DType::F32, Shape::new(&[64, 64]), 0.0);
-            let sum = b.dot(p, q, acc, Precision::F32);
-            let step = b.i32(64);
-            let at = b.binary(BinaryOp::Sub, i, step);
-            b.store(part, c[0], &[at, zero]);
-            vec![b.cast(sum, DType::BF16)]
-        });
-        let at = b.i32((rows - 1) / 64 * 64);
-        b.store(part, last[0], &[at, zero]);
-    });
-    k.options.warps = 4;
-    k
-}
-
-#[test]
-fn parts_of_parameters_are_copied_to() {
-    let shapes: [&[i64]; 4] = [&[200, 64], &[64, 64], &[1], &[208, 64]];
-    // Where a view begins at `from` that may be negative, tiles may lie across its start; `from` of the tests is.
-    assert_eq!(copies(&chain(|_, from| from, 150), [1; 3], &shapes), 0);
-    let clamped = |b: &mut Builder, from: ValueId| {
-        let least = b.i32(9);
-        b.binary(BinaryOp::Max, from, least)
-    };
-    assert_eq!(copies(&chain(clamped, 150), [1; 3], &shapes), 1);
-    // The view ends where the parameter does, in the middle of a tile; and behind it.
-    assert_eq!(copies(&chain(clamped, 208), [1; 3], &shapes), 1);
-    let behind = |b: &mut Builder, from: ValueId| {
-        let far = b.i32(300);
-        b.binary(BinaryOp::Max, from, far)
-    };
-    assert_eq!(copies(&chain(behind, 150), [1; 3], &shapes), 1);
-}
-
-/// Not where the kernel also reads, where the view is a part of the parameter, or where rows begin anywhere.
+/// Not where the kernel also reads, where the view is a part of the parameter, where rows begin anywhere, or at a program's end.
 #[test]
 fn other_stores_are_the_threads() {
-    let kernel = |f: fn(&mut Builder, ValueId, ValueId)| {
-        let mut k = built("other", |b| {
-            let xy = inputs(b);
-            let out = output(b, 2);
-            let zero = b.i32(0);
-            let sum = product(b, xy, [64, 64], [zero, zero]);
-            f(b, out, sum);
-        });
-        k.options.warps = 4;
-        k
-    };
-    let even: [&[i64]; 3] = [&[64, 64], &[64, 64], &[64, 64]];
-    let stored = kernel(|b, out, sum| {
+    let even: [&[i64]; 3] = [&[128, 64], &[64, 64], &[128, 64]];
+    assert_eq!(copies(&tiles([64, 64], 2, in_place), [1; 3], &even), 1);
+    assert_eq!(copies(&tiles([64, 64], 2, in_place), [1; 3], &[&[128, 64], &[64, 60], &[128, 60]]), 0);
+    let read = tiles([64, 64], 2, |b, out, tile, row| {
         let zero = b.i32(0);
-        b.store(out, sum, &[zero, zero]);
-    });
-    assert_eq!(copies(&stored, [1; 3], &even), 1);
-    assert_eq!(copies(&stored, [1; 3], &[&[64, 64], &[64, 60], &[64, 60]]), 0);
-    let read = kernel(|b, out, sum| {
-        let zero = b.i32(0);
-        let there = b.load(out, &[zero, zero], Shape::new(&[64, 64]), None);
-        let sum = b.binary(BinaryOp::Add, sum, there);
-        b.store(out, sum, &[zero, zero]);
+        let there = b.load(out, &[row, zero], Shape::new(&[64, 64]), None);
+        let sum = b.binary(BinaryOp::Add, tile, there);
+        in_place(b, out, sum, row);
     });
     assert_eq!(copies(&read, [1; 3], &even), 0);
-    let narrowed = kernel(|b, out, sum| {
+    let narrowed = tiles([64, 64], 2, |b, out, tile, row| {
         let (zero, some) = (b.i32(0), b.i32(40));
         let out = b.view_narrow(out, 0, zero, some);
-        b.store(out, sum, &[zero, zero]);
+        in_place(b, out, tile, row);
     });
     assert_eq!(copies(&narrowed, [1; 3], &even), 0);
+    let sometimes = tiles([64, 64], 2, |b, out, tile, row| {
+        let zero = b.i32(0);
+        let first = b.compare(CmpOp::Eq, row, zero);
+        let (then, _) = b.open(&[]);
+        in_place(b, out, tile, row);
+        b.close(&[]);
+        let (otherwise, _) = b.open(&[]);
+        b.close(&[]);
+        b.emit_with_regions(OpKind::If, &[first], &[], &[then, otherwise]);
+    });
+    assert_eq!(copies(&sometimes, [1; 3], &even), 0);
 }

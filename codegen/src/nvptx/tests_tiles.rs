@@ -453,7 +453,7 @@ fn tiles_are_put_together_in_shared_memory() {
             let shapes = &[wide, narrow, product, wide][..if stored { 4 } else { 3 }];
             let k = put_together(axis, half, stored);
             compare(&k, [1; 3], shapes, 2e-2);
-            let chip = crate::gpu::Chip { warpgroups: true, ring_bytes: 1 << 16 };
+            let chip = crate::gpu::Chip { warpgroups: true, shared_bytes: 227 << 10, ring_bytes: 1 << 16 };
             let plan = crate::gpu::assign::assign(&specialised(&k, shapes), chip);
             assert_eq!(plan.assemblies.len(), usize::from(!half && !stored), "axis {axis}, {half}, {stored}");
         }

@@ -68,8 +68,7 @@ pub fn kda_state<
         let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
         let (first, end) = (sequences.get((sequence, 1)), sequences.get((sequence, 2)));
         let length = end - first;
-        // Known not to be negative, so that tiles known to be inside leave as bulk copies.
-        let mut o = o.narrow(0, first.max(0), length);
+        let mut o = o.narrow(0, first, length);
         let mut own_state = state.select(0, slot * heads + head);
 
         let stored: Tile<f32, B, D, STATE_COLUMNS> = own_state.load((block, 0, 0));
