@@ -347,8 +347,9 @@ impl Planner<'_> {
             cluster::share(k, &self.nesting, load, &panels, &mut bulk);
             let uses = self.uses(load);
             let reads = |&(user, v, transposed): &_| self.reads(user, v, &panels, transposed);
+            // Products read f32 rounded to tf32, others as it is.
             bulk.map.tf32 = panels.size == 4 && !uses.is_empty() && uses.iter().all(reads);
-            feeds |= if panels.size == 4 { bulk.map.tf32 } else { uses.iter().any(reads) };
+            feeds |= bulk.map.tf32 || panels.size != 4 && uses.iter().any(reads);
             let bytes = panels.bytes().next_multiple_of(panels.alignment());
             loads.push(StagedLoad { load, copy: bulk, panels, bytes });
         }
