@@ -215,7 +215,7 @@ fn failures<T: Sync>(items: &[T], work: impl Fn(&T) -> std::result::Result<(), S
 }
 
 /// Instructions that show how a kernel computes: tensor cores, fed by what, copies from global to shared memory, spills.
-const TELLING: [&str; 9] = ["HGMMA", "QGMMA", "HMMA", "IMMA", "LDSM", "UTMALDG", "LDGSTS", "LDL", "STL"];
+const TELLING: [&str; 10] = ["HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "LDSM", "UTMALDG", "LDGSTS", "LDL", "STL"];
 
 /// No kernel spills, and what became of each is what `snapshots/kernels-sm_90a.txt` says: a change there is read before
 /// it is accepted with `KILN_BLESS=1`.

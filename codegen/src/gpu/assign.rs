@@ -659,7 +659,7 @@ impl Assigner<'_> {
                     for i in 0..2 {
                         let source = match self.demand_staged(id, i) {
                             Some(ring) => Some(ring),
-                            None if i == 0 && m.dtype.size() == 2 && self.moves_freely(op.operands[0], &m.a) => None,
+                            None if i == 0 && self.moves_freely(op.operands[0], &m.a) => None,
                             None => Some(self.place(op.operands[i])),
                         };
                         match source {
@@ -693,7 +693,9 @@ impl Assigner<'_> {
         let k = self.k;
         let (load, transposed) = pipeline::source(k, k.op(dot).operands[i])?;
         let panels = self.out.ahead.panels(load)?;
-        if !pipeline::fetches(&self.out.dots[&dot], i, panels, transposed) {
+        // A tile that others look at, too, comes as it is: not rounded to tf32.
+        let rounded = panels.size != 4 || self.out.ahead.bulk_load(load).is_some_and(|l| l.copy.map.tf32);
+        if !rounded || !pipeline::fetches(&self.out.dots[&dot], i, panels, transposed) {
             return None;
         }
         if let Some((id, _)) = self.out.ahead.async_load(load) {

@@ -23,6 +23,8 @@ pub struct TensorMap {
     pub extents: Vec<u32>,
     /// Bytes of the shared memory's swizzle: 32, 64 or 128; 16 if there is none.
     pub swizzle: usize,
+    /// Whether f32 becomes tf32 on the way, rounded to nearest, ties to even.
+    pub tf32: bool,
 }
 
 /// A load as a bulk copy.
@@ -157,7 +159,7 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Option<BulkLoad> {
     let slot = k.slots().iter().position(|s| s.param as usize == param)?;
     let (coords, extents) = coords.into_iter().unzip();
     Some(BulkLoad {
-        map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() },
+        map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), tf32: false },
         coords,
         share: None,
         first: load,

@@ -31,8 +31,8 @@ pub struct MmaPlan {
     pub acc: LinearLayout,
 }
 
-/// A product of 16-bit or 8-bit floats by warpgroups (`wgmma.mma_async.m64nNk16`, `k32`): the first operand from
-/// registers (16-bit only) or shared memory, the second from shared memory, the sums in registers.
+/// A product by warpgroups (`wgmma.mma_async.m64nNk16` of 16-bit floats, `k32` of bytes, `k8` of f32 as tf32): the first
+/// operand from registers or shared memory, the second from shared memory, the sums in registers.
 #[derive(Clone, Debug)]
 pub struct WgmmaPlan {
     /// Of both operands.
@@ -142,7 +142,7 @@ fn dot_shape(k: &Kernel, id: OpId) -> String {
 }
 
 /// The plan of a product by warpgroups, or why there is none.
-fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> {
+fn wgmma(k: &Kernel, id: OpId, precision: Precision, warps: usize) -> Result<WgmmaPlan, &'static str> {
     let op = k.op(id);
     let (a, dtype) = (k.ty(op.operands[0]).shape(), k.ty(op.operands[0]).dtype());
     let shape = k.ty(op.results[0]).shape();
@@ -150,18 +150,21 @@ fn wgmma(k: &Kernel, id: OpId, warps: usize) -> Result<WgmmaPlan, &'static str> 
         return Err("which takes one product at a time");
     }
     let (m, n, depth) = (shape.dim(0), shape.dim(1), a.dim(1));
-    if !matches!(dtype, DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2) {
-        return Err("which here takes 16-bit and 8-bit floats");
+    if dtype == DType::F32 && precision != Precision::Tf32 {
+        return Err("which takes f32 as tf32 only");
     }
     let size = dtype.size();
     if m < 64 || n < 16 || depth * size < 32 {
-        return Err("which takes at least 64x16x16 (8-bit: 64x16x32)");
+        return Err(match dtype {
+            DType::F32 => "which takes at least 64x16x8 of tf32",
+            _ => "which takes at least 64x16x16 (8-bit: 64x16x32)",
+        });
     }
-    // Of 8-bit operands K must run along the rows in memory: of A as it is, of B transposed.
+    // Of other than 16-bit operands K must run along the rows in memory: of A as it is, of B transposed.
     let transposed =
         |i: usize| k.defining_op(op.operands[i]).is_some_and(|o| matches!(k.op(o).kind, OpKind::Transpose { .. }));
-    if size == 1 && (transposed(0) || !transposed(1)) {
-        return Err("which takes 8-bit operands with K along their rows");
+    if size != 2 && (transposed(0) || !transposed(1)) {
+        return Err("which takes 8-bit and tf32 operands with K along their rows");
     }
     if warps < 4 {
         return Err("which takes four warps");
@@ -196,7 +199,7 @@ pub fn plan(
 ) -> Option<DotPlan> {
     let mut slower = |why: String| findings.push(Finding::new(Lint::Fallback, k.op(id).loc, why));
     if chip.warpgroups {
-        match wgmma(k, id, warps) {
+        match wgmma(k, id, precision, warps) {
             Ok(plan) => return Some(DotPlan::Wgmma(Box::new(plan))),
             Err(why) => slower(format!("dot {}: no wgmma, {why}", dot_shape(k, id))),
         }

@@ -324,7 +324,6 @@ impl Planner<'_> {
     fn reads(&self, user: OpId, v: ValueId, panels: &Panels, transposed: bool) -> bool {
         let operands = &self.k.op(user).operands;
         match self.dots.get(&user) {
-            Some(DotPlan::Mma(_)) if panels.size != 2 => false,
             Some(plan @ (DotPlan::Mma(_) | DotPlan::Wgmma(_))) => {
                 (0..2).filter(|&i| operands[i] == v).all(|i| fetches(plan, i, panels, transposed)) && operands[2] != v
             }
@@ -352,7 +351,10 @@ impl Planner<'_> {
             };
             cluster::share(k, &self.nesting, load, &panels, &mut bulk);
             let uses = self.uses(load);
-            feeds |= uses.iter().any(|&(user, v, transposed)| self.reads(user, v, &panels, transposed));
+            let reads = |&(user, v, transposed): &_| self.reads(user, v, &panels, transposed);
+            // Products read f32 rounded to tf32, others as it is.
+            bulk.map.tf32 = panels.size == 4 && !uses.is_empty() && uses.iter().all(reads);
+            feeds |= bulk.map.tf32 || panels.size != 4 && uses.iter().any(reads);
             let bytes = panels.bytes().next_multiple_of(panels.alignment());
             loads.push(StagedLoad { load, copy: bulk, panels, bytes });
         }
@@ -396,12 +398,13 @@ impl Planner<'_> {
                 op.regions.iter().for_each(|&r| self.outside_of_loops(r, left, out));
             }
             let Some(panels) = self.panels(id) else { continue };
-            let Some(copy) = bulk::bulk_load(k, id, &panels) else { continue };
+            let Some(mut copy) = bulk::bulk_load(k, id, &panels) else { continue };
             let uses = self.uses(id);
             let bytes = panels.bytes().next_multiple_of(panels.alignment());
             let wgmma = |user: &OpId| matches!(self.dots.get(user), Some(DotPlan::Wgmma(_)));
             if bytes <= *left && uses.iter().all(|(u, v, t)| wgmma(u) && self.reads(*u, *v, &panels, *t)) {
                 *left -= bytes;
+                copy.map.tf32 = panels.size == 4;
                 loads.push(StagedLoad { load: id, copy, panels, bytes });
             }
         }
@@ -485,7 +488,7 @@ pub fn fetches(plan: &DotPlan, i: usize, panels: &Panels, transposed: bool) -> b
         DotPlan::Fma { .. } => false,
         DotPlan::Mma(m) => {
             let layout = if i == 0 { &m.a } else { &m.b };
-            Ldmatrix::plan(layout, &panels.seen(transposed), 2).is_some()
+            panels.size == 2 && Ldmatrix::plan(layout, &panels.seen(transposed), 2).is_some()
         }
         DotPlan::Wgmma(m) => panels.size == m.dtype.size(),
     }

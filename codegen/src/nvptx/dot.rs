@@ -150,6 +150,14 @@ impl Lower<'_> {
         OperandWords { high, low }
     }
 
+    /// Elements as products by warpgroups read them: packed, f32 rounded to tf32.
+    pub(super) fn packed(&mut self, dtype: DType, elements: &[V]) -> Vec<V> {
+        if dtype == DType::F32 {
+            return elements.iter().map(|x| self.tf32(x)).collect();
+        }
+        pack(&mut self.w, dtype, elements)
+    }
+
     fn tf32(&mut self, x: &V) -> V {
         self.w.asm("i32", "cvt.rna.tf32.f32 $0, $1;", "=r,f", &[("float", x)])
     }

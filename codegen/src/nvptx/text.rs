@@ -175,11 +175,16 @@ impl Writer {
 
     /// The `count` results of an instruction that yields a struct of `ty` (or the value itself for one result).
     pub fn fields(&mut self, ty: &str, count: usize, value: &V) -> Vec<V> {
-        if count == 1 {
+        self.parts(&vec![ty; count], value)
+    }
+
+    /// The results of an instruction that yields a struct of these types (or the value itself for one result).
+    pub fn parts(&mut self, types: &[&str], value: &V) -> Vec<V> {
+        if types.len() == 1 {
             return vec![value.clone()];
         }
-        let tuple = struct_type(ty, count);
-        (0..count).map(|i| self.op(format_args!("extractvalue {tuple} {value}, {i}"))).collect()
+        let tuple = tuple_type(types);
+        (0..types.len()).map(|i| self.op(format_args!("extractvalue {tuple} {value}, {i}"))).collect()
     }
 
     /// Adds a module-level definition.
@@ -321,7 +326,11 @@ impl Writer {
 
 /// The type of `count` results of type `ty`.
 pub fn struct_type(ty: &str, count: usize) -> String {
-    if count == 1 { ty.to_owned() } else { format!("{{ {} }}", vec![ty; count].join(", ")) }
+    tuple_type(&vec![ty; count])
+}
+
+pub fn tuple_type(types: &[&str]) -> String {
+    if let [ty] = types { (*ty).to_owned() } else { format!("{{ {} }}", types.join(", ")) }
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@
 //! along K are 8·S bytes apart, the next S bytes of the other axis lie in the next panel, and a step along K is 16 rows.
 
 use super::lower::{Lower, Result};
-use super::memory::{Words, pack};
-use super::text::{V, int, struct_type};
+use super::memory::Words;
+use super::text::{V, int, llvm_type, struct_type, tuple_type};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::layout::Swizzle;
 use crate::gpu::mma::{DotPlan, WgmmaPlan};
@@ -138,7 +138,8 @@ impl Lower<'_> {
         let words: Vec<V> = match &a {
             Some(_) => vec![],
             None => {
-                self.get(op.operands[0], &m.a).chunks(2).flat_map(|pair| pack(&mut self.w, m.dtype, pair)).collect()
+                let regs = self.get(op.operands[0], &m.a);
+                regs.chunks(4 / m.dtype.size()).flat_map(|word| self.packed(m.dtype, word)).collect()
             }
         };
         let zero = k.constant(op.operands[2]) == Some(Bits(0));
@@ -194,12 +195,18 @@ impl Lower<'_> {
             DType::F16 => "f16",
             DType::F8E4M3 => "e4m3",
             DType::F8E5M2 => "e5m2",
+            DType::I8 => "s8",
+            DType::U8 => "u8",
+            DType::F32 => "tf32",
             _ => "bf16",
         };
+        // Floats may be negated on the way, integers may not.
+        let (sum, ty, register, signs) =
+            if m.dtype.is_float() { ("f32", "float", "f", ", 1, 1") } else { ("s32", "i32", "r", "") };
         let sums: Vec<String> = (0..per).map(|r| format!("${r}")).collect();
         let sums = sums.join(",");
-        let out = if acc.is_some() { "=f" } else { "=&f" };
-        let mut constraints = vec![out.to_owned(); per];
+        let out = if acc.is_some() { "=" } else { "=&" };
+        let mut constraints = vec![format!("{out}{register}"); per];
         let mut args: Vec<(&str, V)> = vec![];
         let mut ptx = String::from("{ .reg .pred add, start; setp.eq.b32 add, 0, 0; setp.ne.b32 start, 0, 0; ");
         ptx.push_str("wgmma.fence.sync.aligned; ");
@@ -209,7 +216,7 @@ impl Lower<'_> {
                 constraints.push(kind.to_owned());
                 format!("${}", per + args.len() - 1)
             };
-            // Operands of 8 bits are K-major and have no say in it.
+            // Operands of other than 16 bits are K-major and have no say in it.
             let transposed = |m: &Matrix| if size == 2 { format!(", {}", u8::from(!m.k_major)) } else { String::new() };
             let (left, left_transposed) = match &first {
                 First::Shared(a, start) => {
@@ -226,8 +233,8 @@ impl Lower<'_> {
             let add = if acc.is_none() && s == 0 { "start" } else { "add" };
             let _ = write!(
                 ptx,
-                "wgmma.mma_async.sync.aligned.m64n{}k{}.f32.{name}.{name} {{{sums}}}, {left}, {right}, {add}, 1, \
-                 1{left_transposed}{}; ",
+                "wgmma.mma_async.sync.aligned.m64n{}k{}.{sum}.{name}.{name} {{{sums}}}, {left}, {right}, \
+                 {add}{signs}{left_transposed}{}; ",
                 m.n,
                 STEP / size,
                 transposed(b)
@@ -236,11 +243,11 @@ impl Lower<'_> {
         ptx.push_str(if last { "wgmma.commit_group.sync.aligned; }" } else { "}" });
         if let Some(acc) = acc {
             constraints.extend((0..per).map(|r| r.to_string()));
-            args.extend(acc.iter().map(|v| ("float", v.clone())));
+            args.extend(acc.iter().map(|v| (ty, v.clone())));
         }
         let refs: Vec<(&str, &V)> = args.iter().map(|(t, v)| (*t, v)).collect();
-        let result = self.w.asm_effect(&struct_type("float", per), &ptx, &constraints.join(","), &refs);
-        self.w.fields("float", per, &result)
+        let result = self.w.asm_effect(&struct_type(ty, per), &ptx, &constraints.join(","), &refs);
+        self.w.fields(ty, per, &result)
     }
 
     /// Waits until these values are there, if they are in flight.
@@ -263,17 +270,19 @@ impl Lower<'_> {
     pub(super) fn wait_for(&mut self, done: &[ValueId], left: usize) {
         self.pass_turn();
         let regs: Vec<Vec<V>> = done.iter().map(|&v| self.first_registers(v)).collect();
-        let count = regs.iter().map(Vec::len).sum();
         let ptx = format!("wgmma.wait_group.sync.aligned {left};");
-        if count == 0 {
+        let of = |(&v, regs): (&ValueId, &Vec<V>)| vec![llvm_type(self.k.ty(v).dtype()); regs.len()];
+        let types: Vec<&str> = done.iter().zip(&regs).flat_map(of).collect();
+        if types.is_empty() {
             self.w.asm_effect("void", &ptx, "", &[]);
             return;
         }
-        let ties = (0..count).map(|r| r.to_string());
-        let constraints: Vec<String> = std::iter::repeat_n("=f".to_owned(), count).chain(ties).collect();
-        let args: Vec<(&str, &V)> = regs.iter().flatten().map(|v| ("float", v)).collect();
-        let result = self.w.asm_effect(&struct_type("float", count), &ptx, &constraints.join(","), &args);
-        let mut after = self.w.fields("float", count, &result).into_iter();
+        let ties = (0..types.len()).map(|r| r.to_string());
+        let outs = types.iter().map(|&ty| if ty == "float" { "=f" } else { "=r" }.to_owned());
+        let constraints: Vec<String> = outs.chain(ties).collect();
+        let args: Vec<(&str, &V)> = types.iter().copied().zip(regs.iter().flatten()).collect();
+        let result = self.w.asm_effect(&tuple_type(&types), &ptx, &constraints.join(","), &args);
+        let mut after = self.w.parts(&types, &result).into_iter();
         for (&v, old) in done.iter().zip(&regs) {
             let new = after.by_ref().take(old.len()).collect();
             self.set_registers(v, new);
@@ -385,7 +394,7 @@ impl Lower<'_> {
             let offset = size as u32 * shared.offset(layout.flat(group[0], 0, 0));
             let place = self.shared_place(&base, &thread, offset);
             let elements: Vec<V> = group.iter().map(|&r| regs[r as usize].clone()).collect();
-            let words = pack(&mut self.w, dtype, &elements);
+            let words = self.packed(dtype, &elements);
             self.store_shared(&place, Words::of(dtype, elements.len()), &words, None);
         }
         self.w.asm_effect("void", "fence.proxy.async.shared::cta;", "", &[]);

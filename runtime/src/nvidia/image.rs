@@ -56,9 +56,9 @@ impl Image {
     }
 }
 
-/// Slot, element size, swizzle, rank, extents.
+/// Slot, element size, swizzle, whether to tf32, rank, extents.
 fn encode_map(map: &TensorMap) -> Vec<u32> {
-    let head = [map.slot, map.size, map.swizzle, map.extents.len()].map(|n| n as u32);
+    let head = [map.slot, map.size, map.swizzle, map.tf32.into(), map.extents.len()].map(|n| n as u32);
     head.iter().chain(&map.extents).copied().collect()
 }
 
@@ -66,10 +66,10 @@ fn decode_maps(bytes: &[u8]) -> Option<Vec<TensorMap>> {
     let (words, rest) = bytes.as_chunks::<4>();
     let words: Vec<u32> = words.iter().map(|w| u32::from_le_bytes(*w)).collect();
     let (mut words, mut maps) = (&words[..], vec![]);
-    while let Some((&[slot, size, swizzle, rank], rest)) = words.split_first_chunk::<4>() {
+    while let Some((&[slot, size, swizzle, tf32, rank], rest)) = words.split_first_chunk::<5>() {
         let (extents, rest) = rest.split_at_checked(rank as usize)?;
         let [slot, size, swizzle] = [slot, size, swizzle].map(|n| n as usize);
-        maps.push(TensorMap { slot, size, extents: extents.to_vec(), swizzle });
+        maps.push(TensorMap { slot, size, extents: extents.to_vec(), swizzle, tf32: tf32 == 1 });
         words = rest;
     }
     (words.is_empty() && rest.is_empty()).then_some(maps)
@@ -87,7 +87,7 @@ mod tests {
             threads: 128,
             shared_bytes: 4096,
             meets: true,
-            maps: vec![TensorMap { slot: 3, size: 2, extents: vec![1, 128, 64], swizzle: 128 }],
+            maps: vec![TensorMap { slot: 3, size: 4, extents: vec![1, 128, 32], swizzle: 128, tf32: true }],
             findings: vec![
                 Finding { lint: Lint::Fallback, place: "a.rs:1:2".into(), message: "slow".into() },
                 Finding { lint: Lint::Spill, place: String::new(), message: String::new() },

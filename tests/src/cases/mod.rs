@@ -19,6 +19,7 @@ mod dense;
 mod device;
 mod exchange;
 mod experts;
+mod products;
 mod replay;
 mod roles;
 mod sampling;
@@ -88,6 +89,9 @@ pub fn cases() -> Vec<Case> {
         Case { name: "linear_scaled/e4m3", run: dense::linear_scaled },
         Case { name: "linear_tiles/bf16", run: dense::linear_tiles },
         Case { name: "passed_on_in_clusters/f32", run: exchange::passed_on_in_clusters },
+        Case { name: "products/i8", run: products::of_i8 },
+        Case { name: "products/tf32", run: products::of_tf32 },
+        Case { name: "products/u8", run: products::of_u8 },
         Case { name: "products_in_roles/bf16", run: roles::products_in_roles },
         Case { name: "products_summed_up/bf16", run: exchange::products_summed_up },
         Case { name: "gone_around_the_grid/i32", run: exchange::gone_around_the_grid },

@@ -60,6 +60,13 @@ pub struct EncodedMap {
     /// Bytes.
     strides: Vec<u64>,
     window: Vec<i64>,
+    tf32: bool,
+}
+
+/// f32 as a copy rounds it to tf32: to nearest, ties to even.
+fn tf32(x: f32) -> f32 {
+    let bits = x.to_bits();
+    if x.is_finite() { f32::from_bits((bits + 0xfff + (bits >> 13 & 1)) & !0x1fff) } else { x }
 }
 
 impl EncodedMap {
@@ -81,7 +88,8 @@ impl EncodedMap {
         let fits = map.swizzle == 16 || [32, 64, 128].contains(&map.swizzle) && row <= map.swizzle as u64;
         assert!(fits && row.is_multiple_of(16), "{map:?}");
         let extents = extents.into_iter().map(|e| i64::try_from(e).expect("an extent")).collect();
-        EncodedMap { address, size: map.size, swizzle: map.swizzle as u64, extents, strides, window }
+        assert!(!map.tf32 || map.size == 4, "{map:?}");
+        EncodedMap { address, size: map.size, swizzle: map.swizzle as u64, extents, strides, window, tf32: map.tf32 }
     }
 }
 
@@ -138,6 +146,11 @@ impl Simulator {
                     let element = from + (copy.at[0] + i) * map.size as i64;
                     let start = i as usize * map.size;
                     bytes[start..start + map.size].copy_from_slice(self.memory(element as u64, map.size));
+                }
+            }
+            if map.tf32 {
+                for x in bytes.as_chunks_mut::<4>().0 {
+                    *x = tf32(f32::from_le_bytes(*x)).to_le_bytes();
                 }
             }
             for [to, _] in copy.targets() {

@@ -49,8 +49,8 @@ fn in_flight(group: u64, bits: u64) -> u64 {
     IN_FLIGHT << 48 | group << 32 | bits
 }
 
-fn flying(v: u64) -> Option<(u64, f32)> {
-    (v >> 48 == IN_FLIGHT).then(|| (v >> 32 & 0xffff, f32::from_bits(v as u32)))
+fn flying(v: u64) -> Option<(u64, u64)> {
+    (v >> 48 == IN_FLIGHT).then_some((v >> 32 & 0xffff, v & 0xffff_ffff))
 }
 
 /// A value that must be there.

@@ -7,7 +7,7 @@
 //! along K. The swizzle applies to the addresses that come out.
 
 use super::asm::{Asm, Op, Ptx};
-use super::compute::{b, f};
+use super::compute::{b, f, mask};
 use super::memory::swizzled;
 use super::parse::Operand;
 use super::{Simulator, Thread, flying, real};
@@ -63,13 +63,18 @@ impl Descriptor {
     }
 }
 
-/// A row of an operand: its elements along K, 32 bytes of them.
+/// A row of an operand: its elements along K, 32 bytes of them. (Sums of that many products of bytes are exact in f32.)
 type Row = [f32; 32];
 
-fn float(dtype: DType, bytes: &[u8]) -> f32 {
+fn element(dtype: DType, bytes: &[u8]) -> f32 {
     let mut word = [0; 8];
     word[..bytes.len()].copy_from_slice(bytes);
-    Bits(u64::from_le_bytes(word)).to_f64(dtype) as f32
+    let word = u64::from_le_bytes(word);
+    match dtype {
+        // Tensor cores do not look at the bits that tf32 has not.
+        DType::F32 => f(word & !0x1fff),
+        _ => Bits(word).to_f64(dtype) as f32,
+    }
 }
 
 impl Simulator {
@@ -124,30 +129,35 @@ impl Simulator {
 
     /// One product; the registers of its first operand. `env`: `width` registers of each thread.
     fn product(&mut self, p: &Ptx, env: &mut [u64], width: usize, number: u64, first: usize) -> Vec<usize> {
-        let shape = p.name.split('.').find_map(|s| s.strip_prefix("m64n")).expect("a shape");
+        let name = p.name.strip_prefix("wgmma.mma_async.sync.aligned.m64n").expect("a shape");
+        let (shape, types) = name.split_once('.').expect("types");
         let (n, depth) = shape.split_once('k').expect("a shape");
         let n: usize = n.parse().expect("N");
         assert!(n.is_multiple_of(8) && (8..=256).contains(&n), "{}", p.name);
-        assert!(p.name.starts_with("wgmma.mma_async.sync.aligned."), "{}", p.name);
-        let dtype = match p.name.split_once(".f32.").expect("sums in f32").1 {
-            "bf16.bf16" => DType::BF16,
-            "f16.f16" => DType::F16,
-            "e4m3.e4m3" => DType::F8E4M3,
-            "e5m2.e5m2" => DType::F8E5M2,
+        let dtype = match types {
+            "f32.bf16.bf16" => DType::BF16,
+            "f32.f16.f16" => DType::F16,
+            "f32.e4m3.e4m3" => DType::F8E4M3,
+            "f32.e5m2.e5m2" => DType::F8E5M2,
+            "f32.tf32.tf32" => DType::F32,
+            "s32.s8.s8" => DType::I8,
+            "s32.u8.u8" => DType::U8,
             other => panic!("{other}"),
         };
+        assert!(dtype.is_float() || n.is_multiple_of(16) || [8, 24].contains(&n), "{}", p.name);
         assert_eq!(depth.parse(), Ok(32 / dtype.size()), "{}", p.name);
         let sums = &p.args[..n / 2];
         let rest = &p.args[n / 2..];
         // From a descriptor: a, b, add, two signs, two transpositions. From registers: four of them, no transposition.
-        // Operands of 8 bits have no transpositions.
+        // Integers have no signs, and operands of other than 16 bits no transpositions.
         let turns = if dtype.size() == 2 { 2 } else { 0 };
-        let from_registers = rest.len() == 8 + turns / 2;
-        assert!(from_registers || rest.len() == 5 + turns, "{} has {} operands", p.name, p.args.len());
+        let signs = if dtype.is_float() { 2 } else { 0 };
+        let from_registers = rest.len() == 6 + signs + turns / 2;
+        assert!(from_registers || rest.len() == 3 + signs + turns, "{} has {} operands", p.name, p.args.len());
         let (a, rest) = rest.split_at(if from_registers { 4 } else { 1 });
         let one = &env[..width];
-        assert!(rest[2..4].iter().all(|s| s.value(one) == 1), "signs");
-        let transposed = |i: usize| rest.get(4 + i).is_some_and(|t| t.value(one) == 1);
+        assert!(rest[2..2 + signs].iter().all(|s| s.value(one) == 1), "signs");
+        let transposed = |i: usize| rest.get(2 + signs + i).is_some_and(|t| t.value(one) == 1);
         let add = rest[1].value(one) == 1;
         let window = (first / self.stride()) as u64 * super::WINDOW;
         let uniform = |arg: super::asm::Arg| {
@@ -167,7 +177,7 @@ impl Simulator {
                     for (i, x) in word.chunks(size).enumerate() {
                         let row = 16 * (t / 32) + t % 32 / 4 + 8 * (r & 1);
                         let column = per_word * (t % 4) + i + 4 * per_word * (r >> 1);
-                        m[row][column] = float(dtype, x);
+                        m[row][column] = element(dtype, x);
                     }
                 }
             }
@@ -181,9 +191,10 @@ impl Simulator {
                 let column = 8 * (i / 4) + 2 * (t % 4) + i % 2;
                 // A product may add to one of the same shape that is not finished.
                 let old = e[sum.register()];
-                let old = if !add { 0.0 } else { flying(old).map_or_else(|| f(real(old, "wgmma")), |(_, x)| x) };
+                let old = if !add { 0 } else { flying(old).map_or_else(|| real(old, "wgmma"), |(_, x)| x) };
                 let x: f32 = matrix_a[row].iter().zip(&matrix_b[column]).map(|(a, b)| a * b).sum();
-                e[sum.register()] = super::in_flight(number, b(old + x));
+                let new = if dtype.is_float() { b(f(old) + x) } else { old.wrapping_add(x as i64 as u64) & mask(32) };
+                e[sum.register()] = super::in_flight(number, new);
             }
         }
         for &c in &chunks {
@@ -204,7 +215,7 @@ impl Simulator {
                 let place = d.place(trans, row as u64, k as u64);
                 chunks.push(place);
                 for (e, x) in self.shared.load_proxy(place).chunks(size).enumerate() {
-                    let x = float(dtype, x);
+                    let x = element(dtype, x);
                     if trans {
                         out[row + e][k] = x;
                     } else {
@@ -227,7 +238,7 @@ impl Simulator {
             for x in &mut env[..asm.outs] {
                 if let Some((group, value)) = flying(*x) {
                     assert!(group <= t.landed, "a wait hands through what it does not wait for");
-                    *x = b(value);
+                    *x = value;
                 }
             }
             asm.leave(t, &env);

@@ -28,6 +28,8 @@ pub(super) fn encode(map: &TensorMap, slots: &[u64], context: &Context) -> Resul
         match map.size {
             1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            // Rounds what it copies.
+            _ if map.tf32 => Type::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
         },
         match map.swizzle {
