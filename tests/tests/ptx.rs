@@ -8,6 +8,7 @@
 use kiln::ir::{Finding, Kernel, Lint};
 use kiln::{DType, Device, Element, Float, Tensor, bf16, f8e4m3, f16};
 use kiln_codegen::nvptx::{self, Ptx, Target, ptxas};
+use kiln_tests::bench::dense::level1;
 use kiln_tests::random::{self, Limits};
 use kimi::engine::EngineError;
 use kimi::kernels::linear::{linear_scaled_tuned, linear_tiles_tuned};
@@ -316,8 +317,14 @@ fn every_candidate_assembles_without_spills() {
         }
         Ok::<(), EngineError>(())
     });
-    let kernels = kernels.expect("all can be recorded");
-    assert!(kernels.len() >= 8, "only {} candidates", kernels.len());
+    let mut kernels = kernels.expect("all can be recorded");
+    // The benchmark's, too.
+    let level1 = kiln::record(|| {
+        let (x, w) = (tensor::<bf16>(&[512, 64])?, tensor::<bf16>(&[256, 64])?);
+        Ok::<(), EngineError>(level1(&x, &w, &mut tensor::<bf16>(&[512, 256])?)?)
+    });
+    kernels.extend(level1.expect("it can be recorded"));
+    assert!(kernels.len() >= 9, "only {} candidates", kernels.len());
     let failures = failures(&kernels, |kernel| {
         let assembled = assemble(kernel.clone(), Target { sm: 90 }, &assembler, None)?;
         let spill = assembled.findings.iter().find(|f| f.lint == Lint::Spill);
