@@ -12,7 +12,7 @@ use crate::ir::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The accesses of each warp in one program, lanes together.
+/// The accesses of each warp in one program, or in one cluster of them, lanes together.
 fn accesses(k: &Kernel, lowered: &Lowered, shapes: &[&[i64]]) -> Vec<Vec<Touch>> {
     let mut params = vec![];
     let mut global = vec![];
@@ -26,7 +26,7 @@ fn accesses(k: &Kernel, lowered: &Lowered, shapes: &[&[i64]]) -> Vec<Vec<Touch>>
     }
     let mut simulator = Simulator::new(lowered, global);
     simulator.touches = Some(vec![]);
-    simulator.run(&params, [0; 3], [1; 3], Order { backwards: false, early: true });
+    simulator.run(&params, [0; 3], [lowered.cluster, 1, 1], Order { backwards: false, early: true });
     // Of each thread, the how-manieth time that it comes to an instruction.
     let (mut times, mut all) = (BTreeMap::new(), BTreeMap::<_, Vec<Touch>>::new());
     for touch in simulator.touches.expect("just given") {
@@ -155,6 +155,25 @@ fn slots_of_small_copies_have_no_bank_conflicts() {
     assert!(lowered.text.contains("cp.async.ca.shared.global [$0], [$1], 4"), "a copy of 4 bytes in\n{}", lowered.text);
     assert_eq!(found(&lowered.findings, Lint::BankConflict), Vec::<&Finding>::new());
     assert!(!seen(&k, &lowered, shapes)[0]);
+}
+
+/// Programs of a cluster exchange sums that several threads have, row by row; lanes have runs of a row, or of a column. (The
+/// sums before, across warps, have no conflicts.)
+#[test]
+fn exchanges_within_clusters_are_counted() {
+    let exchanged = |turned: bool| {
+        let mut k = moved("exchanged", DType::F32, &[64, 16, 16], |b, x| {
+            let x = if turned { b.transpose(x, &[0, 2, 1]) } else { x };
+            let sums = b.reduce(x, 0, Combine::Sum);
+            b.cluster_reduce(sums, Combine::Sum)
+        });
+        k.options.cluster = 2;
+        let findings = check(&k, 90, &[&[64, 16, 16], &[16, 16]]);
+        found(&findings, Lint::BankConflict).iter().map(|f| f.message.clone()).collect::<Vec<_>>()
+    };
+    let waits = |what: &str| format!("f32<16x16>, {what} a cluster: 16 wavefronts a warp, 4 without conflicts");
+    assert_eq!(exchanged(false), Vec::<String>::new());
+    assert_eq!(exchanged(true), [waits("stores for"), waits("loads from")]);
 }
 
 /// How a test changes the load of the first operand, at line 7: from this view, at this row and column.
