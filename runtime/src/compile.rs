@@ -127,15 +127,16 @@ pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<
     let _clock = Clock(Instant::now());
     let mut kernel = staged.kernel.clone();
     kernel.facts = key.1.to_vec();
+    let start = Instant::now();
     passes::optimize(&mut kernel);
-    let compiled = Arc::new(compile(staged, &kernel, device)?);
+    let compiled = Arc::new(compile(staged, &kernel, start.elapsed(), device)?);
     staged.variants.write().unwrap_or_else(PoisonError::into_inner).insert(key, compiled.clone());
     Ok(compiled)
 }
 
-/// Compiles a staged kernel, in the form that it has with its facts after the passes.
+/// Compiles a staged kernel, in the form that it has with its facts after the passes, which took so long.
 #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-fn compile(staged: &Staged, kernel: &Kernel, device: Device) -> Result<Compiled> {
+fn compile(staged: &Staged, kernel: &Kernel, passes: Duration, device: Device) -> Result<Compiled> {
     let refused = |message: String| Error::Compile { device, message };
     match device {
         Device::Cpu => {
@@ -144,7 +145,9 @@ fn compile(staged: &Staged, kernel: &Kernel, device: Device) -> Result<Compiled>
         }
         Device::Interpret => Err(refused(format!("kernel `{}`: the interpreter runs tile IR as it is", kernel.name))),
         #[cfg(feature = "cuda")]
-        Device::Cuda(n) => crate::nvidia::compile(&staged.kernel, kernel, cuda::Context::get(n)?).map(Compiled::Cuda),
+        Device::Cuda(n) => {
+            crate::nvidia::compile(&staged.kernel, kernel, passes, cuda::Context::get(n)?).map(Compiled::Cuda)
+        }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(device.not_built()),
     }
