@@ -159,16 +159,17 @@ pub(crate) fn compiled(staged: &Staged, device: Device, facts: Facts) -> Result<
     };
     let _clock = Clock(Instant::now());
     let mut kernel = staged.with_facts(&facts);
+    let start = Instant::now();
     passes::optimize(&mut kernel);
-    let compiled = compile(staged, &kernel, device)?;
+    let compiled = compile(staged, &kernel, start.elapsed(), device)?;
     // Only this thread adds.
     let variant = || Box::new(Variant { device, facts, compiled, rest: Variants::default() });
     Ok(&end.0.get_or_init(variant).compiled)
 }
 
-/// Compiles a staged kernel, in the form that it has with its facts after the passes.
+/// Compiles a staged kernel, in the form that it has with its facts after the passes, which took so long.
 #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-fn compile(staged: &Staged, kernel: &Kernel, device: Device) -> Result<Compiled> {
+fn compile(staged: &Staged, kernel: &Kernel, passes: Duration, device: Device) -> Result<Compiled> {
     let refused = |message: String| Error::Compile { device, message };
     match device {
         Device::Cpu => {
@@ -178,7 +179,7 @@ fn compile(staged: &Staged, kernel: &Kernel, device: Device) -> Result<Compiled>
         Device::Interpret => Err(refused(format!("kernel `{}`: the interpreter runs tile IR as it is", kernel.name))),
         #[cfg(feature = "cuda")]
         Device::Cuda(n) => {
-            let function = crate::nvidia::compile(&staged.kernel, kernel, cuda::Context::get(n)?)?;
+            let function = crate::nvidia::compile(&staged.kernel, kernel, passes, cuda::Context::get(n)?)?;
             Ok(Compiled::Cuda(Arc::new(function)))
         }
         #[cfg(not(feature = "cuda"))]

@@ -41,6 +41,7 @@ pub use error::{Error, Result};
 pub use fetch::Fetch;
 pub use graph::{Graph, captures};
 pub use kiln_codegen::ir::{self, DType};
+pub use kiln_codegen::nvptx::TensorCores;
 pub use kiln_macros::{Carried, KernelArg, device, kernel};
 pub use lang::*;
 pub use launch::{Grid, Launch, Source};

@@ -12,9 +12,15 @@ use crate::report::{self, KernelReport};
 use crate::{Error, Result};
 use kiln_codegen::ir::Kernel;
 use kiln_codegen::nvptx::Target;
+use std::time::Duration;
 
-/// Compiles a kernel for a GPU and loads it there: `kernel` is what became of `staged` with its facts.
-pub(crate) fn compile(staged: &Kernel, kernel: &Kernel, context: &'static Context) -> Result<Function> {
+/// Compiles a kernel for a GPU and loads it there: `kernel` is what became of `staged` with its facts, in so much time.
+pub(crate) fn compile(
+    staged: &Kernel,
+    kernel: &Kernel,
+    passes: Duration,
+    context: &'static Context,
+) -> Result<Function> {
     let (major, minor) = context.capability;
     if major < 8 {
         let reason =
@@ -35,7 +41,7 @@ pub(crate) fn compile(staged: &Kernel, kernel: &Kernel, context: &'static Contex
     #[cfg(not(feature = "llvm"))]
     let found = found.ok_or_else(|| pack::missing(&kernel.name));
     let (function, image) = found.map_err(refused)?;
-    let function = reported(kernel, function, context, target, &variant)?;
+    let function = reported(kernel, function, &image, passes, context, target, &variant)?;
     pack::record(&source, &kernel.facts, || image.encode());
     Ok(function)
 }
@@ -82,7 +88,15 @@ fn wants_text(kernel: &Kernel) -> bool {
 }
 
 /// Reports on a loaded kernel, and refuses it if something was found that its author denies.
-fn reported(kernel: &Kernel, function: Function, context: &Context, target: Target, variant: &str) -> Result<Function> {
+fn reported(
+    kernel: &Kernel,
+    function: Function,
+    image: &Image,
+    passes: Duration,
+    context: &Context,
+    target: Target,
+    variant: &str,
+) -> Result<Function> {
     let report = KernelReport {
         kernel: kernel.name.clone(),
         device: context.device(),
@@ -91,6 +105,8 @@ fn reported(kernel: &Kernel, function: Function, context: &Context, target: Targ
         local_bytes: function.local_bytes,
         shared_bytes: function.shared_bytes,
         programs_per_sm: function.programs_per_sm,
+        tensor_cores: image.tensor_cores,
+        compile_time: image.time.map(|time| passes + time),
         findings: function.findings.clone(),
     };
     knobs().dump(Stage::Report, &kernel.name, variant, || report.to_string());

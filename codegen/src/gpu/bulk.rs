@@ -9,7 +9,7 @@
 
 use super::facts;
 use super::panels::Panels;
-use crate::ir::{Access, Def, Kernel, OpId, OpKind, RegionId, Type, ValueId};
+use crate::ir::{Access, Def, Kernel, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
 /// The tensor map of a load: a window on a parameter.
@@ -122,43 +122,51 @@ pub fn selections(k: &Kernel, view: ValueId) -> Option<(usize, Vec<(u8, ValueId)
     }
 }
 
-/// A load as a bulk copy into these panels, if it can be one.
-pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Option<BulkLoad> {
+/// A load as a bulk copy into these panels, or why it cannot be one.
+pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Result<BulkLoad, &'static str> {
     let op = k.op(load);
     if op.kind != (OpKind::Load { has_other: false }) {
-        return None;
+        return Err("it has an `other` value");
     }
-    let Type::Tile(dtype, shape) = k.ty(op.results[0]) else { return None };
-    let (param, way) = selections(k, op.operands[0])?;
+    let ty = k.ty(op.results[0]);
+    let (size, shape) = (ty.dtype().size(), ty.shape());
+    let (param, way) = selections(k, op.operands[0]).ok_or("its view was narrowed")?;
     if k.params[param].access != Access::Read {
-        return None;
+        return Err("the kernel may write to its parameter");
     }
     // Undo the selections, the last one first: each gives a dimension back.
     let mut coords: Vec<(ValueId, u32)> = op.operands[1..].iter().copied().zip(shape.dims().iter().copied()).collect();
     for &(dim, index) in way.iter().rev() {
         coords.insert(dim as usize, (index, 1));
     }
-    // The tile's last dimension must be the parameter's.
     let last = coords.len() - 1;
     let mut kept: Vec<usize> = (0..=last).collect();
     for &(dim, _) in &way {
         kept.remove(dim as usize);
     }
     if kept.last() != Some(&last) {
-        return None;
+        return Err("its rows do not run along the parameter's last dimension");
     }
     coords[last].1 = panels.columns() as u32;
-    let f = facts::view_facts(k, k.params[param].value)?;
-    let size = dtype.size();
-    let aligned =
-        f.address >= 16 && f.unit[last] && f.strides[..last].iter().all(|&s| (s as usize * size).is_multiple_of(16));
-    let fits = matches!(size, 1 | 2 | 4) && coords.iter().all(|&(_, e)| e <= 256);
-    if !aligned || !fits || !coords.iter().all(|&(c, _)| computable(k, c)) {
-        return None;
+    let f = facts::view_facts(k, k.params[param].value).expect("a parameter has facts");
+    if !matches!(size, 1 | 2 | 4) {
+        return Err("its elements have 8 bytes");
     }
-    let slot = k.slots().iter().position(|s| s.param as usize == param)?;
+    if !f.unit[last] {
+        return Err("its last dimension is not known to be contiguous");
+    }
+    if f.address < 16 || f.strides[..last].iter().any(|&s| !(s as usize * size).is_multiple_of(16)) {
+        return Err("its address or a stride is not known to be a multiple of 16 bytes");
+    }
+    if coords.iter().any(|&(_, e)| e > 256) {
+        return Err("it has more than 256 rows");
+    }
+    if !coords.iter().all(|&(c, _)| computable(k, c)) {
+        return Err("a coordinate is not a scalar that the producer can compute");
+    }
+    let slot = k.slots().iter().position(|s| s.param as usize == param).expect("every parameter has slots");
     let (coords, extents) = coords.into_iter().unzip();
-    Some(BulkLoad {
+    Ok(BulkLoad {
         map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), tf32: false },
         coords,
         share: None,

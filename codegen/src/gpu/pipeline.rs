@@ -21,7 +21,7 @@ use super::panels::Panels;
 use super::{Chip, cluster, facts};
 use crate::ir::{Access, Def, Finding, Kernel, Lint, OpId, OpKind, Region, RegionId, Type, ValueId};
 use crate::passes::edit::{any, walk};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What a thread may copy for one iteration, in bytes.
 const SLOT_BYTES: usize = 128;
@@ -175,14 +175,13 @@ struct Planner<'k> {
 
 /// Plans what runs ahead in a kernel.
 pub fn plan(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip, findings: &mut Vec<Finding>) -> Ahead {
-    let ahead = plan_for(k, dots, warps, chip, findings);
-    match refusal(k, &ahead) {
-        Some((at, why)) if !ahead.bulk.is_empty() => {
-            findings.push(Finding::new(Lint::Fallback, k.op(at).loc, format!("no bulk copies: {why}")));
-            plan_for(k, dots, warps, Chip { warpgroups: false, ..chip }, findings)
-        }
-        _ => ahead,
+    let (mut ahead, mut found) = plan_for(k, dots, warps, chip);
+    if let Some((at, why)) = refusal(k, &ahead).filter(|_| !ahead.bulk.is_empty()) {
+        (ahead, found) = plan_for(k, dots, warps, Chip { warpgroups: false, ..chip });
+        findings.push(Finding::new(Lint::Fallback, k.op(at).loc, format!("no bulk copies: {why}")));
     }
+    findings.append(&mut found);
+    ahead
 }
 
 /// The operation that the producer of bulk copies cannot pass, and why.
@@ -237,7 +236,7 @@ fn first_read(k: &Kernel, ops: &[OpId]) -> Option<OpId> {
     })
 }
 
-fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip, findings: &mut Vec<Finding>) -> Ahead {
+fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip) -> (Ahead, Vec<Finding>) {
     let mut users: Users = HashMap::new();
     for (i, op) in k.ops.iter().enumerate() {
         for &v in &op.operands {
@@ -245,7 +244,7 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
         }
     }
     let planner = Planner { k, dots, users, nesting: Nesting::of(k), warps, chip };
-    let mut out = Ahead::default();
+    let (mut out, mut findings) = (Ahead::default(), vec![]);
     let mut left = chip.ring_bytes;
     if chip.warpgroups {
         planner.outside_of_loops(k.body, &mut left, &mut out);
@@ -257,8 +256,7 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
             continue;
         }
         let bulk = planner.bulk_loads(id);
-        let waits = any(k, &op.regions, |kind| matches!(kind, OpKind::Wait | OpKind::GridSync));
-        if bulk.is_empty() && waits {
+        if bulk.is_empty() && waits(k, id) {
             continue; // What is behind a wait may not be read before.
         }
         let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
@@ -272,14 +270,11 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
             }
             continue;
         }
-        let mut slower = |why: String| findings.push(Finding::new(Lint::Fallback, op.loc, why));
-        if chip.warpgroups && bulk.is_empty() {
-            slower("loads run ahead by cp.async: not all can be bulk copies".into());
-        }
         let wanted = if stages == 0 { if 4 * bytes <= 200 << 10 { 4 } else { 3 } } else { stages as usize };
         let stages = wanted.min(left / bytes);
         if stages < 2 {
-            slower(format!("loads do not run ahead: two buffers of {bytes} bytes are too many"));
+            let why = format!("loads do not run ahead: two buffers of {bytes} bytes are too many");
+            findings.push(Finding::new(Lint::Fallback, op.loc, why));
         } else if bulk.is_empty() {
             out.loops.insert(id, StagedLoop { stages, loads: copies });
         } else {
@@ -292,15 +287,40 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip,
     if !out.loops.is_empty() || !out.bulk.is_empty() {
         out.slots.clear();
     }
-    out
+    planner.explain(&out, &mut findings);
+    (out, findings)
+}
+
+/// Whether something in a loop waits for others.
+fn waits(k: &Kernel, id: OpId) -> bool {
+    any(k, &k.op(id).regions, |kind| matches!(kind, OpKind::Wait | OpKind::GridSync))
 }
 
 impl Planner<'_> {
     /// The tile that a load makes, in panels.
-    fn panels(&self, load: OpId) -> Option<Panels> {
-        let op = self.k.op(load);
-        let Type::Tile(dtype, shape) = op.results.first().map(|&r| self.k.ty(r))? else { return None };
-        (shape.rank() >= 2).then(|| Panels::new(shape, dtype.size()).ok())?
+    fn panels(&self, load: OpId) -> Result<Panels, &'static str> {
+        let ty = self.k.ty(self.k.op(load).results[0]);
+        if ty.shape().rank() < 2 {
+            return Err("it is no matrix");
+        }
+        Panels::new(ty.shape(), ty.dtype().size()).map_err(|_| "its rows have fewer than 32 bytes")
+    }
+
+    /// A load as a bulk copy, or why it cannot be one.
+    fn bulk(&self, load: OpId) -> Result<StagedLoad<BulkLoad>, &'static str> {
+        let panels = self.panels(load)?;
+        let copy = bulk::bulk_load(self.k, load, &panels)?;
+        if self.nesting.around(load).next().is_some_and(|around| !bulk::reachable(self.k, &self.nesting, around)) {
+            return Err("the producer cannot compute a loop's bounds or a condition around it");
+        }
+        let bytes = panels.bytes().next_multiple_of(panels.alignment());
+        Ok(StagedLoad { load, copy, panels, bytes })
+    }
+
+    /// The loads of a region.
+    fn loads(&self, region: RegionId) -> impl Iterator<Item = OpId> {
+        let ops = self.k.region(region).ops.iter().copied();
+        ops.filter(|&op| matches!(self.k.op(op).kind, OpKind::Load { .. }))
     }
 
     /// The uses of a load's tile: by whom, as which value, whether transposed on the way.
@@ -334,29 +354,26 @@ impl Planner<'_> {
     /// The loads of a loop as bulk copies; none if some that could run ahead otherwise cannot be, or if no product
     /// reads them.
     fn bulk_loads(&self, id: OpId) -> Vec<StagedLoad<BulkLoad>> {
-        let k = self.k;
-        let body = k.op(id).regions[0];
-        if !self.chip.warpgroups || !bulk::reachable(k, &self.nesting, id) {
+        if !self.chip.warpgroups {
             return vec![];
         }
+        let body = self.k.op(id).regions[0];
         let mut loads = vec![];
         let mut feeds = false;
-        for &load in &k.region(body).ops {
-            let Some(panels) = self.panels(load) else { continue };
-            let Some(mut bulk) = bulk::bulk_load(k, load, &panels) else {
-                if self.async_load(body, load).is_some() {
-                    return vec![];
-                }
-                continue;
+        for load in self.loads(body) {
+            let mut bulk = match self.bulk(load) {
+                Ok(bulk) => bulk,
+                Err(_) if self.async_load(body, load).is_ok() => return vec![],
+                Err(_) => continue,
             };
-            cluster::share(k, &self.nesting, load, &panels, &mut bulk);
+            cluster::share(self.k, &self.nesting, load, &bulk.panels, &mut bulk.copy);
             let uses = self.uses(load);
-            let reads = |&(user, v, transposed): &_| self.reads(user, v, &panels, transposed);
+            let reads = |&(user, v, transposed): &_| self.reads(user, v, &bulk.panels, transposed);
             // Products read f32 rounded to tf32, others as it is.
-            bulk.map.tf32 = panels.size == 4 && !uses.is_empty() && uses.iter().all(reads);
-            feeds |= bulk.map.tf32 || panels.size != 4 && uses.iter().any(reads);
-            let bytes = panels.bytes().next_multiple_of(panels.alignment());
-            loads.push(StagedLoad { load, copy: bulk, panels, bytes });
+            let (some, all) = (uses.iter().any(reads), !uses.is_empty() && uses.iter().all(reads));
+            bulk.copy.map.tf32 = bulk.panels.size == 4 && all;
+            feeds |= if bulk.panels.size == 4 { all } else { some };
+            loads.push(bulk);
         }
         self.arrive_together(body, &mut loads);
         if feeds { loads } else { vec![] }
@@ -397,21 +414,27 @@ impl Planner<'_> {
             if op.kind == OpKind::If && bulk::computable(k, op.operands[0]) {
                 op.regions.iter().for_each(|&r| self.outside_of_loops(r, left, out));
             }
-            let Some(panels) = self.panels(id) else { continue };
-            let Some(mut copy) = bulk::bulk_load(k, id, &panels) else { continue };
-            let uses = self.uses(id);
-            let bytes = panels.bytes().next_multiple_of(panels.alignment());
-            let wgmma = |user: &OpId| matches!(self.dots.get(user), Some(DotPlan::Wgmma(_)));
-            if bytes <= *left && uses.iter().all(|(u, v, t)| wgmma(u) && self.reads(*u, *v, &panels, *t)) {
-                *left -= bytes;
-                copy.map.tf32 = panels.size == 4;
-                loads.push(StagedLoad { load: id, copy, panels, bytes });
+            if matches!(op.kind, OpKind::Load { .. })
+                && let Ok(mut bulk) = self.bulk(id)
+                && bulk.bytes <= *left
+                && self.alone(id)
+            {
+                *left -= bulk.bytes;
+                bulk.copy.map.tf32 = bulk.panels.size == 4;
+                loads.push(bulk);
             }
         }
         if !loads.is_empty() {
             self.arrive_together(region, &mut loads);
             out.bulk.insert(region, BulkRegion { stages: 1, loads, once: false });
         }
+    }
+
+    /// Whether products by warpgroups make all use of a load, from its panels.
+    fn alone(&self, load: OpId) -> bool {
+        let Ok(panels) = self.panels(load) else { return false };
+        let wgmma = |user: &OpId| matches!(self.dots.get(user), Some(DotPlan::Wgmma(_)));
+        self.uses(load).iter().all(|(user, v, turned)| wgmma(user) && self.reads(*user, *v, &panels, *turned))
     }
 
     fn slot_loads(&self, body: RegionId) -> Vec<OpId> {
@@ -426,56 +449,109 @@ impl Planner<'_> {
             let Some(&Type::Tile(dtype, shape)) = op.results.first().map(|&r| k.ty(r)).as_ref() else { return false };
             let bytes = (shape.numel() * dtype.size()).max(4 * 32 * self.warps);
             let fits = op.kind == (OpKind::Load { has_other: false }) && shape.rank() > 0 && bytes <= left;
-            let found = fits && self.found_ahead(body, load);
+            let found = fits && self.found_ahead(body, load).is_ok();
             left -= if found { bytes } else { 0 };
             found
         });
         loads.collect()
     }
 
-    /// Whether a load's box can be found for any iteration of the loop with this body, and nobody writes there.
-    fn found_ahead(&self, body: RegionId, load: OpId) -> bool {
+    /// Whether a load's box can be found for any iteration of the loop with this body, and nobody writes there; if not, why.
+    fn found_ahead(&self, body: RegionId, load: OpId) -> Result<(), &'static str> {
         let k = self.k;
         let op = k.op(load);
         let view = op.operands[0];
-        let outside = !matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o));
-        let readable = facts::view_facts(k, view).is_some_and(|f| k.params[f.param].access == Access::Read);
-        outside && readable && op.operands[1..].iter().all(|&c| movable(k, body, c))
+        if matches!(k.defining_op(view), Some(o) if k.region(body).ops.contains(&o)) {
+            return Err("its view is made in the loop");
+        }
+        if facts::view_facts(k, view).is_none_or(|f| k.params[f.param].access != Access::Read) {
+            return Err("the kernel may write to its parameter");
+        }
+        let movable = op.operands[1..].iter().all(|&c| movable(k, body, c));
+        if movable { Ok(()) } else { Err("a coordinate is not computed from the loop's counter alone") }
     }
 
     fn async_loads(&self, body: RegionId) -> Vec<StagedLoad<AsyncCopy>> {
-        self.k.region(body).ops.iter().filter_map(|&load| self.async_load(body, load)).collect()
+        self.loads(body).filter_map(|load| self.async_load(body, load).ok()).collect()
     }
 
-    fn async_load(&self, body: RegionId, load: OpId) -> Option<StagedLoad<AsyncCopy>> {
+    /// A load of the loop with this body as a copy by `cp.async`, or why it cannot be one.
+    fn async_load(&self, body: RegionId, load: OpId) -> Result<StagedLoad<AsyncCopy>, &'static str> {
         let k = self.k;
         let op = k.op(load);
         if op.kind != (OpKind::Load { has_other: false }) {
-            return None;
+            return Err("it has an `other` value");
         }
-        let Type::Tile(dtype, shape) = k.ty(op.results[0]) else { return None };
-        if dtype.size() != 2 || shape.rank() != 2 || !self.found_ahead(body, load) {
-            return None;
+        let ty = k.ty(op.results[0]);
+        let shape = ty.shape();
+        if ty.dtype().size() != 2 || shape.rank() != 2 {
+            return Err("it is no matrix of 16-bit elements");
         }
-        let (view, coords) = (op.operands[0], &op.operands[1..]);
-        let access = facts::access(k, view, shape, coords);
+        self.found_ahead(body, load)?;
+        let access = facts::access(k, op.operands[0], shape, &op.operands[1..]);
         if access.vector < 8 || access.axis != 1 {
-            return None;
+            return Err("its rows are not known to consist of whole, aligned runs of 16 bytes");
         }
         let panels = self.panels(load)?;
         let uses = self.uses(load);
         let here = |user: &OpId| k.region(body).ops.contains(user);
         if !uses.iter().all(|&(user, v, transposed)| here(&user) && self.reads(user, v, &panels, transposed)) {
-            return None;
+            return Err("not all that uses it are products of its loop that read from a ring");
         }
-        let layout = LinearLayout::coalesced(shape, access.axis, 8, self.warps).ok()?;
         // Small tiles get shorter vectors from `coalesced`.
+        let layout = LinearLayout::coalesced(shape, access.axis, 8, self.warps).ok();
+        let layout =
+            layout.filter(|l| l.vectorise(access.axis, 8).width == 8).ok_or("it is too small for its warps")?;
         let access = facts::Access { vector: 8, ..access };
-        if layout.vectorise(access.axis, 8).width != 8 {
-            return None;
-        }
         let bytes = panels.bytes().next_multiple_of(panels.alignment());
-        Some(StagedLoad { load, copy: AsyncCopy { layout, access }, panels, bytes })
+        Ok(StagedLoad { load, copy: AsyncCopy { layout, access }, panels, bytes })
+    }
+
+    /// Says of the loads that products take why they do not run ahead, or by a slower way than the chip has.
+    fn explain(&self, ahead: &Ahead, findings: &mut Vec<Finding>) {
+        let k = self.k;
+        let products =
+            (0..k.ops.len()).map(|i| OpId(i as u32)).filter(|id| self.dots.get(id).is_some_and(DotPlan::is_mma));
+        let taken = products.flat_map(|id| &k.op(id).operands[..2]).filter_map(|&v| source(k, v));
+        let loads: BTreeSet<OpId> = taken.map(|(load, _)| load).filter(|&l| ahead.bulk_load(l).is_none()).collect();
+        for load in loads {
+            let Some(why) = self.slower(load) else { continue };
+            let (op, looped) = (k.op(load), self.nesting.around(load).any(|o| k.op(o).kind != OpKind::If));
+            let how = match () {
+                _ if ahead.async_load(load).is_some() => "runs ahead by cp.async, not as a bulk copy",
+                _ if ahead.slots.values().any(|l| l.loads.contains(&load)) => {
+                    "runs ahead in slots of each thread's own"
+                }
+                _ if looped => "does not run ahead",
+                _ => "is no bulk copy",
+            };
+            let finding = Finding::new(Lint::Fallback, op.loc, format!("{} {how}: {why}", k.ty(op.results[0])));
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+    }
+
+    /// Why a load that a product takes is not what is best on this chip: a bulk copy, or else one by `cp.async`. None if
+    /// it could be, or if its author wants it so.
+    fn slower(&self, load: OpId) -> Option<&'static str> {
+        let k = self.k;
+        let around: Vec<OpId> = self.nesting.around(load).collect();
+        let bulk = self.chip.warpgroups.then(|| self.bulk(load).err());
+        match around.first().map(|&id| (id, &k.op(id).kind)) {
+            Some((_, OpKind::For { stages: 1 })) => None,
+            Some((id, OpKind::For { .. })) => {
+                let body = k.op(id).regions[0];
+                let waits = || waits(k, id).then_some("what comes after a wait may not be read before");
+                bulk.flatten().or_else(|| self.async_load(body, load).err()).or_else(waits)
+            }
+            _ if around.iter().any(|&o| k.op(o).kind != OpKind::If) => {
+                bulk.flatten().or(Some("it does not stand in a `for` itself"))
+            }
+            // Outside of loops bulk copies are for products alone.
+            _ if self.alone(load) => bulk.map(|why| why.unwrap_or("rings leave no room for it")),
+            _ => None,
+        }
     }
 }
 

@@ -129,7 +129,7 @@ pub fn bulk_store(k: &Kernel, nesting: &Nesting, id: OpId, layout: &LinearLayout
         return None;
     }
     let slot = k.slots().iter().position(|s| s.param as usize == param)?;
-    let map = TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes() };
+    let map = TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), tf32: false };
     Some(BulkStore { map, coords, panels, way, registers: held.registers, boxes: held.boxes })
 }
 

@@ -109,6 +109,7 @@ impl Lower<'_> {
         } else {
             (vec![None; compact.registers()], (0..programs).map(int).collect())
         };
+        self.exchanged_access("loads from a cluster", dtype, &compact, by_thread);
         for rank in others {
             let args = [("i32", &buffer), ("i32", &rank)];
             let buffer = self.w.asm("i32", "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r", &args);
@@ -124,6 +125,7 @@ impl Lower<'_> {
     /// Writes a tile to a buffer, every element once.
     fn write_exchanged(&mut self, buffer: &V, dtype: DType, layout: &LinearLayout, by_thread: bool, registers: &[V]) {
         let (compact, copies) = layout.compact_registers();
+        self.exchanged_access("stores for a cluster", dtype, &compact, by_thread);
         let owner = self.owner(layout);
         let register = |r: &u32| copies.iter().position(|copy| copy == r).expect("every register is one of its copies");
         for (address, group) in self.exchanged_places(buffer, dtype, &compact, by_thread) {
@@ -157,6 +159,14 @@ impl Lower<'_> {
         }
     }
 
+    /// Reports a tile's accesses in a buffer. Thread by thread they have no bank conflicts.
+    fn exchanged_access(&mut self, what: &str, dtype: DType, layout: &LinearLayout, by_thread: bool) {
+        if !by_thread {
+            let rows = exchanged_rows(layout);
+            self.shared_tile(what, dtype, layout, &rows, &rows.vectorise(layout, dtype.size()));
+        }
+    }
+
     /// The addresses of a thread's accesses in a buffer, and the registers of each.
     fn exchanged_places(
         &mut self,
@@ -182,8 +192,13 @@ impl Lower<'_> {
                 .collect();
         }
         let thread = self.thread_bytes(layout.thread_bases().map(|b| b * size).collect());
-        let rows = SharedLayout::row_major(*layout.shape()).expect("extents of a layout are powers of two");
+        let rows = exchanged_rows(layout);
         let groups = rows.vectorise(layout, dtype.size()).groups.into_iter();
         groups.map(|group| (self.shared_place(buffer, &thread, layout.flat(group[0], 0, 0) * size), group)).collect()
     }
+}
+
+/// A buffer of a tile that lies row by row.
+fn exchanged_rows(layout: &LinearLayout) -> SharedLayout {
+    SharedLayout::row_major(*layout.shape()).expect("extents of a layout are powers of two")
 }

@@ -120,6 +120,28 @@ pub struct Ptx {
     pub findings: Vec<Finding>,
 }
 
+/// Instructions of tensor cores in a kernel's text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TensorCores {
+    /// By warpgroups.
+    pub wgmma: u32,
+    /// By single warps.
+    pub mma: u32,
+}
+
+impl std::fmt::Display for TensorCores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} wgmma, {} mma.sync", self.wgmma, self.mma)
+    }
+}
+
+impl Ptx {
+    pub fn tensor_cores(&self) -> TensorCores {
+        let count = |instruction: &str| self.text.matches(instruction).count() as u32;
+        TensorCores { wgmma: count("wgmma.mma_async."), mma: count("mma.sync.") }
+    }
+}
+
 /// Why a kernel cannot be compiled.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {

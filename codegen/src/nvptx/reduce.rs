@@ -92,7 +92,8 @@ impl Lower<'_> {
     }
 
     /// The rows of other threads, by way of shared memory: `[i][row]`, those of thread `from[i]`. What lies there since
-    /// the last exchange is not stored again.
+    /// the last exchange is not stored again. There are no bank conflicts to report: a warp stores one run of bytes, and
+    /// `from` is a thread's own number with some of its bits fixed, so that a warp loads parts of one run.
     pub(super) fn from_threads(&mut self, dtypes: &[DType], rows: &[Row], from: &[V]) -> Vec<Vec<Row>> {
         let threads = self.threads();
         let mut all = vec![vec![vec![]; rows.len()]; from.len()];

@@ -130,3 +130,14 @@ fn large_products_are_pipelined() {
     let text = check(&attention, 90).0.text;
     assert!(text.contains("cp.async.bulk.tensor.2d") && text.contains("wgmma.mma_async"), "attention for Hopper");
 }
+
+#[test]
+fn instructions_of_tensor_cores_are_counted() {
+    let count = |n: u32, dtype: DType, precision: Precision, sm: u32| {
+        compile(&gemm(64, n, 64, dtype, precision), Target { sm }).unwrap().tensor_cores().to_string()
+    };
+    assert_eq!(count(64, DType::BF16, Precision::F32, 90), "4 wgmma, 0 mma.sync");
+    // By four warps: four times 16 of K, 8 of N at a time.
+    assert_eq!(count(64, DType::BF16, Precision::F32, 80), "0 wgmma, 32 mma.sync");
+    assert_eq!(count(64, DType::F32, Precision::F32, 90), "0 wgmma, 0 mma.sync");
+}

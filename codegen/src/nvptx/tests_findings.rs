@@ -7,10 +7,12 @@ use super::tests_kernels::{built, view};
 use super::tests_tiles::recurrence;
 use super::{Lowered, Target, llvm_text};
 use crate::gpu::layout::wavefronts_of;
-use crate::ir::{Access, Builder, DType, Finding, Kernel, Lint, Loc, Precision, Shape, Type, ValueId};
+use crate::ir::{
+    Access, Builder, CmpOp, Combine, DType, Fact, Finding, Kernel, Lint, Loc, OpKind, Precision, Shape, Type, ValueId,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The accesses of each warp in one program, lanes together.
+/// The accesses of each warp in one program, or in one cluster of them, lanes together.
 fn accesses(k: &Kernel, lowered: &Lowered, shapes: &[&[i64]]) -> Vec<Vec<Touch>> {
     let mut params = vec![];
     let mut global = vec![];
@@ -24,7 +26,7 @@ fn accesses(k: &Kernel, lowered: &Lowered, shapes: &[&[i64]]) -> Vec<Vec<Touch>>
     }
     let mut simulator = Simulator::new(lowered, global);
     simulator.touches = Some(vec![]);
-    simulator.run(&params, [0; 3], [1; 3], Order { backwards: false, early: true });
+    simulator.run(&params, [0; 3], [lowered.cluster, 1, 1], Order { backwards: false, early: true });
     // Of each thread, the how-manieth time that it comes to an instruction.
     let (mut times, mut all) = (BTreeMap::new(), BTreeMap::<_, Vec<Touch>>::new());
     for touch in simulator.touches.expect("just given") {
@@ -153,4 +155,200 @@ fn slots_of_small_copies_have_no_bank_conflicts() {
     assert!(lowered.text.contains("cp.async.ca.shared.global [$0], [$1], 4"), "a copy of 4 bytes in\n{}", lowered.text);
     assert_eq!(found(&lowered.findings, Lint::BankConflict), Vec::<&Finding>::new());
     assert!(!seen(&k, &lowered, shapes)[0]);
+}
+
+/// Programs of a cluster exchange sums that several threads have, row by row; lanes have runs of a row, or of a column. (The
+/// sums before, across warps, have no conflicts.)
+#[test]
+fn exchanges_within_clusters_are_counted() {
+    let exchanged = |turned: bool| {
+        let mut k = moved("exchanged", DType::F32, &[64, 16, 16], |b, x| {
+            let x = if turned { b.transpose(x, &[0, 2, 1]) } else { x };
+            let sums = b.reduce(x, 0, Combine::Sum);
+            b.cluster_reduce(sums, Combine::Sum)
+        });
+        k.options.cluster = 2;
+        let findings = check(&k, 90, &[&[64, 16, 16], &[16, 16]]);
+        found(&findings, Lint::BankConflict).iter().map(|f| f.message.clone()).collect::<Vec<_>>()
+    };
+    let waits = |what: &str| format!("f32<16x16>, {what} a cluster: 16 wavefronts a warp, 4 without conflicts");
+    assert_eq!(exchanged(false), Vec::<String>::new());
+    assert_eq!(exchanged(true), [waits("stores for"), waits("loads from")]);
+}
+
+/// How a test changes the load of the first operand, at line 7: from this view, at this row and column.
+type Load = fn(&mut Builder, ValueId, [ValueId; 2]) -> ValueId;
+
+/// Rows of `x` that are known when the kernel runs, from a tile that is loaded.
+fn computed_row(b: &mut Builder, x: ValueId, [row, _]: [ValueId; 2]) -> ValueId {
+    let tile = b.load(x, &[row, row], Shape::new(&[1, 64]), None);
+    let most = b.reduce(tile, 1, Combine::Max);
+    let most = b.reshape(most, Shape::SCALAR);
+    b.cast(most, DType::I32)
+}
+
+fn bf16s(b: &mut Builder, x: ValueId, at: [ValueId; 2]) -> ValueId {
+    b.load(x, &at, Shape::new(&[64, 64]), None)
+}
+
+/// c = a·b in a loop of which the first operand is loaded so; what is found about it, for this chip.
+fn fallbacks(sm: u32, access: Access, facts: fn(&mut Kernel), load: Load) -> Vec<String> {
+    let k = built("product", |b| {
+        let (x, y) = (view(b, "x", DType::BF16, 2, access), view(b, "y", DType::BF16, 2, Access::Read));
+        let out = view(b, "out", DType::F32, 2, Access::Write);
+        let (zero, depth) = (b.i32(0), b.dim(y, 0));
+        let acc = b.splat(DType::F32, Shape::new(&[64, 64]), 0.0);
+        let sum = kernels::for_loop(b, depth, 64, &[acc], |b, i, c| {
+            b.loc = Loc { file: "product.rs", line: 7, column: 1 };
+            let p = load(b, x, [zero, i]);
+            b.loc.line = 8;
+            let q = b.load(y, &[i, zero], Shape::new(&[64, 64]), None);
+            vec![b.dot(p, q, c[0], Precision::F32)]
+        });
+        b.store(out, sum[0], &[zero, zero]);
+    });
+    let mut k = kernels::contiguous(k);
+    facts(&mut k);
+    said(k, sm)
+}
+
+fn said(mut k: Kernel, sm: u32) -> Vec<String> {
+    crate::passes::optimize(&mut k);
+    let lowered = llvm_text(&k, Target { sm }).unwrap_or_else(|e| panic!("{e}"));
+    found(&lowered.findings, Lint::Fallback).iter().map(|f| f.to_string()).collect()
+}
+
+/// A load that a product takes and that runs ahead by a slower way, or not at all: the finding stands there and says why.
+#[test]
+fn loads_that_are_no_bulk_copies_say_why() {
+    let narrowed: Load = |b, x, [row, column]| {
+        let n = b.i32(48);
+        let x = b.view_narrow(x, 0, row, n);
+        bf16s(b, x, [row, column])
+    };
+    let from_outside: Load = |b, x, [row, column]| {
+        let other = b.splat(DType::BF16, Shape::SCALAR, 1.0);
+        b.load(x, &[row, column], Shape::new(&[64, 64]), Some(other))
+    };
+    let computed: Load = |b, x, at| {
+        let row = computed_row(b, x, at);
+        bf16s(b, x, [row, at[1]])
+    };
+    let in_a_branch: Load = |b, x, at| {
+        let ty = Type::Tile(DType::BF16, Shape::new(&[64, 64]));
+        let row = computed_row(b, x, at);
+        let here = b.compare(CmpOp::Eq, row, at[0]);
+        let branches = [at[0], at[1]].map(|row| {
+            let (region, _) = b.open(&[]);
+            let tile = bf16s(b, x, [row, at[1]]);
+            b.close(&[tile]);
+            region
+        });
+        let op = b.emit_with_regions(OpKind::If, &[here], &[ty], &branches);
+        b.results(op)[0]
+    };
+    let none: fn(&mut Kernel) = |_| {};
+    let cases: [(&str, Access, fn(&mut Kernel), Load, &str); 7] = [
+        ("as it should be", Access::Read, none, bf16s, ""),
+        ("narrowed", Access::Read, none, narrowed, "runs ahead by cp.async, not as a bulk copy: its view was narrowed"),
+        ("other", Access::Read, none, from_outside, "does not run ahead: it has an `other` value"),
+        (
+            "of an unknown address",
+            Access::Read,
+            |k| k.facts[0] = Fact::Unknown,
+            bf16s,
+            "does not run ahead: its address or a stride is not known to be a multiple of 16 bytes",
+        ),
+        (
+            "of an unknown last stride",
+            Access::Read,
+            |k| k.facts[4] = Fact::Unknown,
+            bf16s,
+            "does not run ahead: its last dimension is not known to be contiguous",
+        ),
+        (
+            "of a row that is computed",
+            Access::Read,
+            none,
+            computed,
+            "does not run ahead: a coordinate is not a scalar that the producer can compute",
+        ),
+        ("written to", Access::Write, none, bf16s, "does not run ahead: the kernel may write to its parameter"),
+    ];
+    for (name, access, facts, load, why) in cases {
+        let expected =
+            if why.is_empty() { vec![] } else { vec![format!("product.rs:7:1: fallback: bf16<64x64> {why}")] };
+        assert_eq!(fallbacks(90, access, facts, load), expected, "{name}");
+    }
+    // No product takes a load as it is: nothing is said.
+    assert_eq!(fallbacks(90, Access::Read, none, in_a_branch), Vec::<String>::new());
+    // What came before Hopper has no bulk copies to fall back from.
+    let unknown: fn(&mut Kernel) = |k| k.facts[0] = Fact::Unknown;
+    let why = "does not run ahead: its rows are not known to consist of whole, aligned runs of 16 bytes";
+    assert_eq!(fallbacks(80, Access::Read, none, narrowed), Vec::<String>::new());
+    assert_eq!(fallbacks(80, Access::Read, unknown, bf16s), [format!("product.rs:7:1: fallback: bf16<64x64> {why}")]);
+}
+
+/// Where a load stands says as much: loops that the producer cannot walk, branches, waits, meetings.
+#[test]
+fn places_where_loads_do_not_run_ahead() {
+    const PRODUCT: &str = "%p: T<64x64> = load %x[%zero, %i]
+        %q: T<64x64> = load %y[%i, %zero]
+        %next: f32<64x64> = dot tf32 %p, %q, %sums";
+    const LOOP: &str = "%depth: i32 = dim 0 %y
+        %sum: f32<64x64> = for %i: i32 = %zero to %depth step %step carrying (%sums: f32<64x64> = %none) {
+          PRODUCT
+          yield %next
+        }";
+    let outside = PRODUCT.replace("%next", "%sum").replace("%sums", "%none").replace("%i", "%zero");
+    let branch = "%first: bool = eq %i, %zero
+        %next: f32<64x64> = if %first { PRODUCT yield %in } else { yield %sums }";
+    let branch = branch.replace("PRODUCT", &PRODUCT.replace("%next", "%in"));
+    let said = |sm: u32, dtype: &str, statements: &str| {
+        let text = format!(
+            "kernel product(%x: view<T,2>, %y: view<T,2>, %n: write view<i32,1>, %out: write view<f32,2>) {{
+              %zero: i32 = const 0
+              %step: i32 = const 64
+              %none: f32<64x64> = const 0.0
+              {}
+              store %out[%zero, %zero], %sum
+              yield
+            }}",
+            statements.replace("PRODUCT", PRODUCT)
+        );
+        let text = text.replace("T<", &format!("{dtype}<")).replace("<T", &format!("<{dtype}"));
+        let k = crate::ir::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        crate::ir::verify(&k).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let found = said(kernels::contiguous(k), sm).into_iter();
+        found.map(|f| f.split_once("fallback: ").expect("only these").1.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(said(90, "bf16", LOOP), Vec::<String>::new());
+    assert_eq!(said(90, "bf16", &outside), Vec::<String>::new());
+    let bound = LOOP.replace("dim 0 %y", "gather %n[%zero]");
+    assert_eq!(
+        said(90, "bf16", &bound),
+        ["bf16<64x64> runs ahead by cp.async, not as a bulk copy: the producer cannot compute a loop's bounds or a \
+             condition around it"]
+    );
+    assert_eq!(
+        said(90, "bf16", &LOOP.replace("PRODUCT", &branch)),
+        ["bf16<64x64> does not run ahead: it does not stand in a `for` itself"]
+    );
+    let narrowed =
+        format!("%part: view<bf16,2> = view_narrow 0 %x, %zero, %step\n {}", outside.replace("%x[", "%part["));
+    assert_eq!(said(90, "bf16", &narrowed), ["bf16<64x64> is no bulk copy: its view was narrowed"]);
+    assert_eq!(
+        said(90, "f32", LOOP)[1..],
+        [
+            "f32<64x64> runs ahead in slots of each thread's own: it is no matrix of 16-bit elements",
+            "f32<64x64> does not run ahead: it is no matrix of 16-bit elements"
+        ]
+    );
+    let waits = LOOP.replace("PRODUCT", "wait %n[%zero], %step\n PRODUCT");
+    assert_eq!(
+        said(80, "bf16", &waits),
+        ["bf16<64x64> does not run ahead: what comes after a wait may not be read before"]
+    );
+    let meets = format!("grid_sync\n {LOOP}");
+    assert_eq!(said(90, "bf16", &meets), ["no bulk copies: the producer cannot come to where programs meet"]);
 }

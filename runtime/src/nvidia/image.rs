@@ -2,7 +2,7 @@
 
 use crate::device::cuda::Image;
 use kiln_codegen::ir::{Finding, Lint};
-use kiln_codegen::nvptx::TensorMap;
+use kiln_codegen::nvptx::{TensorCores, TensorMap};
 
 impl Image {
     /// As bytes: each field with its length before it.
@@ -15,6 +15,8 @@ impl Image {
         field(&self.threads.to_le_bytes());
         field(&self.shared_bytes.to_le_bytes());
         field(&[self.meets.into()]);
+        let TensorCores { wgmma, mma } = self.tensor_cores;
+        field([wgmma, mma].map(u32::to_le_bytes).as_flattened());
         field(self.entry.as_bytes());
         field(&self.code);
         field(&self.maps.iter().flat_map(encode_map).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
@@ -34,7 +36,11 @@ impl Image {
             fields.push(field);
             bytes = rest;
         }
-        let [threads, shared_bytes, meets, entry, code, maps, findings @ ..] = &fields[..] else { return None };
+        let [threads, shared_bytes, meets, products, entry, code, maps, findings @ ..] = &fields[..] else {
+            return None;
+        };
+        let ([wgmma, mma], []) = products.as_chunks::<4>() else { return None };
+        let tensor_cores = TensorCores { wgmma: u32::from_le_bytes(*wgmma), mma: u32::from_le_bytes(*mma) };
         let (findings, []) = findings.as_chunks::<3>() else { return None };
         let text = |b: &[u8]| String::from_utf8(b.to_vec()).ok();
         let finding = |[lint, place, message]: &[&[u8]; 3]| {
@@ -48,6 +54,8 @@ impl Image {
                 [1] => true,
                 _ => return None,
             },
+            tensor_cores,
+            time: None,
             entry: text(entry)?,
             code: code.to_vec(),
             maps: decode_maps(maps)?,
@@ -87,6 +95,8 @@ mod tests {
             threads: 128,
             shared_bytes: 4096,
             meets: true,
+            tensor_cores: TensorCores { wgmma: 4, mma: 1 },
+            time: None,
             maps: vec![TensorMap { slot: 3, size: 4, extents: vec![1, 128, 32], swizzle: 128, tf32: true }],
             findings: vec![
                 Finding { lint: Lint::Fallback, place: "a.rs:1:2".into(), message: "slow".into() },

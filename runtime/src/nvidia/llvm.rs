@@ -13,6 +13,7 @@ use crate::knobs::{Assembler, Stage, knobs};
 use kiln_codegen::ir::{Finding, Kernel, Lint, Loc};
 use kiln_codegen::nvptx::{self, Target, ptxas};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// The kernel from the cache, or from LLVM.
 pub(super) fn compiled(
@@ -44,9 +45,13 @@ pub(super) fn image(kernel: &Kernel, target: Target, variant: &str) -> Result<Im
         let lowered = nvptx::llvm_text(kernel, target).map_err(|e| e.to_string())?;
         knobs.dump(Stage::Llvm, &kernel.name, variant, || lowered.text);
     }
+    let start = Instant::now();
     let ptx = nvptx::compile(kernel, target).map_err(|e| e.to_string())?;
+    let time = Some(start.elapsed());
     knobs.dump(Stage::Ptx, &kernel.name, variant, || ptx.text.clone());
     let mut image = Image {
+        tensor_cores: ptx.tensor_cores(),
+        time,
         code: ptx.text.into_bytes(),
         entry: ptx.entry,
         threads: ptx.threads,

@@ -3,6 +3,7 @@
 use super::{Case, Least, Work, kernels, poisoned, random, random_narrow};
 use crate::cases::{bound, values};
 use kiln::{Device, Element, Tensor, bf16};
+use kimi::kernels::linear::linear;
 use kimi::kernels::norm;
 use kimi::model::ops::Ops;
 use kimi::reference::{self, relative_error};
@@ -24,6 +25,7 @@ pub(super) fn cases() -> Vec<Case> {
             }
         }
     }
+    all.push(gemm_level1(8192, 8192, 8192));
     all.extend([(8192, 8192, 8192), (4096, 12288, 2304), (8192, 18432, 2304)].map(gemm_e4m3));
     all.extend([8, 8192, 32768].map(rms_norm));
     all.extend([(4096, 1024), (4096, 8192), (512, 163840)].map(|(rows, columns)| softmax(rows, columns)));
@@ -58,7 +60,29 @@ fn some(n: usize) -> Vec<usize> {
 }
 
 fn gemm(m: usize, n: usize, k: usize) -> Case {
-    Case::new(format!("gemm/bf16_m{m}_n{n}_k{k}"), move |device| {
+    product("gemm", [m, n, k], |x, w| Ok(Ops::<bf16, bf16>::new(x.device()).linear::<bf16>(x, w)?))
+}
+
+/// By [`linear`], a loop around a product: no roles, no tiles that follow each other in a program, no clusters.
+fn gemm_level1(m: usize, n: usize, k: usize) -> Case {
+    product("gemm_level1", [m, n, k], |x, w| {
+        let mut y = Tensor::uninit(&[x.shape()[0], w.shape()[0]], bf16::DTYPE, x.device())?;
+        level1(x, w, &mut y)?;
+        Ok(y)
+    })
+}
+
+/// What [`gemm_level1`] launches.
+///
+/// # Errors
+/// If it cannot be launched.
+pub fn level1(x: &Tensor, w: &Tensor, y: &mut Tensor) -> kiln::Result<()> {
+    linear::<bf16, bf16, bf16, bf16, 128, 256, 64, false>(x, w, y).run()
+}
+
+/// y `[m, n]` = x `[m, k]` · w `[n, k]`ᵀ in bf16.
+fn product(group: &str, [m, n, k]: [usize; 3], launch: fn(&Tensor, &Tensor) -> anyhow::Result<Tensor>) -> Case {
+    Case::new(format!("{group}/bf16_m{m}_n{n}_k{k}"), move |device| {
         let x = random::<bf16>(device, &[m, k], 1.0, 1)?;
         let w = random::<bf16>(device, &[n, k], 1.0, 2)?;
         let result = Rc::new(RefCell::new(None));
@@ -67,7 +91,7 @@ fn gemm(m: usize, n: usize, k: usize) -> Case {
         Ok(Work {
             least: Least { flops: 2.0 * mf * nf * kf, bytes: 2.0 * (mf * kf + nf * kf + mf * nf) },
             run: Box::new(move || {
-                let y = Ops::<bf16, bf16>::new(device).linear::<bf16>(&x, &w)?;
+                let y = launch(&x, &w)?;
                 kept.borrow_mut().get_or_insert(y);
                 Ok(())
             }),

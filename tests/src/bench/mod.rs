@@ -7,7 +7,7 @@
 
 mod attention;
 mod delta;
-mod dense;
+pub mod dense;
 pub mod kernels;
 mod moe;
 pub mod sweep;

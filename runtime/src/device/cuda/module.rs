@@ -8,10 +8,11 @@ use crate::Result;
 use crate::device::Storage;
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUjit_option as Jit, CUresult};
 use kiln_codegen::ir::{Finding, Loc};
-use kiln_codegen::nvptx::{TensorMap, ptxas};
+use kiln_codegen::nvptx::{TensorCores, TensorMap, ptxas};
 use smallvec::SmallVec;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A compiled kernel before it is loaded: what the disk cache holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub(crate) struct Image {
     pub(crate) maps: Vec<TensorMap>,
     /// Whether all programs meet, by a word whose address is the last parameter.
     pub(crate) meets: bool,
+    /// Instructions of tensor cores in its text.
+    pub(crate) tensor_cores: TensorCores,
+    /// What passes and LLVM took just now; not kept in caches.
+    pub(crate) time: Option<Duration>,
     /// What compiler and assembler found.
     pub(crate) findings: Vec<Finding>,
 }
