@@ -236,6 +236,8 @@ pub fn open(
     device: Device,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Box<dyn Engine>, EngineError> {
+    #[cfg(all(embedded_pack, feature = "cuda-packed"))]
+    kiln::embed_pack(include_bytes!(env!("KIMI_PACK")));
     let config = Config::read(&folder.join("config.json"))?;
     let weights = Weights::open(folder)?;
     let device = match device {

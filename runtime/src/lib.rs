@@ -48,6 +48,8 @@ pub use launch::{Grid, Launch, Source};
 pub use layout::MAX_TENSOR_RANK;
 #[cfg(all(feature = "cuda", feature = "llvm"))]
 pub use nvidia::add_to_pack;
+#[cfg(feature = "cuda")]
+pub use pack::embed_pack;
 pub use prepared::Prepared;
 pub use raw::{RawArg, RawKernel};
 pub use record::record;

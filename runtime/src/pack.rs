@@ -1,8 +1,8 @@
 //! Kernel packs: compiled kernels in one file, so that a program without LLVM and `ptxas` has them at its first launch.
 //!
 //! [`add_to_pack`](crate::add_to_pack) compiles kernels into a pack without a GPU; `KILN_RECORD=FILE` makes a program add
-//! every kernel that it launches on one. A program finds its pack through `KILN_PACK`, or as `kernels.pack` beside
-//! itself. A kernel is found by its tile IR as staged, the target and the compiler. Of its variants, which differ in the
+//! every kernel that it launches on one. A program finds its pack through `KILN_PACK`, or has it in itself
+//! ([`embed_pack`]), or finds it as `kernels.pack` beside itself. A kernel is found by its tile IR as staged, the target and the compiler. Of its variants, which differ in the
 //! facts about arguments that they rely on, a launch takes the one with most facts among those that its own arguments
 //! justify: code that relies on less runs as well.
 //!
@@ -49,17 +49,16 @@ fn known(facts: &[Fact]) -> usize {
 
 impl Pack {
     pub(crate) fn read(path: &Path) -> Pack {
-        let fault = |why| Pack { fault: Some(why), ..Pack::default() };
         match std::fs::read(path) {
-            Err(_) => fault("it cannot be read"),
-            Ok(bytes) => match bytes.strip_prefix(&first_line()[..]) {
-                Some(entries) => Pack::parse(entries),
-                None => fault("it is of another compiler, or no pack"),
-            },
+            Err(_) => Pack { fault: Some("it cannot be read"), ..Pack::default() },
+            Ok(bytes) => Pack::parse(&bytes),
         }
     }
 
-    fn parse(mut bytes: &[u8]) -> Pack {
+    fn parse(bytes: &[u8]) -> Pack {
+        let Some(mut bytes) = bytes.strip_prefix(&first_line()[..]) else {
+            return Pack { fault: Some("it is of another compiler, or no pack"), ..Pack::default() };
+        };
         let mut pack = Pack::default();
         while let Some((len, rest)) = bytes.split_first_chunk::<8>()
             && let Some((digest, rest)) = rest.split_first_chunk::<32>()
@@ -120,10 +119,23 @@ pub(crate) fn record(key: &Key, facts: &[Fact], image: impl FnOnce() -> Vec<u8>)
     }
 }
 
+/// The pack in the program itself.
+static EMBEDDED: OnceLock<&[u8]> = OnceLock::new();
+
+/// Gives a program the contents of a pack that it carries in itself (`include_bytes!`), instead of a file beside it.
+/// `KILN_PACK` goes before. To be called before the first launch on a GPU; what is given later, or a second time, is ignored.
+pub fn embed_pack(pack: &'static [u8]) {
+    let _ = EMBEDDED.set(pack);
+}
+
 /// This program's pack.
 pub(crate) fn pack() -> &'static Pack {
     static PACK: OnceLock<Pack> = OnceLock::new();
-    PACK.get_or_init(|| path().map_or_else(Pack::default, |path| Pack::read(&path)))
+    PACK.get_or_init(|| match (EMBEDDED.get(), path()) {
+        (Some(bytes), _) if knobs().pack.is_none() => Pack::parse(bytes),
+        (_, Some(path)) => Pack::read(&path),
+        (_, None) => Pack::default(),
+    })
 }
 
 fn path() -> Option<PathBuf> {
@@ -134,7 +146,12 @@ fn path() -> Option<PathBuf> {
 /// Why a program without a compiler cannot run a kernel, and what to do.
 #[cfg(not(feature = "llvm"))]
 pub(crate) fn missing(kernel: &str) -> String {
-    let path = path().map_or_else(|| "kernels.pack".into(), |p| p.display().to_string());
+    let embedded = EMBEDDED.get().is_some() && knobs().pack.is_none();
+    let path = match path() {
+        _ if embedded => "the pack in it".into(),
+        Some(path) => path.display().to_string(),
+        None => "kernels.pack".into(),
+    };
     let fault = pack().fault.map_or_else(String::new, |why| format!(" ({why})"));
     format!(
         "kernel `{kernel}`: this program was built without LLVM, and {path}{fault} has no variant of the kernel for such \
@@ -173,6 +190,9 @@ mod tests {
         assert_eq!(pack.find(&a, &[]), None);
         assert_eq!(pack.find(&b, &[]), Some((&b""[..], true)));
         assert_eq!(pack.find(&Key::new(&[b"c"]), &[]), None);
+        // As a program has it in itself.
+        let embedded = Pack::parse(&std::fs::read(&path).unwrap());
+        assert_eq!(embedded.find(&a, &[Multiple16, One]), Some((&b"both"[..], true)));
         std::fs::remove_file(path).unwrap();
     }
 
