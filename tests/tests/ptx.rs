@@ -219,8 +219,9 @@ fn failures<'a, T: Sync>(
     failures.into_inner().expect("no panic held it")
 }
 
-/// Instructions that show how a kernel computes: tensor cores, fed by what, copies from global to shared memory, spills.
-const TELLING: [&str; 10] = ["HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "LDSM", "UTMALDG", "LDGSTS", "LDL", "STL"];
+/// Instructions that show how a kernel computes: tensor cores, fed by what, copies to and from shared memory, spills.
+const TELLING: [&str; 11] =
+    ["HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "LDSM", "UTMALDG", "UTMASTG", "LDGSTS", "LDL", "STL"];
 
 /// Kernels with products of which none is by warpgroups: how the finding that says so begins, and why that is right.
 const WITHOUT_WGMMA: [(&str, &str, &str); 4] = [

@@ -7,7 +7,7 @@
 //! the last dimension contiguous), and if the producer can compute its coordinates and the bounds and conditions of
 //! everything around it.
 
-use super::facts;
+use super::facts::{self, ViewFacts};
 use super::panels::Panels;
 use crate::ir::{Access, Def, Kernel, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
@@ -122,6 +122,24 @@ pub fn selections(k: &Kernel, view: ValueId) -> Option<(usize, Vec<(u8, ValueId)
     }
 }
 
+/// A place in a view as one in the parameter that it comes from by selections, and that parameter: per dimension the
+/// coordinate, and which of the view's it is, unless it was selected. `None` if the view was narrowed.
+pub fn in_parameter(k: &Kernel, view: ValueId, coords: &[ValueId]) -> Option<(usize, Vec<(ValueId, Option<usize>)>)> {
+    let (param, way) = selections(k, view)?;
+    let mut place: Vec<(ValueId, Option<usize>)> = coords.iter().enumerate().map(|(i, &c)| (c, Some(i))).collect();
+    // Undo the selections, the last one first: each gives a dimension back.
+    for &(dim, index) in way.iter().rev() {
+        place.insert(dim as usize, (index, None));
+    }
+    Some((param, place))
+}
+
+/// Whether the hardware takes a parameter's address and strides, of elements of so many bytes.
+pub fn aligned(f: &ViewFacts, size: usize) -> bool {
+    let rows = &f.strides[..f.strides.len() - 1];
+    f.address >= 16 && rows.iter().all(|&s| (s as usize * size).is_multiple_of(16))
+}
+
 /// A load as a bulk copy into these panels, or why it cannot be one.
 pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Result<BulkLoad, &'static str> {
     let op = k.op(load);
@@ -130,24 +148,17 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Result<BulkLoad, &'
     }
     let ty = k.ty(op.results[0]);
     let (size, shape) = (ty.dtype().size(), ty.shape());
-    let (param, way) = selections(k, op.operands[0]).ok_or("its view was narrowed")?;
+    let (param, place) = in_parameter(k, op.operands[0], &op.operands[1..]).ok_or("its view was narrowed")?;
     if k.params[param].access != Access::Read {
         return Err("the kernel may write to its parameter");
     }
-    // Undo the selections, the last one first: each gives a dimension back.
-    let mut coords: Vec<(ValueId, u32)> = op.operands[1..].iter().copied().zip(shape.dims().iter().copied()).collect();
-    for &(dim, index) in way.iter().rev() {
-        coords.insert(dim as usize, (index, 1));
-    }
-    let last = coords.len() - 1;
-    let mut kept: Vec<usize> = (0..=last).collect();
-    for &(dim, _) in &way {
-        kept.remove(dim as usize);
-    }
-    if kept.last() != Some(&last) {
+    let last = place.len() - 1;
+    if place[last].1.is_none() {
         return Err("its rows do not run along the parameter's last dimension");
     }
-    coords[last].1 = panels.columns() as u32;
+    let (coords, axes): (Vec<ValueId>, Vec<Option<usize>>) = place.into_iter().unzip();
+    let mut extents: Vec<u32> = axes.iter().map(|axis| axis.map_or(1, |a| shape.dims()[a])).collect();
+    extents[last] = panels.columns() as u32;
     let f = facts::view_facts(k, k.params[param].value).expect("a parameter has facts");
     if !matches!(size, 1 | 2 | 4) {
         return Err("its elements have 8 bytes");
@@ -155,17 +166,16 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Result<BulkLoad, &'
     if !f.unit[last] {
         return Err("its last dimension is not known to be contiguous");
     }
-    if f.address < 16 || f.strides[..last].iter().any(|&s| !(s as usize * size).is_multiple_of(16)) {
+    if !aligned(&f, size) {
         return Err("its address or a stride is not known to be a multiple of 16 bytes");
     }
-    if coords.iter().any(|&(_, e)| e > 256) {
+    if extents.iter().any(|&e| e > 256) {
         return Err("it has more than 256 rows");
     }
-    if !coords.iter().all(|&(c, _)| computable(k, c)) {
+    if !coords.iter().all(|&c| computable(k, c)) {
         return Err("a coordinate is not a scalar that the producer can compute");
     }
     let slot = k.slots().iter().position(|s| s.param as usize == param).expect("every parameter has slots");
-    let (coords, extents) = coords.into_iter().unzip();
     Ok(BulkLoad {
         map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), tf32: false },
         coords,

@@ -9,7 +9,7 @@
 //! The copy needs a tensor map, hence what a bulk copy to shared memory needs of view and parameter ([`bulk`](super::bulk)).
 //! And the kernel must do nothing else with the parameter: others would have to know when a copy is over.
 
-use super::bulk::{Nesting, TensorMap, selections};
+use super::bulk::{Nesting, TensorMap, aligned, in_parameter};
 use super::facts;
 use super::layout::{Ldmatrix, LinearLayout, SharedLayout, Swizzle, VectorAccess};
 use super::panels::Panels;
@@ -95,22 +95,13 @@ impl BulkStore {
 pub fn bulk_store(k: &Kernel, nesting: &Nesting, id: OpId, layout: &LinearLayout, room: usize) -> Option<BulkStore> {
     let op = k.op(id);
     let size = k.ty(op.operands[1]).dtype().size();
-    let (param, way) = selections(k, op.operands[0])?;
+    let (param, coords) = in_parameter(k, op.operands[0], &op.operands[2..])?;
     let in_loop = nesting.around(id).next().is_some_and(|o| matches!(k.op(o).kind, OpKind::For { .. }));
     if !in_loop || !matches!(size, 1 | 2 | 4) || !only_stored_to(k, param) {
         return None;
     }
-    // Undo the selections, the last one first: each gives a dimension back.
-    let starts = op.operands[2..].iter().enumerate();
-    let mut coords: Vec<(ValueId, Option<usize>)> = starts.map(|(axis, &v)| (v, Some(axis))).collect();
-    for &(dim, index) in way.iter().rev() {
-        coords.insert(dim as usize, (index, None));
-    }
-    let last = coords.len() - 1;
-    let f = facts::view_facts(k, k.params[param].value)?;
-    let aligned =
-        f.address >= 16 && f.unit[last] && f.strides[..last].iter().all(|&s| (s as usize * size).is_multiple_of(16));
-    if coords[last].1 != Some(layout.shape().rank() - 1) || coords.len() > 5 || !aligned {
+    let (last, f) = (coords.len() - 1, facts::view_facts(k, k.params[param].value)?);
+    if coords[last].1.is_none() || !f.unit[last] || !aligned(&f, size) {
         return None;
     }
     let held = layout.warp_boxes()?;

@@ -7,7 +7,8 @@
 use kiln::prelude::*;
 
 /// x `[n, channels]`, weight `[J, channels]`, state `[slots, J-1, channels]`, start `[n]`, rows of [`short_conv_state`] for
-/// the ends of sequences → y `[n, channels]`; state is replaced. Program: (`N` tokens or row, `B` channels), of `P` warps.
+/// the ends of sequences → y `[n, channels]`; state is replaced. Programs along axis 0, of `P` warps: one for `N` tokens or a
+/// row, and `B` channels; those of the same tokens are neighbours, so that whole rows are read at a time.
 ///
 /// A thread slides along the tokens of its channels, `M` at a time, with the J-1 inputs before them in registers, so that
 /// an input is read once. The next `M` are on their way meanwhile. The first J-1 tokens of sequences are left to programs
@@ -21,7 +22,8 @@ pub fn short_conv<T: Float, W: Float, const J: usize, const N: usize, const M: u
     rows: &View<i32, 2>,
     y: &mut View<T, 2>,
 ) {
-    let (block, channels, n) = (program_id(0), program_id(1) * B, x.dim(0));
+    let across = (x.dim(1) + (B - 1)) / B;
+    let (block, channels, n) = (program_id(0) / across, program_id(0) % across * B, x.dim(0));
     let blocks = (n + (N - 1)) / N;
     let tap = |j: usize| -> Tile<f32, 1, B> { weight.select(0, j).load::<D1<B>>(channels).cast::<f32>().reshape() };
     if block < blocks {

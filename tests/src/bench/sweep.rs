@@ -224,14 +224,14 @@ fn convolution(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let weight = random::<f32>(device, &[4, CHANNELS], 1.0, 2)?;
     let state = Tensor::zeros(&[1, 3, CHANNELS], bf16::DTYPE, device)?;
     let zeros = Tensor::zeros(&[tokens], i32::DTYPE, device)?;
-    let rows = Tensor::from_slice(&[0, tokens as i32, 0, 0], &[1, 4], device)?;
+    let rows = Tensor::from_slice(&[0, tokens as i32, 0, -1], &[1, 4], device)?;
     let mut ways = Ways::new::<bf16>(device, &[&x, &weight, &state, &zeros, &rows], &[tokens, CHANNELS])?;
     macro_rules! tiles {
         ($($n:literal in $m:literal x $b:literal by $p:literal)*) => {{$(
             ways.add(concat!($n, " in ", $m, " x ", $b, ", ", $p, " warps"), move |i, out| {
                 let state = &mut i[2].clone();
                 short_conv::short_conv::<bf16, f32, 4, $n, $m, $b, $p>(&i[0], &i[1], state, &i[3], &i[4], out)
-                    .grid([tokens.div_ceil($n) + 1, CHANNELS / $b])
+                    .grid((tokens.div_ceil($n) + 1) * (CHANNELS / $b))
                     .run()
             });
         )*}};

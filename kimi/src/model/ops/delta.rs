@@ -102,7 +102,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         }
         let (start, last) = (&at.start, &inputs.last);
         let few = n < FEW_ROWS;
-        let grid = [if few { n } else { n.div_ceil(16) } + last.shape()[0], channels.div_ceil(WARP)];
+        let grid = (if few { n } else { n.div_ceil(16) } + last.shape()[0]) * channels.div_ceil(WARP);
         with_const!(J = weight.shape()[0], of [2, 3, 4], "linear_attn_config.short_conv_kernel_size", {
             if few {
                 short_conv::short_conv::<T, V, J, 1, 1, WARP, 1>(x, weight, state, start, last, &mut y)
