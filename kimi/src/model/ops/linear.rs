@@ -24,14 +24,15 @@ const TILES: [([usize; 5], f64); 8] = [
 ];
 const SMALLEST: [usize; 5] = [64, 128, 0, 64, 1];
 
-/// The tile with which `programs` finish a linear layer first, each doing one tile after the other.
-fn best_tile(rows: usize, columns: usize, programs: usize) -> [usize; 5] {
+/// The tile with which `programs` finish a linear layer first, each doing one tile after the other. `wide`: the weight has
+/// elements of 32 bits, of which threads read narrow strips with bank conflicts.
+fn best_tile(rows: usize, columns: usize, programs: usize, wide: bool) -> [usize; 5] {
     let time = |&([m, n, e, x, p], one): &([usize; 5], f64)| {
         let clusters = rows.div_ceil(m * p) * columns.div_ceil(n + e * x);
         clusters.div_ceil((programs / p).max(1)) as f64 * one
     };
     // Of fewer rows the programs of a cluster wait for each other longer than they save.
-    let tiles = TILES.iter().filter(|([.., p], _)| *p == 1 || rows >= 1024);
+    let tiles = TILES.iter().filter(|([.., x, p], _)| (*p == 1 || rows >= 1024) && (*x >= 64 || !wide));
     tiles.min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are some").0
 }
 
@@ -132,7 +133,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         } else if C::DTYPE.size() == 2 {
             // What comes by other ways than bulk copies takes registers.
             let aligned = (x.strides()[0] * T::DTYPE.size()).is_multiple_of(16);
-            let tile = if aligned { best_tile(rows, columns, self.multiprocessors) } else { SMALLEST };
+            let wide = V::DTYPE.size() > 2;
+            let tile = if aligned { best_tile(rows, columns, self.multiprocessors, wide) } else { SMALLEST };
             linear::linear_tiles_tuned::<T, V, C, Y, 64, 16>(x, weight, y)
                 .otherwise(tile)
                 .grid(|[.., p]| whole_clusters(self.multiprocessors, p))
@@ -184,13 +186,14 @@ mod tests {
     #[test]
     fn tiles_are_chosen_by_rounds() {
         // 512 large tiles are 3.9 rounds; of 192 the second round would be half empty, and that of 256 narrower ones is not.
-        assert_eq!(best_tile(4096, 4096, 132), [128, 256, 0, 64, 2]);
-        assert_eq!(best_tile(512, 12288, 132), [128, 128, 1, 64, 1]);
+        assert_eq!(best_tile(4096, 4096, 132, false), [128, 256, 0, 64, 2]);
+        assert_eq!(best_tile(512, 12288, 132, false), [128, 128, 1, 64, 1]);
         // 2.2 rounds of large tiles, or 2.9 of narrower ones.
-        assert_eq!(best_tile(4096, 2304, 132), [128, 128, 1, 64, 2]);
+        assert_eq!(best_tile(4096, 2304, 132, false), [128, 128, 1, 64, 2]);
         // One round that leaves four of 132 multiprocessors idle.
-        assert_eq!(best_tile(512, 2304, 132), [64, 128, 1, 16, 1]);
+        assert_eq!(best_tile(512, 2304, 132, false), [64, 128, 1, 16, 1]);
+        assert_eq!(best_tile(512, 2304, 132, true), [128, 128, 0, 64, 1]);
         // Fewer tiles than multiprocessors.
-        assert_eq!(best_tile(65, 300, 132), SMALLEST);
+        assert_eq!(best_tile(65, 300, 132, false), SMALLEST);
     }
 }
