@@ -179,7 +179,6 @@ impl<'k> Lower<'k> {
         self.wait_for_earlier_grids();
         self.split_roles()?;
         self.region(self.k.body)?;
-        self.finish_reads();
         if self.shares() {
             self.cluster_barrier("relaxed");
         }

@@ -87,7 +87,6 @@ pub(super) fn lower(kernel: &Kernel, division: &Division, target: Target, chip: 
         role.send_producer_off();
         role.start_ways();
         role.region(role.k.body)?;
-        role.finish_reads();
         role.w.line("ret void");
         role.w.start(&next);
         top = role.shared_max;

@@ -5,7 +5,7 @@
 //! only the copy from the other one may be unread. So a warp goes on to its next tile without waiting for this one to be
 //! in memory.
 //!
-//! Behind the loop others get the buffers, after a barrier before which the copies have read them. A store that may come to
+//! Behind the loop is a barrier before which all copies have read: others may get the buffers, or the program end. A store that may come to
 //! the same place as one before waits until that one has been made.
 
 use super::lower::{Lower, Result};
@@ -158,7 +158,7 @@ impl<'k> Lower<'k> {
         self.w.asm_effect("void", &format!("cp.async.bulk.wait_group.read {but};"), "", &[]);
     }
 
-    /// Before a barrier behind which others may get the memory that copies read, and at the end.
+    /// Before a barrier behind which others may get the memory that copies read.
     pub(super) fn finish_reads(&mut self) {
         if std::mem::take(&mut self.unread_copies) {
             self.wait_for_reads(0);

@@ -63,17 +63,33 @@ fn results_of_products_are_copied() {
     }
 }
 
-/// Buffers are shared by all stores of a loop: with three copies an iteration it begins where the last one ended.
+/// Buffers are shared by all stores of a loop: with three copies an iteration it begins where the last one ended. The
+/// stores of different iterations do not meet, so that nothing else waits for copies.
 #[test]
 fn several_tiles_are_copied_from_the_same_buffers() {
-    let k = tiles([64, 64], 2, |b, out, tile, row| {
-        for i in 0..3 {
-            let (column, scale) = (b.i32(64 * i), b.splat(DType::BF16, Shape::new(&[64, 64]), f64::from(i + 1)));
-            let tile = b.binary(BinaryOp::Mul, tile, scale);
-            b.store(out, tile, &[row, column]);
-        }
+    let mut k = built("several", |b| {
+        let [x, y] = ["x", "y"].map(|name| view(b, name, DType::BF16, 2, Access::Read));
+        let out = ["once", "twice", "thrice"].map(|name| view(b, name, DType::BF16, 2, Access::Write));
+        let (zero, rows) = (b.i32(0), b.dim(x, 0));
+        for_loop(b, rows, 64, &[], |b, row, _| {
+            let p = b.load(x, &[row, zero], Shape::new(&[64, 64]), None);
+            let q = b.load(y, &[zero, zero], Shape::new(&[64, 64]), None);
+            let acc = b.splat(DType::F32, Shape::new(&[64, 64]), 0.0);
+            let sum = b.dot(p, q, acc, Precision::F32);
+            let tile = b.cast(sum, DType::BF16);
+            for (i, out) in out.into_iter().enumerate() {
+                let times = b.splat(DType::BF16, Shape::new(&[64, 64]), i as f64 + 1.0);
+                let tile = b.binary(BinaryOp::Mul, tile, times);
+                b.store(out, tile, &[row, zero]);
+            }
+            vec![]
+        });
     });
-    assert_eq!(copies(&k, [1; 3], &[&[328, 64], &[64, 64], &[328, 192]]), 3);
+    k.options.warps = 4;
+    let shapes: [&[i64]; 5] = [&[328, 64], &[64, 64], &[328, 64], &[328, 64], &[328, 64]];
+    assert_eq!(copies(&k, [1; 3], &shapes), 3);
+    let text = llvm_text(&specialised(&k, &shapes), Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
+    assert!(!text.contains("cp.async.bulk.wait_group 0;"), "{text}");
 }
 
 /// A warp's part of the transposed tile has as many columns as the warp has rows: 32 bytes are no more than threads write
