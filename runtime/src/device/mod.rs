@@ -104,7 +104,7 @@ impl Device {
         }
     }
 
-    /// Whether work that is asked for now would run at once and alone: not into a graph, not beside other work.
+    /// Whether work that is asked for now would run at once: not into a graph, nor beside other work of this thread.
     pub(crate) fn can_be_timed(self) -> bool {
         match self {
             Device::Cpu => true,

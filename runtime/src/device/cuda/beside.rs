@@ -19,6 +19,13 @@ pub(super) struct Fork {
     pub(super) held: Vec<(u64, usize)>,
 }
 
+impl Fork {
+    /// Whether the calling thread has forked.
+    pub(super) fn is_mine(&self) -> bool {
+        self.thread == std::thread::current().id()
+    }
+}
+
 impl Context {
     /// The streams of the calling thread.
     fn streams(&self, queue: &Queue) -> Streams {
@@ -29,7 +36,7 @@ impl Context {
     pub(super) fn stream(&self, queue: &Queue) -> sys::CUstream {
         let Streams { own, side, .. } = self.streams(queue);
         // A graph that is captured within a fork is not of the fork.
-        let mine = |f: &Fork| f.on_side && f.own == own && f.thread == std::thread::current().id();
+        let mine = |f: &Fork| f.on_side && f.own == own && f.is_mine();
         if queue.fork.as_ref().is_some_and(mine) { side } else { own }
     }
 

@@ -270,10 +270,18 @@ impl Context {
         Ok(queue)
     }
 
-    /// Whether no graph is being captured and nothing runs side by side. Of what other threads do meanwhile the answer
-    /// may be late; the calling thread's own captures and forks it never misses.
+    /// Whether some thread captures a graph or has forked. Of other threads the answer may be late; what the calling thread
+    /// does itself it never misses.
+    fn is_divided(&self) -> bool {
+        self.divisions.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether what the calling thread asks for runs at once, one after the other: it captures no graph and has not forked.
     pub(crate) fn is_undivided(&self) -> bool {
-        self.divisions.load(Ordering::Relaxed) == 0
+        let free = |mut queue: MutexGuard<Queue>| {
+            queue.captured().is_none() && !queue.fork.as_ref().is_some_and(Fork::is_mine)
+        };
+        !self.is_divided() || free(self.lock())
     }
 
     /// The stream for a launch. If the calling thread captures a graph, that keeps these storages alive.
@@ -281,7 +289,7 @@ impl Context {
     /// No lock in the ordinary case: only a thread that captures or forks itself uses another stream than all others.
     fn stream_for<'s>(&self, storages: impl Iterator<Item = &'s Arc<Storage>>) -> Result<sys::CUstream> {
         self.bind()?;
-        if self.is_undivided() {
+        if !self.is_divided() {
             return Ok(self.running.own);
         }
         let mut queue = self.lock();
