@@ -12,7 +12,7 @@ use super::panels::Panels;
 use crate::ir::{Access, Def, Kernel, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
-/// The tensor map of a load: a window on a parameter.
+/// The tensor map of a load or store: a window on a parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorMap {
     /// The first launch slot of the parameter, a view: its address; then its extents, then its strides.

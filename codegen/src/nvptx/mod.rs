@@ -51,6 +51,8 @@ mod tests_stores;
 #[cfg(test)]
 mod tests_tiles;
 #[cfg(test)]
+mod tests_types;
+#[cfg(test)]
 mod tests_warpgroups;
 mod text;
 mod wgmma;

@@ -6,8 +6,6 @@ use super::simulate::Order;
 use super::{Lowered, Target, llvm_text};
 use crate::ir::{DType, Kernel, Lint, parse, verify};
 
-const ORDERS: [Order; 2] = [Order { backwards: false, early: false }, Order { backwards: true, early: true }];
-
 fn kernel(text: &str) -> Kernel {
     let k = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     verify(&k).unwrap_or_else(|e| panic!("{e}\n{text}"));
@@ -16,7 +14,7 @@ fn kernel(text: &str) -> Kernel {
 
 fn check(k: &Kernel, programs: u32, shapes: &[&[i64]], tolerance: f64) -> Lowered {
     let (special, general) = (specialised(k, shapes), general(k));
-    let runs: [(&Kernel, u32, &[Order]); 2] = [(&special, 90, &ORDERS), (&general, 90, &ORDERS)];
+    let runs: [(&Kernel, u32, &[Order]); 2] = [(&special, 90, &Order::ALL[..2]), (&general, 90, &Order::ALL[..2])];
     compare_runs(&runs, [programs, 1, 1], shapes, tolerance);
     #[cfg(feature = "llvm")]
     super::tests::assembles(&special, 90);

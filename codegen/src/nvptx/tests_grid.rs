@@ -5,12 +5,10 @@ use super::simulate::Order;
 use super::{Lowered, Target, llvm_text};
 use crate::ir::{Kernel, Lint, parse, verify};
 
-const ORDERS: [Order; 2] = [Order { backwards: false, early: false }, Order { backwards: true, early: true }];
-
 fn check(k: &Kernel, sm: u32, programs: u32, shapes: &[&[i64]]) -> Lowered {
     verify(k).unwrap_or_else(|e| panic!("{e}"));
     let special = specialised(k, shapes);
-    compare_runs(&[(&special, sm, &ORDERS)], [programs, 1, 1], shapes, 1e-2);
+    compare_runs(&[(&special, sm, &Order::ALL[..2])], [programs, 1, 1], shapes, 1e-2);
     #[cfg(feature = "llvm")]
     super::tests::assembles(&special, sm);
     llvm_text(&special, Target { sm }).unwrap_or_else(|e| panic!("{e}"))

@@ -6,13 +6,6 @@ use super::simulate::Order;
 use super::{Lowered, Target, llvm_text};
 use crate::ir::{Kernel, Lint, parse, verify};
 
-const ORDERS: [Order; 4] = [
-    Order { backwards: false, early: false },
-    Order { backwards: true, early: true },
-    Order { backwards: false, early: true },
-    Order { backwards: true, early: false },
-];
-
 fn kernel(text: &str) -> Kernel {
     let k = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     verify(&k).unwrap_or_else(|e| panic!("{e}\n{text}"));
@@ -31,7 +24,7 @@ fn check(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) -> Lowered {
     assert!(made.text.contains("cp.async.bulk.tensor"), "{:?}", made.findings);
     let general = general(k);
     let runs: [(&Kernel, u32, &[Order]); 3] =
-        [(&special, 90, &ORDERS), (&special, 80, &ORDERS[..2]), (&general, 90, &ORDERS[..2])];
+        [(&special, 90, &Order::ALL), (&special, 80, &Order::ALL[..2]), (&general, 90, &Order::ALL[..2])];
     compare_runs(&runs, grid, shapes, 1e-2);
     made
 }
@@ -248,7 +241,7 @@ fn computed_messages() {
     on_hopper(&k, [2, 2, 1], &SHAPES);
     let found = llvm_text(&k, Target { sm: 80 }).unwrap().findings;
     assert!(found.iter().any(|f| f.message.contains("computed by the role that receives it")), "{found:?}");
-    compare_runs(&[(&k, 80, &ORDERS[..1])], [2, 2, 1], &SHAPES, 1e-2);
+    compare_runs(&[(&k, 80, &Order::ALL[..1])], [2, 2, 1], &SHAPES, 1e-2);
 }
 
 /// Without roles that copy, a role is the kernel.
@@ -266,13 +259,13 @@ fn one_role() {
           yield }",
     );
     assert_eq!(lowered(&k, &[&[50], &[50]]).threads, 64);
-    compare_runs(&[(&k, 90, &ORDERS[..1]), (&k, 80, &ORDERS[..1])], [1; 3], &[&[50], &[50]], 0.0);
+    compare_runs(&[(&k, 90, &Order::ALL[..1]), (&k, 80, &Order::ALL[..1])], [1; 3], &[&[50], &[50]], 0.0);
 }
 
 /// Runs on Hopper as the interpreter does, in all orders.
 fn on_hopper(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) {
     let (special, general) = (specialised(k, shapes), general(k));
-    compare_runs(&[(&special, 90, &ORDERS), (&general, 90, &ORDERS)], grid, shapes, 1e-2);
+    compare_runs(&[(&special, 90, &Order::ALL), (&general, 90, &Order::ALL)], grid, shapes, 1e-2);
 }
 
 /// What makes a role that loads and sends one of those that compute, with the rule and where it is broken: refused where

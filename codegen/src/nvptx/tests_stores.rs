@@ -6,18 +6,11 @@ use super::tests_kernels::{built, for_loop, view};
 use super::{Target, llvm_text};
 use crate::ir::{Access, BinaryOp, Builder, CmpOp, DType, Kernel, OpKind, Precision, Shape, Type, ValueId};
 
-const ORDERS: [Order; 4] = [
-    Order { backwards: false, early: false },
-    Order { backwards: true, early: true },
-    Order { backwards: false, early: true },
-    Order { backwards: true, early: false },
-];
-
 /// The copies that the specialised kernel has; whatever it has, it computes the right thing.
 fn copies(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) -> usize {
     let special = specialised(k, shapes);
     let text = llvm_text(&special, Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
-    compare_runs(&[(&special, 90, &ORDERS), (&general(k), 90, &ORDERS[..2])], grid, shapes, 1e-2);
+    compare_runs(&[(&special, 90, &Order::ALL), (&general(k), 90, &Order::ALL[..2])], grid, shapes, 1e-2);
     text.matches("global.shared::cta.bulk_group").count()
 }
 

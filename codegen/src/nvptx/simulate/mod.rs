@@ -184,6 +184,16 @@ pub struct Order {
     pub early: bool,
 }
 
+impl Order {
+    /// The first two differ in both.
+    pub const ALL: [Order; 4] = [
+        Order { backwards: false, early: false },
+        Order { backwards: true, early: true },
+        Order { backwards: false, early: true },
+        Order { backwards: true, early: false },
+    ];
+}
+
 pub struct Simulator {
     program: Rc<Program>,
     maps_wanted: Vec<super::TensorMap>,
