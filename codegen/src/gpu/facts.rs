@@ -152,6 +152,19 @@ pub fn growth(k: &Kernel, body: RegionId, coord: ValueId) -> Option<u32> {
     place.terms.iter().all(stays).then_some(grows)
 }
 
+/// Whether coordinates in two loops, with these bodies, are the same function of the loops' counters.
+pub fn same_function(k: &Kernel, bodies: [RegionId; 2], coords: [ValueId; 2]) -> bool {
+    let [a, b] = [0, 1].map(|i| {
+        let (counter, mut sum) = (k.region(bodies[i]).args[0], Sum::default());
+        sum.add(k, coords[i], 1, 8);
+        let grows = sum.terms.iter().filter(|t| t.0 == counter).fold(0u32, |all, t| all.wrapping_add(t.1));
+        sum.terms.retain(|t| t.0 != counter && t.1 != 0);
+        sum.terms.sort();
+        (grows, sum)
+    });
+    a == b
+}
+
 /// What is known of a view; nothing for a view that control flow chose (there is none in valid kernels).
 pub fn view_facts(k: &Kernel, view: ValueId) -> Option<ViewFacts> {
     let Type::View(dtype, rank) = k.ty(view) else { return None };

@@ -91,11 +91,20 @@ pub struct SlotLoop {
     pub loads: Vec<OpId>,
 }
 
+/// The slots of a later loop, for a loop all of whose loads are among that one's: what is copied once serves both.
+#[derive(Clone, Debug)]
+pub struct Borrowed {
+    pub owner: OpId,
+    /// Each load, and that of the owner.
+    pub loads: Vec<(OpId, OpId)>,
+}
+
 /// What runs ahead.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead {
     pub loops: HashMap<OpId, StagedLoop>,
     pub slots: HashMap<OpId, SlotLoop>,
+    pub borrowed: HashMap<OpId, Borrowed>,
     pub bulk: BTreeMap<RegionId, BulkRegion>,
 }
 
@@ -287,6 +296,12 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip)
     if !out.loops.is_empty() || !out.bulk.is_empty() {
         out.slots.clear();
     }
+    for region in &k.regions {
+        for (i, &id) in region.ops.iter().enumerate() {
+            let borrowed = region.ops[i + 1..].iter().find_map(|&owner| planner.borrows(&out.slots, region, id, owner));
+            out.borrowed.extend(borrowed.map(|b| (id, b)));
+        }
+    }
     planner.explain(&out, &mut findings);
     (out, findings)
 }
@@ -454,6 +469,35 @@ impl Planner<'_> {
             found
         });
         loads.collect()
+    }
+
+    /// Whether a loop can do with the slots of a later one in the same region: both have slots for all iterations, and the
+    /// later one's copies can start where the earlier one begins.
+    fn borrows(&self, slots: &HashMap<OpId, SlotLoop>, region: &Region, id: OpId, owner: OpId) -> Option<Borrowed> {
+        let k = self.k;
+        let (own, lent) = (slots.get(&id)?, slots.get(&owner)?);
+        let bounds = |id: OpId| [0, 1, 2].map(|i| k.constant(k.op(id).operands[i]));
+        if !own.all || !lent.all || bounds(id) != bounds(owner) {
+            return None;
+        }
+        let bodies = [id, owner].map(|id| k.op(id).regions[0]);
+        let same = |a: OpId, b: OpId| {
+            let (a, b) = (k.op(a), k.op(b));
+            let coords = a.operands[1..].iter().zip(&b.operands[1..]);
+            a.operands[0] == b.operands[0]
+                && k.ty(a.results[0]) == k.ty(b.results[0])
+                && coords.into_iter().all(|(&a, &b)| facts::same_function(k, bodies, [a, b]))
+        };
+        let partner = |&load: &OpId| lent.loads.iter().find(|&&l| same(load, l)).map(|&l| (load, l));
+        let loads: Vec<(OpId, OpId)> = own.loads.iter().map(partner).collect::<Option<_>>()?;
+        let late = &region.ops[region.ops.iter().position(|&o| o == id)?..];
+        let early = |v: &ValueId| !matches!(k.defining_op(*v), Some(o) if late.contains(&o));
+        let found = lent.loads.iter().all(|&load| {
+            let (op, mut needed) = (k.op(load), vec![]);
+            op.operands[1..].iter().for_each(|&c| leaves(k, bodies[1], c, &mut needed));
+            early(&op.operands[0]) && needed.iter().all(early)
+        });
+        found.then_some(Borrowed { owner, loads })
     }
 
     /// Whether a load's box can be found for any iteration of the loop with this body, and nobody writes there; if not, why.

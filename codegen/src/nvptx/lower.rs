@@ -11,7 +11,7 @@
 use super::bulk::{Places, Walk, only_waits};
 use super::channel::{Channels, Ways};
 use super::cluster::Buffers;
-use super::pipeline::{Slot, Staged};
+use super::pipeline::{Slot, Slots, Staged};
 use super::reduce::Exchange;
 use super::registers::Budget;
 use super::shared::EVERYWHERE;
@@ -71,6 +71,8 @@ pub(super) struct Lower<'k> {
     pub exchange: Option<Exchange>,
     /// Where the loads that run ahead in each thread's own slots lie for this iteration.
     pub slots: HashMap<OpId, Slot>,
+    /// Those of loops to come that an earlier one uses, too.
+    pub lent: HashMap<OpId, Slots>,
     /// Where in the source the operation being lowered stands, and what the author may want to know.
     pub at: Loc,
     pub findings: Vec<Finding>,
@@ -141,6 +143,7 @@ impl<'k> Lower<'k> {
             scratches: 0,
             exchange: None,
             slots: HashMap::new(),
+            lent: HashMap::new(),
             at: k.loc,
             findings: vec![],
             staged: HashMap::new(),

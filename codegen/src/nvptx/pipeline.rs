@@ -44,6 +44,7 @@ pub(super) struct Ring<'k> {
 }
 
 /// The slots of a loop's loads that run ahead in each thread's own, used in turns.
+#[derive(Clone)]
 pub(super) struct Slots {
     pub stages: usize,
     /// Whether all iterations have their own.
@@ -57,8 +58,11 @@ pub(super) struct Slots {
     /// Bytes from the slots of one iteration to those of the next.
     bytes: usize,
     loads: Vec<SlotLoad>,
+    /// Whether a later loop's are used.
+    borrowed: bool,
 }
 
+#[derive(Clone)]
 struct SlotLoad {
     load: OpId,
     /// Bytes of an access, and so of a slot: threads' slots of one access lie side by side.
@@ -270,8 +274,40 @@ impl<'k> Lower<'k> {
         value
     }
 
-    /// Takes the slots of a loop's loads that run ahead in each thread's own, and starts the first copies.
+    /// The slots of a loop's loads that run ahead in each thread's own, the first copies on their way.
     pub(super) fn start_slots(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Slots> {
+        if let Some(slots) = self.lent.remove(&id) {
+            return Some(slots);
+        }
+        let borrowed = self.plan.ahead.borrowed.get(&id);
+        let Some(borrowed) = borrowed.filter(|b| b.loads.iter().all(|&(own, lent)| self.alike(own, lent))) else {
+            return self.take_slots(id, lo, hi, step);
+        };
+        // Both loops have the same bounds.
+        let slots = match self.lent.get(&borrowed.owner) {
+            Some(slots) => slots.clone(),
+            None => self.take_slots(borrowed.owner, lo, hi, step)?,
+        };
+        let load = |&(own, lent): &(OpId, OpId)| {
+            let slot = slots.loads.iter().find(|l| l.load == lent).expect("alike");
+            SlotLoad { load: own, ..slot.clone() }
+        };
+        let loads = borrowed.loads.iter().map(load).collect();
+        let own = Slots { loads, borrowed: true, ..slots.clone() };
+        self.lent.insert(borrowed.owner, slots);
+        Some(own)
+    }
+
+    /// Whether two loads of one shape are made by the same accesses, through slots.
+    fn alike(&self, a: OpId, b: OpId) -> bool {
+        let [of_a, of_b] = [a, b].map(|load| self.k.op(load).results[0]);
+        let layout = |v: ValueId| &self.plan.versions[v.index()][0];
+        let alike = self.demanded(of_a) && self.demanded(of_b) && layout(of_a) == layout(of_b);
+        alike && matches!((self.box_accesses(a), self.box_accesses(b)), (a, b) if a == b && a.1 >= 4)
+    }
+
+    /// Takes the slots of a loop, and starts the first copies.
+    fn take_slots(&mut self, id: OpId, lo: &V, hi: &V, step: &V) -> Option<Slots> {
         let mut bytes = 0;
         let mut loads = vec![];
         let plan = self.plan.ahead.slots.get(&id)?;
@@ -298,7 +334,10 @@ impl<'k> Lower<'k> {
         self.shared_max = self.shared_max.max(self.shared_top);
         let body = self.k.op(id).regions[0];
         let (lo, hi, step) = (lo.clone(), hi.clone(), step.clone());
-        let slots = Slots { stages, all, body, lo, step, hi, start, bytes, loads };
+        let slots = Slots { stages, all, body, lo, step, hi, start, bytes, loads, borrowed: false };
+        // Memory answers in order: what the kernel has asked for before would wait for these copies if the assembler put it
+        // behind them.
+        self.warp_barrier();
         if all {
             self.fill_all_slots(&slots);
             return Some(slots);
@@ -345,6 +384,9 @@ impl<'k> Lower<'k> {
     }
 
     pub(super) fn end_slots(&mut self, slots: &Slots) {
+        if slots.borrowed {
+            return;
+        }
         self.scratch_busy.push(EVERYWHERE);
         self.shared_top = slots.start;
     }
@@ -406,7 +448,8 @@ impl<'k> Lower<'k> {
             let mask = place.mask(self, registers[0]);
             let from = place.address(self, registers[0]);
             let to = self.slot(&base, slots, load, offset, stage);
-            self.copy_async("ca", (&to, &from), (bytes, mask.as_ref()), enabled, policy.as_ref());
+            let level = if bytes == 16 { "cg" } else { "ca" };
+            self.copy_async(level, (&to, &from), (bytes, mask.as_ref()), enabled, policy.as_ref());
         }
     }
 

@@ -780,3 +780,31 @@ fn tiles_are_read_where_they_are_needed() {
     let (product, factors) = (body.find("wgmma.mma_async"), body.find("ld.shared.v2.b32"));
     assert!(product.is_some() && factors.is_some() && product < factors, "{body}");
 }
+
+/// What a product adds to, made of halves that exist in any layout, is made in the tensor cores' layout; and what follows
+/// the product's issue stays behind it.
+#[test]
+fn halves_are_joined_where_a_product_adds() {
+    let k = on_matrices("joined", DType::BF16, |b, [x, y, out]| {
+        let (zero, depth) = (b.i32(0), b.dim(x, 1));
+        let acc = zeros(b, [64, 64]);
+        let sum = for_loop(b, depth, 32, &[acc], |b, i, c| {
+            let v = tile(b, y, [64, 32], [zero, i], false);
+            let v = b.cast(v, DType::F32);
+            let none = zeros(b, [64, 32]);
+            let start = b.join(v, none, 1);
+            let q = tile(b, y, [32, 64], [i, zero], true);
+            let p = tile(b, x, [64, 32], [zero, i], false);
+            let p = doubled(b, p);
+            let more = dot(b, p, q, start);
+            vec![b.binary(BinaryOp::Add, c[0], more)]
+        });
+        b.store(out, sum[0], &[zero, zero]);
+    });
+    let shapes: &[&[i64]] = &[&[64, 96], &[64, 96], &[64, 64]];
+    let text = check(&with(k, 4, 0), [1; 3], shapes).text;
+    let (product, end) = (text.find("wgmma.mma_async").unwrap(), text.find("wgmma.wait_group").unwrap());
+    let body = text[..product].rfind("\nloop").expect("the loop's body");
+    assert!(!text[body..product].contains("st.shared") && !text[body..product].contains("stmatrix"), "{text}");
+    assert!(text[product..end].contains("llvm.nvvm.bar.warp.sync"), "{text}");
+}

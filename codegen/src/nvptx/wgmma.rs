@@ -166,6 +166,11 @@ impl Lower<'_> {
                 out.extend(self.tile(m, steps, first, second, acc.next(), last));
             }
         }
+        // Where warpgroups do not take turns the assembler would put what follows between the instructions, as soon as its
+        // operands are loaded. No load comes before a warp's barrier.
+        if a.is_none() && self.turn.is_none() {
+            self.warp_barrier();
+        }
         let result = op.results[0];
         self.committed += 1;
         self.flying.push(Flying { value: result, group: self.committed });

@@ -346,35 +346,33 @@ fn delta(device: Device, tokens: usize) -> anyhow::Result<Sweep> {
     let p = shared_tensor::<bf16>(device, &[HEADS, tokens, 32])?;
     let keep = shared_tensor::<f32>(device, &[HEADS, chunks, WIDTH])?;
     let state = shared_tensor::<f32>(device, &[HEADS, WIDTH / kda::STATE_COLUMNS, WIDTH, kda::STATE_COLUMNS])?;
-    let [q_scale, k_scale] = [(); 2].map(|()| shared_tensor::<f32>(device, &[HEADS, chunks, 32]));
-    let (q_scale, k_scale) = (q_scale?, k_scale?);
     let started = Rc::new(RefCell::new(Tensor::zeros(&[1], i32::DTYPE, device)?));
     let ready = Rc::new(RefCell::new(Tensor::zeros(&[HEADS, chunks], i32::DTYPE, device)?));
     macro_rules! instances {
         ($($h:literal parts, $n:literal warps, $w:literal channels, $v:literal columns, $ahead:literal ahead, beside: $beside:literal;)*) => {{$({
-            let kept = [&kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &ready, &started, &state].map(Rc::clone);
+            let kept = [&kq_in, &k_out, &p, &keep, &ready, &started, &state].map(Rc::clone);
             let name = concat!($n, " warps, ", $v, " columns, ", $ahead, " ahead, beside: ", $beside);
             ways.add(name, move |i, out| {
                 let tensors = kept.each_ref().map(|tensor| tensor.borrow().clone());
-                let [kq_in, k_out, p, keep, q_scale, k_scale, mut ready, mut started, mut state] = tensors.clone();
+                let [kq_in, k_out, p, keep, mut ready, mut started, mut state] = tensors.clone();
                 // The state of a sequence's beginning.
                 kernels::random::<f32, 1024>(0, 0.0, &mut state.reshape(&[HEADS * WIDTH * WIDTH])?).run()?;
                 let prepare = || {
-                    let [mut kq_in, mut k_out, mut p, mut keep, mut q_scale, mut k_scale, mut ready, mut started, _] =
+                    let [mut kq_in, mut k_out, mut p, mut keep, mut ready, mut started, _] =
                         tensors;
                     if $beside {
                         kda::kda_gate(&mut started, HEADS as i32).grid([1]).run()?;
                     }
                     kda::kda_chunk::<bf16, f16, WIDTH, 32, 16, $h, $n, $w, 32, false, $beside>(
                         &i[0], &i[1], &i[2], &i[3], &i[4], 0.0, &i[5], &mut kq_in, &mut k_out, &mut p, &mut keep,
-                        &mut q_scale, &mut k_scale, &mut ready,
+                        &mut ready,
                     )
                     .grid([HEADS, 1, chunks])
                     .run()
                 };
                 let mut walk = || {
                     kda::kda_state::<bf16, WIDTH, 32, 64, $v, { $v / kda::STATE_COLUMNS }, $ahead, $beside, false>(
-                        &i[0], &kq_in, &k_out, &p, &keep, &q_scale, &k_scale, &mut ready, &mut started, &i[6], &i[5],
+                        &i[0], &kq_in, &k_out, &p, &keep, &mut ready, &mut started, &i[6], &i[5],
                         &mut state, out,
                     )
                     .grid([WIDTH / $v, HEADS, 1])

@@ -34,6 +34,14 @@ pub fn joined<
     x.reshape::<D3<H, C, W>>().permute::<D3<C, H, W>, 3>([1, 0, 2]).reshape()
 }
 
+/// A value for each token, in the shape of what [`split`] gives.
+#[device]
+pub fn by_token<const H: usize, const N: usize, const C: usize, const S: usize, const W: usize>(
+    x: Tile<f32, C>,
+) -> Tile<f32, N, S, W> {
+    x.reshape::<D3<1, C, 1>>().broadcast::<D3<H, C, W>>().reshape()
+}
+
 /// Over the parts of the channels.
 #[device]
 pub fn sum_of_parts<const H: usize, const N: usize, const C: usize, const S: usize>(

@@ -18,12 +18,12 @@
 //! pair own    pair: the second block with the first, anchor between them
 //! ```
 //! For pair both factors are at most 1. Within a block half of them are more; a decay below `208 / S` bits a token is set
-//! to that, so that no factor exceeds 2^104: keys and queries may be as long as 2^23. Exponents are of base 2.
+//! to that, so that no factor exceeds 2^104. Exponents are of base 2.
 //!
-//! Lengths are divided out at the end, as nothing but their squares needs all channels: k's from A and p here, those of
-//! k_in and q_in, which are stored channel by channel, by [`super::kda_state`].
+//! Lengths take all channels, the rest goes channel by channel: so there are two passes over q and k, of which the second
+//! reads what the first one has fetched.
 
-use super::blocks::{beside, diagonal, invert, joined, split, sum_of_parts};
+use super::blocks::{beside, by_token, diagonal, invert, joined, split, sum_of_parts};
 use super::{FLOOR_BITS, decay_scale, log2_decay};
 use kiln::prelude::*;
 
@@ -37,10 +37,9 @@ const LOOKS: i32 = 8;
 /// - qkv `[n, (2·key_heads + heads)·D]` after the convolution, heads a multiple of key_heads; decay_input
 ///   `[n, heads·D]`; beta_input `[n, heads]`; a_log `[heads]`; dt_bias `[heads·D]`; lower_bound of a `BOUNDED` gate;
 ///   chunks `[count, 4]`: first token, end of its sequence, (not read), its semaphore.
-/// - kq_in `[heads, count·2·C, D]`: of each chunk k ⊙ e^G, then q ⊙ e^G, of their own lengths; k_scale and q_scale
-///   `[heads, count, C]`: what makes −k of length 1 and q of length D^-½. k_out = Tᵀ (k ⊙ e^{G_C − G})
-///   `[heads, count·C, D]` and p = P T `[heads, count·C, C]`, where they have these lengths;
-///   keep = e^{G_C} `[heads, count, D]`.
+/// - kq_in `[heads, count·2·C, D]`: of each chunk −k ⊙ e^G, then q ⊙ e^G, with k of length 1 and q of length D^-½;
+///   k_out = Tᵀ (k ⊙ e^{G_C − G}) `[heads, count·C, D]`; p = P T `[heads, count·C, C]`; keep = e^{G_C}
+///   `[heads, count, D]`.
 /// - ready `[heads, count]`: semaphores; if kda_state runs `BESIDE`, a chunk's gets a signal when all this is stored.
 ///
 /// `X`, as wide as `T`: element of the inverse, whose entries are at most 1. The tokens of a block by
@@ -76,8 +75,6 @@ pub fn kda_chunk<
     k_out: &mut View<T, 3>,
     p: &mut View<T, 3>,
     keep: &mut View<f32, 3>,
-    q_scale: &mut View<f32, 3>,
-    k_scale: &mut View<f32, 3>,
     ready: &mut View<i32, 2>,
 ) where
     T: Float + DotElement<Acc = f32>,
@@ -95,20 +92,35 @@ pub fn kda_chunk<
     let rate = a_log.get(head).exp();
     let scale: Tile<f32, C> = full(1.0) * decay_scale::<BOUNDED>(rate, lower_bound);
     let scale = select(token < length, scale, 0.0);
-    let (q_at, k_at) = (key_head * D, (key_heads + key_head) * D);
+    // Asked for as early as there are registers: of brief sequences' programs later.
+    let beta_input = beta_input.narrow(0, first, length).select(1, head);
+    let early: Tile<T, C> = beta_input.load(0);
+    let (q_at, k_at, at) = (key_head * D, (key_heads + key_head) * D, head * D);
+
+    // Squares of lengths are on the diagonal.
+    let mut q_squares: Tile<f32, N, S, S> = zeros();
+    let mut k_squares: Tile<f32, N, S, S> = zeros();
+    for d in (0..D).step_by(B).stages(4) {
+        let (q, k): (Tile<T, C, B>, Tile<T, C, B>) = (qkv.load((0, q_at + d)), qkv.load((0, k_at + d)));
+        let (q, k) = (split::<T, H, N, C, B, S, W>(q), split::<T, H, N, C, B, S, W>(k));
+        q_squares = dot_batch(q, q.t(), q_squares);
+        k_squares = dot_batch(k, k.t(), k_squares);
+    }
+    let squares = |parts: Tile<f32, N, S, S>| diagonal::<C, S>(sum_of_parts::<H, N, C, S>(parts)) + 1e-6;
+    let q_unit = by_token::<H, N, C, S, W>((squares(q_squares) * D as f32).rsqrt());
+    let k_unit = by_token::<H, N, C, S, W>(squares(k_squares).rsqrt());
 
     // A and P by part of the channels and block, before masks and β.
     let mut a_own: Tile<f32, N, S, S> = zeros();
     let mut p_own: Tile<f32, N, S, S> = zeros();
     let mut a_pair: Tile<f32, H, C, S> = zeros();
     let mut p_pair: Tile<f32, H, C, S> = zeros();
-    let mut q_squares: Tile<f32, N, S, S> = zeros();
-    // k_out before T, with keys of any length.
-    let mut rest: Tile<T, C, D> = zeros();
+    // k_out before T.
+    let mut rest: Tile<X, C, D> = zeros();
     let in_second = (iota::<N>() % 2 == 1).reshape::<D3<N, 1, 1>>().broadcast::<D3<N, 1, W>>();
     for d in (0..D).step_by(B).stages(4) {
-        let x: Tile<T, C, B> = decay_input.load((0, head * D + d));
-        let bias: Tile<f32, B> = dt_bias.load(head * D + d);
+        let x: Tile<T, C, B> = decay_input.load((0, at + d));
+        let bias: Tile<f32, B> = dt_bias.load(at + d);
         let g = log2_decay::<BOUNDED, C, B>(x.cast(), bias, rate, scale).max(-FLOOR_BITS / S as f32);
 
         // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
@@ -122,12 +134,11 @@ pub fn kda_chunk<
         let q: Tile<T, C, B> = qkv.load((0, q_at + d));
         let k: Tile<T, C, B> = qkv.load((0, k_at + d));
         let (q, k) = (split::<T, H, N, C, B, S, W>(q), split::<T, H, N, C, B, S, W>(k));
-        q_squares = dot_batch(q, q.t(), q_squares);
 
         // Relative to the middle of its own block.
         let from_middle = within - middle.broadcast::<D3<N, S, W>>();
         let later = from_middle.exp2();
-        let (q, k) = (q.cast::<f32>(), k.cast::<f32>());
+        let (q, k) = (q.cast::<f32>() * q_unit, k.cast::<f32>() * k_unit);
         let (q, k, earlier_k) = (q * later, k * later, k * (-from_middle).exp2());
         let (q_own, k_own, earlier_own) = (q.cast::<T>(), k.cast::<T>(), earlier_k.cast::<T>());
         a_own = dot_batch(k_own, earlier_own.t(), a_own);
@@ -150,10 +161,12 @@ pub fn kda_chunk<
 
         let middle = before + middle;
         let all: Tile<f32, N, 1, W> = total.reshape::<D3<H, 1, W>>().broadcast::<D3<H, 2, W>>().reshape();
-        let factor = middle.exp2().broadcast::<D3<N, S, W>>();
+        let factor = middle.exp2();
+        let minus = (-factor).broadcast::<D3<N, S, W>>();
+        let factor = factor.broadcast::<D3<N, S, W>>();
         let until_end = (all - middle).exp2().broadcast::<D3<N, S, W>>();
-        rest = rest.insert((0, d), joined::<T, H, N, C, B, S, W>((earlier_k * until_end).cast()));
-        let k_in = joined::<T, H, N, C, B, S, W>((k * factor).cast());
+        rest = rest.insert((0, d), joined::<X, H, N, C, B, S, W>((earlier_k * until_end).cast()));
+        let k_in = joined::<T, H, N, C, B, S, W>((k * minus).cast());
         let q_in = joined::<T, H, N, C, B, S, W>((q * factor).cast());
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
@@ -163,7 +176,6 @@ pub fn kda_chunk<
         }
     }
 
-    let beta: Tile<f32, C> = beta_input.narrow(0, first, length).select(1, head).load(0).cast();
     // Brief sequences do not come that far.
     let waits = BESIDE && H == 1;
     let (semaphore, taken_before) = (chunks.get((chunk, 3)), chunks.get(((chunk - LEAD).max(0), 3)));
@@ -174,27 +186,15 @@ pub fn kda_chunk<
         ahead = unsafe { ready.atomic_add(taken_before, full(0.0)) };
     }
 
-    // Squares of lengths: k's are on the diagonal of A, where no time passes.
     let (a_own, p_own) = (sum_of_parts::<H, N, C, S>(a_own), sum_of_parts::<H, N, C, S>(p_own));
     let (a_pair, p_pair) = (a_pair.sum::<0>(), p_pair.sum::<0>());
-    let q_squares = (diagonal::<C, S>(sum_of_parts::<H, N, C, S>(q_squares)) + 1e-6) * D as f32;
-    let q_unit = q_squares.rsqrt();
-    let k_unit = (diagonal::<C, S>(a_own) + 1e-6).rsqrt();
-    // SAFETY: as above.
-    unsafe {
-        q_scale.store((head, chunk, 0), q_unit.reshape::<D3<1, 1, C>>());
-        k_scale.store((head, chunk, 0), (-k_unit).reshape::<D3<1, 1, C>>());
-    }
-
     let (row, column) = ((token % S).col().tile(), iota::<S>().row().tile());
-    let p_own = select(column <= row, p_own, 0.0);
-    let scores = beside::<C, S, C>(p_own, p_pair, second) * q_unit.col() * k_unit.row();
+    let scores = beside::<C, S, C>(select(column <= row, p_own, 0.0), p_pair, second);
 
-    let beta = beta.sigmoid();
-    let by_row = (beta * k_unit).col();
-    let by_column = k_unit.reshape::<D3<2, 1, S>>().broadcast::<D3<2, S, S>>();
-    let a_own = (select(column < row, a_own, 0.0) * by_row).reshape::<D3<2, S, S>>() * by_column;
-    let a_pair = (a_pair * by_row * k_unit.slice::<D1<S>, 1>([0]).row()).cast::<X>();
+    let beta: Tile<T, C> = if H == 1 { early } else { beta_input.load(0) };
+    let beta = beta.cast::<f32>().sigmoid();
+    let a_own = (select(column < row, a_own, 0.0) * beta.col()).reshape::<D3<2, S, S>>();
+    let a_pair = (a_pair * beta.col()).cast::<X>();
     let own = invert::<X, 2, S>(a_own);
     // The inverse of [[L₁, 0], [L₂₁, L₂]] has −L₂⁻¹ L₂₁ L₁⁻¹ in its lower left corner.
     let narrow: Tile<X, 2, S, S> = own.cast();
@@ -207,11 +207,7 @@ pub fn kda_chunk<
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
 
-    // Two numbers of type `T` make up for a `T` of fewer bits than `X` has.
-    let inverse = inverse * k_unit.col();
-    let high = inverse.cast::<T>();
-    let low = (inverse - high.cast::<f32>()).cast::<T>();
-    let sum = dot(high.t(), rest, dot(low.t(), rest, zeros())).cast::<T>();
+    let sum = dot(inverse.cast::<X>().t(), rest, zeros()).cast::<T>();
     // SAFETY: as above.
     unsafe {
         k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>());

@@ -3,8 +3,8 @@
 use super::{GROUP, STATE_COLUMNS};
 use kiln::prelude::*;
 
-/// Per chunk, with S the state before it and all else as [`super::kda_chunk`] leaves it (k_in and q_in, the halves of
-/// kq_in, scaled to unit length):
+/// Per chunk, with S the state before it and all else as [`super::kda_chunk`] leaves it (−k_in and q_in are the halves of
+/// kq_in):
 /// ```text
 /// r = v − k_in S      o = q_in S + p r      S ← Diag(keep) S + k_outᵀ r
 /// ```
@@ -40,8 +40,6 @@ pub fn kda_state<
     k_out: &View<T, 3>,
     p: &View<T, 3>,
     keep: &View<f32, 3>,
-    q_scale: &View<f32, 3>,
-    k_scale: &View<f32, 3>,
     ready: &mut View<i32, 2>,
     started: &mut View<i32, 1>,
     sequences: &View<i32, 2>,
@@ -62,7 +60,6 @@ pub fn kda_state<
     let o = o.select(1, head);
     let (kq_in, k_out) = (kq_in.select(0, head), k_out.select(0, head));
     let (p, keep) = (p.select(0, head), keep.select(0, head));
-    let (q_scale, k_scale) = (q_scale.select(0, head), k_scale.select(0, head));
 
     for sequence in (program_id(2)..sequences.dim(0)).step_by(num_programs(2)) {
         let (chunk, slot) = (sequences.get((sequence, 0)), sequences.get((sequence, 3)));
@@ -75,6 +72,7 @@ pub fn kda_state<
         let mut s: Tile<f32, V, D> = stored.t().reshape();
         let mut out: Tile<T, V, C> = zeros();
         for t in (0..length).step_by(C).stages(AHEAD as u8) {
+            let before = s.cast::<T>();
             let row = chunk * C + t;
             if BESIDE {
                 if t % (GROUP * C) as i32 == 0 {
@@ -88,28 +86,22 @@ pub fn kda_state<
             let v: Tile<T, C, V> = qkv.load((first + t, values));
             let kq_in: Tile<T, C2, D> = kq_in.load((2 * row, 0));
             let (k_out, p): (Tile<T, C, D>, Tile<T, C, C>) = (k_out.load((row, 0)), p.load((row, 0)));
-
             let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
-            let q_scale: Tile<f32, 1, C> = q_scale.load((chunk + t / C, 0));
-            let k_scale: Tile<f32, 1, C> = k_scale.load((chunk + t / C, 0));
 
             // What does not need r is under way, or done, when r is there: while the state is asked, the outputs of the chunk
-            // before leave, the state decays, and v and the scales are read.
-            let before = s.cast::<T>();
-            let known_and_asked = dot(before, kq_in.t(), zeros());
+            // before leave and the state decays.
+            let v: Tile<f32, V, C> = v.t().cast();
+            let both = dot(before, kq_in.t(), v.join(zeros(), 1));
             let keep = keep.broadcast::<D2<V, D>>();
             // SAFETY: a program writes the columns of its own sequence, head and block; rows before the sequence's first and
             // past its end lie outside the narrowed view.
             unsafe { o.store((t - C, column), out.t()) };
             s *= keep;
-            let v = v.t().cast::<f32>();
-            let (k_scale, q_scale) = (k_scale.broadcast::<D2<V, C>>(), q_scale.broadcast::<D2<V, C>>());
-            let known: Tile<f32, V, C> = known_and_asked.slice([0, 0]);
-            let asked: Tile<f32, V, C> = known_and_asked.slice([0, C]);
-            let r = known.mul_add(k_scale, v).cast::<T>();
+            let r = both.slice::<D2<V, C>, 2>([0, 0]).cast::<T>();
+            let asked: Tile<f32, V, C> = both.slice([0, C]);
             let told = dot(r, p.t(), zeros());
             s = dot(r, k_out, s);
-            out = asked.mul_add(q_scale, told).cast();
+            out = (asked + told).cast();
             if KEEP {
                 let kept = chunks.get((chunk + t / C, 2));
                 if kept >= 0 {

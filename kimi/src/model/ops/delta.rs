@@ -69,8 +69,6 @@ struct Chunks {
     k_out: Tensor,
     p: Tensor,
     keep: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
     ready: Tensor,
     started: Tensor,
 }
@@ -264,8 +262,6 @@ impl<T: Activation, W: Float> Ops<T, W> {
             k_out: self.empty::<T>(&[heads, count * C, D])?,
             p: self.empty::<T>(&[heads, count * C, C])?,
             keep: self.empty::<f32>(&[heads, count, D])?,
-            q_scale: self.empty::<f32>(&[heads, count, C])?,
-            k_scale: self.empty::<f32>(&[heads, count, C])?,
             ready,
             started,
         })
@@ -277,14 +273,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
         piece: &Piece,
         chunks: &Chunks,
     ) -> kiln::Result<()> {
-        let Chunks { kq_in, k_out, p, keep, q_scale, k_scale, ready, .. } = &mut chunks.clone();
+        let Chunks { kq_in, k_out, p, keep, ready, .. } = &mut chunks.clone();
         let DeltaInput { qkv, decay, beta, a_log, dt_bias, gate, group } = *input;
         let (heads, count, chunks) = (kq_in.shape()[0], piece.chunks.shape()[0], &piece.chunks);
         let grid = [heads / group, group, count];
         macro_rules! prepare {
             ($H:literal, $N:literal, $B:literal, $BOUNDED:literal, $low:expr) => {
                 kda::kda_chunk::<T, X, D, C, S, $H, $N, $B, 32, $BOUNDED, BESIDE>(
-                    qkv, decay, beta, a_log, dt_bias, $low, chunks, kq_in, k_out, p, keep, q_scale, k_scale, ready,
+                    qkv, decay, beta, a_log, dt_bias, $low, chunks, kq_in, k_out, p, keep, ready,
                 )
                 .grid(grid)
                 .run()
@@ -316,14 +312,14 @@ impl<T: Activation, W: Float> Ops<T, W> {
         state: &mut Tensor,
         o: &mut Tensor,
     ) -> kiln::Result<()> {
-        let Chunks { kq_in, k_out, p, keep, q_scale, k_scale, ready, started } = &mut chunks.clone();
+        let Chunks { kq_in, k_out, p, keep, ready, started } = &mut chunks.clone();
         let (qkv, heads) = (input.qkv, kq_in.shape()[0]);
         let Piece { chunks, sequences, keeps, .. } = piece;
         let grid = [D / V, heads, if BESIDE { 1 } else { sequences.shape()[0] }];
         macro_rules! walk {
             ($KEEP:literal) => {
                 kda::kda_state::<T, D, C, C2, V, B, AHEAD, BESIDE, $KEEP>(
-                    qkv, kq_in, k_out, p, keep, q_scale, k_scale, ready, started, sequences, chunks, state, o,
+                    qkv, kq_in, k_out, p, keep, ready, started, sequences, chunks, state, o,
                 )
                 .grid(grid)
                 .run()
