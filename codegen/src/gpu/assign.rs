@@ -353,14 +353,8 @@ impl Assigner<'_> {
                 self.set(op.results[0], layout, Rank::Derived);
             }
             OpKind::Join { axis } => {
-                let axis = *axis as usize;
-                // Halves that exist in any layout are made in the one in which a product adds to them.
-                let added_to = || self.added_to(op.results[0]).filter(|l| l.join_source(axis).is_some());
-                let layout = match self.best(&op.operands).0 {
-                    Some(half) => half.join(axis),
-                    None => added_to().unwrap_or_else(|| self.home_or_default(op.operands[0]).join(axis)),
-                };
-                self.set(op.results[0], Some(layout), Rank::Derived);
+                let half = self.best(&op.operands).0.unwrap_or_else(|| self.home_or_default(op.operands[0]));
+                self.set(op.results[0], Some(half.join(*axis as usize)), Rank::Derived);
             }
             OpKind::Reduce { axis, combine } => {
                 let layout = self.axis_layout(op, *axis as usize, *combine, false);
@@ -449,12 +443,6 @@ impl Assigner<'_> {
             }
             _ => {}
         }
-    }
-
-    /// The layout in which the tensor cores add to `v`, if a product does.
-    fn added_to(&self, v: ValueId) -> Option<LinearLayout> {
-        let adds = |(id, plan): &(&OpId, &DotPlan)| plan.is_mma() && self.k.op(**id).operands[2] == v;
-        self.out.dots.iter().filter(adds).min_by_key(|(id, _)| id.0).map(|(_, plan)| plan.accumulator().clone())
     }
 
     fn memory_layout(&self, shape: Shape, access: facts::Access) -> LinearLayout {

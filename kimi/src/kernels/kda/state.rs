@@ -91,13 +91,13 @@ pub fn kda_state<
             // What does not need r is under way, or done, when r is there: while the state is asked, the outputs of the chunk
             // before leave and the state decays.
             let v: Tile<f32, V, C> = v.t().cast();
-            let both = dot(before, kq_in.t(), v.join(zeros(), 1));
+            let both = dot(before, kq_in.t(), zeros());
             let keep = keep.broadcast::<D2<V, D>>();
             // SAFETY: a program writes the columns of its own sequence, head and block; rows before the sequence's first and
             // past its end lie outside the narrowed view.
             unsafe { o.store((t - C, column), out.t()) };
             s *= keep;
-            let r = both.slice::<D2<V, C>, 2>([0, 0]).cast::<T>();
+            let r = (both.slice::<D2<V, C>, 2>([0, 0]) + v).cast::<T>();
             let asked: Tile<f32, V, C> = both.slice([0, C]);
             let told = dot(r, p.t(), zeros());
             s = dot(r, k_out, s);
