@@ -583,6 +583,8 @@ fn an_earlier_loop_borrows_slots() {
         let text = text(&k, &shapes);
         let first = text.find("\nloop").expect("a loop");
         let between = text[first..].matches(".shared.global").count();
+        let barrier = text.find("call void @llvm.nvvm.bar.warp.sync").expect("what is loaded before stays before");
+        assert!(barrier < text.find(".shared.global").expect("copies"), "{text}");
         assert_eq!((text.matches(".shared.global").count(), between > 0), (copies, from > 0), "{text}");
     }
 }
