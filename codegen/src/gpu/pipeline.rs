@@ -12,7 +12,8 @@
 //!
 //! Where no loop's products read rings, what a loop with products loads from such places runs ahead, too (one iteration,
 //! or as many as its author asks for): each thread copies what it will need into shared memory of its own. (A copy in
-//! flight to registers would take one of the few scoreboards, which all that waits for results shares.)
+//! flight to registers would take one of the few scoreboards, which all that waits for results shares.) A loop that comes
+//! before another one with the same loads, and more, reads that one's slots if all iterations have some.
 
 use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
