@@ -89,6 +89,11 @@ struct Sum {
 }
 
 impl Sum {
+    /// How often a scalar is in it.
+    fn factor(&self, v: ValueId) -> u32 {
+        self.terms.iter().find(|t| t.0 == v).map_or(0, |t| t.1)
+    }
+
     fn add(&mut self, k: &Kernel, v: ValueId, factor: u32, depth: u32) {
         if let Some(bits) = k.constant(v) {
             self.constant = self.constant.wrapping_add((bits.0 as u32).wrapping_mul(factor));
@@ -147,9 +152,8 @@ pub fn growth(k: &Kernel, body: RegionId, coord: ValueId) -> Option<u32> {
     };
     let mut place = Sum::default();
     place.add(k, coord, 1, 8);
-    let grows = place.terms.iter().filter(|t| t.0 == counter).fold(0u32, |sum, t| sum.wrapping_add(t.1));
     let stays = |t: &(ValueId, u32)| t.0 == counter || t.1 == 0 || outside(t.0);
-    place.terms.iter().all(stays).then_some(grows)
+    place.terms.iter().all(stays).then_some(place.factor(counter))
 }
 
 /// Whether coordinates in two loops, with these bodies, are the same function of the loops' counters.
@@ -157,7 +161,7 @@ pub fn same_function(k: &Kernel, bodies: [RegionId; 2], coords: [ValueId; 2]) ->
     let [a, b] = [0, 1].map(|i| {
         let (counter, mut sum) = (k.region(bodies[i]).args[0], Sum::default());
         sum.add(k, coords[i], 1, 8);
-        let grows = sum.terms.iter().filter(|t| t.0 == counter).fold(0u32, |all, t| all.wrapping_add(t.1));
+        let grows = sum.factor(counter);
         sum.terms.retain(|t| t.0 != counter && t.1 != 0);
         sum.terms.sort();
         (grows, sum)

@@ -307,9 +307,13 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip)
     (out, findings)
 }
 
-/// Whether something in a loop waits for others.
+/// Whether something in a loop or branch waits for others: what comes after may not be read before.
 fn waits(k: &Kernel, id: OpId) -> bool {
-    any(k, &k.op(id).regions, |kind| matches!(kind, OpKind::Wait | OpKind::GridSync))
+    any(k, &k.op(id).regions, waits_for_others)
+}
+
+fn waits_for_others(kind: &OpKind) -> bool {
+    matches!(kind, OpKind::Wait | OpKind::GridSync)
 }
 
 impl Planner<'_> {
@@ -473,7 +477,8 @@ impl Planner<'_> {
     }
 
     /// Whether a loop can do with the slots of a later one in the same region: both have slots for all iterations, and the
-    /// later one's copies can start where the earlier one begins.
+    /// later one's copies can start where the earlier one begins: their places are known there, and nothing is waited for
+    /// between the two.
     fn borrows(&self, slots: &HashMap<OpId, SlotLoop>, region: &Region, id: OpId, owner: OpId) -> Option<Borrowed> {
         let k = self.k;
         let (own, lent) = (slots.get(&id)?, slots.get(&owner)?);
@@ -491,7 +496,11 @@ impl Planner<'_> {
         };
         let partner = |&load: &OpId| lent.loads.iter().find(|&&l| same(load, l)).map(|&l| (load, l));
         let loads: Vec<(OpId, OpId)> = own.loads.iter().map(partner).collect::<Option<_>>()?;
-        let late = &region.ops[region.ops.iter().position(|&o| o == id)?..];
+        let place = |id: OpId| region.ops.iter().position(|&o| o == id);
+        let late = &region.ops[place(id)?..];
+        if region.ops[place(id)?..place(owner)?].iter().any(|&o| waits_for_others(&k.op(o).kind) || waits(k, o)) {
+            return None;
+        }
         let early = |v: &ValueId| !matches!(k.defining_op(*v), Some(o) if late.contains(&o));
         let found = lent.loads.iter().all(|&load| {
             let (op, mut needed) = (k.op(load), vec![]);

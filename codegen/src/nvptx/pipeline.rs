@@ -16,6 +16,9 @@ use crate::gpu::pipeline::{AsyncCopy, StagedLoop, fetches, source};
 use crate::ir::{DType, Def, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
+/// The least bytes of a copy; others have 8 or 16.
+const MIN_COPY: usize = 4;
+
 /// Where the current iteration's tile of a staged load lies.
 #[derive(Clone)]
 pub(super) struct Staged {
@@ -301,9 +304,12 @@ impl<'k> Lower<'k> {
     /// Whether two loads of one shape are made by the same accesses, through slots.
     fn alike(&self, a: OpId, b: OpId) -> bool {
         let [of_a, of_b] = [a, b].map(|load| self.k.op(load).results[0]);
+        if !self.demanded(of_a) || !self.demanded(of_b) {
+            return false;
+        }
         let layout = |v: ValueId| &self.plan.versions[v.index()][0];
-        let alike = self.demanded(of_a) && self.demanded(of_b) && layout(of_a) == layout(of_b);
-        alike && matches!((self.box_accesses(a), self.box_accesses(b)), (a, b) if a == b && a.1 >= 4)
+        let (accesses, bytes) = self.box_accesses(a);
+        layout(of_a) == layout(of_b) && (accesses, bytes) == self.box_accesses(b) && bytes >= MIN_COPY
     }
 
     /// Takes the slots of a loop, and starts the first copies.
@@ -312,9 +318,8 @@ impl<'k> Lower<'k> {
         let mut loads = vec![];
         let plan = self.plan.ahead.slots.get(&id)?;
         for &load in &plan.loads {
-            // Copies are of 4, 8 or 16 bytes.
             if self.demanded(self.k.op(load).results[0])
-                && let (accesses, width @ 4..) = self.box_accesses(load)
+                && let (accesses, width @ MIN_COPY..) = self.box_accesses(load)
             {
                 let offsets = (0..accesses.len()).map(|i| bytes + width * self.threads() * i).collect();
                 bytes += width * self.threads() * accesses.len();
@@ -448,6 +453,7 @@ impl<'k> Lower<'k> {
             let mask = place.mask(self, registers[0]);
             let from = place.address(self, registers[0]);
             let to = self.slot(&base, slots, load, offset, stage);
+            // Only whole vectors can pass by the first-level cache.
             let level = if bytes == 16 { "cg" } else { "ca" };
             self.copy_async(level, (&to, &from), (bytes, mask.as_ref()), enabled, policy.as_ref());
         }

@@ -5,8 +5,8 @@
 //! only the copy from the other one may be unread. So a warp goes on to its next tile without waiting for this one to be
 //! in memory.
 //!
-//! Behind the loop is a barrier before which all copies have read: others may get the buffers, or the program end. A store that may come to
-//! the same place as one before waits until that one has been made.
+//! Behind the loop is a barrier before which all copies have read: others may get the buffers, or the program end. A store
+//! that may come to the same place as one before waits until that one has been made.
 
 use super::lower::{Lower, Result};
 use super::memory::{Words, pack};

@@ -89,16 +89,17 @@ pub fn kda_state<
             let keep: Tile<f32, 1, D> = keep.load((chunk + t / C, 0));
 
             // What does not need r is under way, or done, when r is there: while the state is asked, the outputs of the chunk
-            // before leave and the state decays.
+            // before leave, the state decays, and v is read.
             let v: Tile<f32, V, C> = v.t().cast();
-            let both = dot(before, kq_in.t(), zeros());
+            let known_and_asked = dot(before, kq_in.t(), zeros());
             let keep = keep.broadcast::<D2<V, D>>();
             // SAFETY: a program writes the columns of its own sequence, head and block; rows before the sequence's first and
             // past its end lie outside the narrowed view.
             unsafe { o.store((t - C, column), out.t()) };
             s *= keep;
-            let r = (both.slice::<D2<V, C>, 2>([0, 0]) + v).cast::<T>();
-            let asked: Tile<f32, V, C> = both.slice([0, C]);
+            let minus_known: Tile<f32, V, C> = known_and_asked.slice([0, 0]);
+            let asked: Tile<f32, V, C> = known_and_asked.slice([0, C]);
+            let r = (minus_known + v).cast::<T>();
             let told = dot(r, p.t(), zeros());
             s = dot(r, k_out, s);
             out = (asked + told).cast();
