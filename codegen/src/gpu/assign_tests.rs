@@ -140,3 +140,31 @@ fn wide_and_narrow_loads_of_one_shape_lie_in_the_same_threads() {
     assert_eq!(plan.home[q.index()].as_ref().unwrap().vectorise(0, 8).width, 8);
     assert!(plan.versions.iter().all(|v| v.len() <= 1), "nothing is converted");
 }
+
+/// As a matrix does that is computed from a load, copies of one let a product's operands lie as they are read.
+#[test]
+fn operands_beside_copies_of_a_matrix_stay_where_they_are_read() {
+    let mut b = Builder::new("copies", Loc::caller());
+    let mut view = |name: &str, d, access| b.kernel_mut().add_param(name, Type::View(d, 3), access, None);
+    let (x, y) = (view("x", DType::BF16, Access::Read), view("y", DType::BF16, Access::Read));
+    let out = view("out", DType::F32, Access::Write);
+    let (zero, matrices) = (b.i32(0), Shape::new(&[4, 16, 32]));
+    let doubled = |b: &mut Builder, from, shape| {
+        let loaded = b.load(from, &[zero; 3], shape, None);
+        (loaded, b.binary(crate::ir::BinaryOp::Add, loaded, loaded))
+    };
+    let (loaded, rows) = doubled(&mut b, x, matrices);
+    let (_, columns) = doubled(&mut b, y, Shape::new(&[1, 16, 32]));
+    let columns = b.broadcast(columns, matrices);
+    let columns = b.transpose(columns, &[0, 2, 1]);
+    let acc = b.splat(DType::F32, Shape::new(&[4, 16, 16]), 0.0);
+    let product = b.dot(rows, columns, acc, Precision::Tf32);
+    b.store(out, product, &[zero; 3]);
+    let mut k = b.finish();
+    // Of each view the address, extents and strides, the last of which is 1.
+    k.facts = (0..21).map(|i| if i % 7 == 6 { crate::ir::Fact::One } else { crate::ir::Fact::Multiple16 }).collect();
+    crate::ir::verify(&k).unwrap();
+    let plan = assign(&k, Chip { warpgroups: false, shared_bytes: 163 << 10, ring_bytes: 0 });
+    assert_eq!(plan.versions[rows.index()].len(), 1, "{}", plan.dump());
+    assert_eq!(plan.home[loaded.index()].as_ref().unwrap().vectorise(2, 8).width, 8);
+}

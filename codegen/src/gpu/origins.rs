@@ -16,9 +16,9 @@ pub struct Origin {
     pub whole: bool,
 }
 
-/// The loads of tiles from which `v`, in this layout, is computed element by element: through arithmetic, shapes and
-/// scans, not through products, reductions or broadcasts. Nearest first. A matrix that is a load as it is has none: it
-/// comes through shared memory.
+/// The loads of tiles from which `v`, in this layout, is computed element by element: through arithmetic, shapes, scans and
+/// copies of whole matrices, not through products, reductions or other broadcasts. Nearest first. A matrix that is a load as
+/// it is has none: it comes through shared memory.
 pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
     let mut found: Vec<Origin> = vec![];
     let mut seen = vec![];
@@ -37,6 +37,12 @@ pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
                     open.push_back((op.operands[0], l, whole && !cut, computed));
                 }
             }
+            // Copies of whole matrices.
+            OpKind::Broadcast if matrix_of(k, op.operands[0]) == matrix_of(k, v) => {
+                if let Some(l) = operand_layout(k, op, 0, &layout) {
+                    open.push_back((op.operands[0], l, whole, computed));
+                }
+            }
             _ if op.kind.is_elementwise() => {
                 let tiles = op.operands.iter().filter(|&&o| !k.ty(o).is_scalar());
                 open.extend(tiles.map(|&o| (o, layout.clone(), whole, true)));
@@ -45,6 +51,12 @@ pub fn origins(k: &Kernel, v: ValueId, layout: &LinearLayout) -> Vec<Origin> {
         }
     }
     found
+}
+
+/// The last two extents.
+fn matrix_of(k: &Kernel, v: ValueId) -> Vec<usize> {
+    let shape = k.ty(v).shape();
+    (shape.rank().saturating_sub(2)..shape.rank()).map(|axis| shape.dim(axis)).collect()
 }
 
 /// Whether `v` is computed from a load that in this layout would read memory in runs.

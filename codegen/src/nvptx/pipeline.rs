@@ -7,7 +7,7 @@
 use super::lower::{Lower, elementwise};
 use super::memory::Box;
 use super::shared::EVERYWHERE;
-use super::text::{V, constant, int, struct_type};
+use super::text::{V, constant, int};
 use crate::gpu::assign::SharedOperand;
 use crate::gpu::facts;
 use crate::gpu::layout::{Ldmatrix, LinearLayout};
@@ -510,16 +510,7 @@ impl<'k> Lower<'k> {
             let place = self.w.bin("xor", "i32", &operand.address, &int(offset & swizzled));
             let place = self.w.bin("add", "i32", &operand.base, &place);
             let immediate = offset & !swizzled;
-            let n = operand.plan.matrices;
-            let trans = if operand.plan.transposed { ".trans" } else { "" };
-            let outs: Vec<String> = (0..n).map(|i| format!("${i}")).collect();
-            let ptx = format!(
-                "ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {{{}}}, [${n}+{immediate}];",
-                outs.join(",")
-            );
-            let constraints = format!("{},r", vec!["=r"; n].join(","));
-            let result = self.w.asm_effect(&struct_type("i32", n), &ptx, &constraints, &[("i32", &place)]);
-            let words = self.w.fields("i32", n, &result);
+            let words = self.load_matrices(&place, immediate, operand.plan.transposed, operand.plan.matrices);
             for (pair, w) in instruction.registers.chunks(2).zip(words) {
                 operand.words[pair[0] as usize / 2] = Some(w);
             }

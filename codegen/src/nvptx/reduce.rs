@@ -200,7 +200,16 @@ impl Lower<'_> {
                     }
                     let keys: Vec<u32> = live.keys().copied().collect();
                     let rows: Vec<Row> = live.values().cloned().collect();
-                    let mut all = self.from_warps(&dtypes, &rows, &bits);
+                    let mut all = match bits[..] {
+                        // Either order gives the same bits: who has a row need not read it.
+                        [bit] if combine != Combine::Region => {
+                            let tid = self.tid();
+                            let other = self.w.bin("xor", "i32", &tid, &int(32 << bit));
+                            let others = self.from_threads(&dtypes, &rows, &[other]);
+                            [vec![rows], others].concat()
+                        }
+                        _ => self.from_warps(&dtypes, &rows, &bits),
+                    };
                     // A tree, neighbours first: combination 2j + 1 follows 2j.
                     while all.len() > 1 {
                         let mut next = vec![];

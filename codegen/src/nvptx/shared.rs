@@ -201,7 +201,10 @@ impl Lower<'_> {
         let thread = self.thread_bytes(side.thread.iter().map(|&b| b * size).collect());
         for access in accesses {
             let address = self.shared_place(base, &thread, access.offset * size);
-            let words = self.load_shared(&address, Words::of(dtype, access.registers.len()));
+            let words = match side.matrices {
+                Some(transposed) => self.load_matrices(&address, 0, transposed, access.registers.len() / 2),
+                None => self.load_shared(&address, Words::of(dtype, access.registers.len())),
+            };
             let elements = unpack(&mut self.w, dtype, &words, access.registers.len());
             for (&r, x) in access.registers.iter().zip(elements) {
                 written[r as usize] = x;
@@ -217,6 +220,18 @@ impl Lower<'_> {
         let ptx = format!("stmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 [$0], {{{}}};", list.join(","));
         let args: Vec<(&str, &V)> = [("i32", address)].into_iter().chain(words.iter().map(|w| ("i32", w))).collect();
         self.w.asm_effect("void", &ptx, &vec!["r"; n + 1].join(","), &args);
+    }
+
+    /// So many matrices (one, two or four) of 8×8 16-bit elements, a word of each; `address` plus `immediate`: of the row
+    /// that the lane names.
+    pub(super) fn load_matrices(&mut self, address: &V, immediate: u32, transposed: bool, n: usize) -> Vec<V> {
+        let trans = if transposed { ".trans" } else { "" };
+        let outs: Vec<String> = (0..n).map(|i| format!("${i}")).collect();
+        let ptx =
+            format!("ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16 {{{}}}, [${n}+{immediate}];", outs.join(","));
+        let constraints = format!("{},r", vec!["=r"; n].join(","));
+        let result = self.w.asm_effect(&struct_type("i32", n), &ptx, &constraints, &[("i32", address)]);
+        self.w.fields("i32", n, &result)
     }
 
     /// A region that nobody else uses in the loop around, if warps have such: a warp waits for itself only.

@@ -82,6 +82,24 @@ fn exchanged_constants_are_told_apart() {
     compare(&k, [1; 3], &[&[4, 32], &[32], &[32], &[32]], 0.0);
 }
 
+/// Where two warps exchange, a thread reads what the other one has; where four do, from one place what all have.
+#[test]
+fn of_two_warps_each_reads_the_others_elements() {
+    for (rows, loads) in [(2, 1), (4, 4)] {
+        let columns = 128 / rows;
+        let k = contiguous(built("exchange", |b| {
+            let x = view(b, "x", DType::F32, 2, Access::Read);
+            let t = tile(b, x, &[rows, columns]);
+            let sum = b.reduce(t, 0, Combine::Sum);
+            store(b, "sum", sum);
+        }));
+        let shapes: &[&[i64]] = &[&[rows.into(), columns.into()], &[columns.into()]];
+        compare(&k, [1; 3], shapes, 1e-6);
+        let text = text(&k, shapes);
+        assert_eq!(text.matches("ld.shared").count(), loads, "{text}");
+    }
+}
+
 /// 8- to 64-bit elements in vectors, over warps.
 #[test]
 fn exchanges_are_vectorised() {

@@ -42,11 +42,24 @@ fn shuffle(p: &ShufflePlan, v: &Values) -> Values {
 
 fn through_scratch(p: &ScratchPlan, v: &Values, elem_bytes: usize) -> Values {
     let size = p.bytes / elem_bytes;
-    let address = |side: &ScratchSide, a: &ScratchAccess, w: usize, t: usize| {
-        let first = F2Map::new(side.thread.clone(), 31).apply((w * LANES + t) as u32) ^ a.offset;
+    // Where a lane's elements of an access are, and in which registers.
+    let places = |side: &ScratchSide, a: &ScratchAccess, w: usize, t: usize| -> Vec<(usize, u32)> {
+        let named = |t: usize| F2Map::new(side.thread.clone(), 31).apply((w * LANES + t) as u32) ^ a.offset;
         assert_eq!(a.registers.len(), side.width);
-        assert!(side.width * elem_bytes <= 16 && (first as usize).is_multiple_of(side.width));
-        first as usize
+        let Some(transposed) = side.matrices else {
+            let first = named(t) as usize;
+            assert!(side.width * elem_bytes <= 16 && first.is_multiple_of(side.width));
+            return a.registers.iter().enumerate().map(|(j, &r)| (first + j, r)).collect();
+        };
+        // `stmatrix`, `ldmatrix`: each lane's pairs are in rows that other lanes name.
+        let place = |(i, &r): (usize, &u32)| {
+            let (row, column) = (t / 4, 2 * (t % 4) + i % 2);
+            let (row, column) = if transposed { (column, row) } else { (row, column) };
+            let first = named(8 * (i / 2) + row);
+            assert!(first.is_multiple_of(8), "rows are aligned");
+            (first as usize + column, r)
+        };
+        a.registers.iter().enumerate().map(place).collect()
     };
     let mut out = vec![vec![vec![None; p.registers]; LANES]; v.len()];
     for pass in &p.passes {
@@ -57,32 +70,15 @@ fn through_scratch(p: &ScratchPlan, v: &Values, elem_bytes: usize) -> Values {
                 continue;
             }
             for a in &pass.stores {
-                if let Some(transposed) = p.store.matrices {
-                    // `stmatrix`: each lane's pairs go to the rows that other lanes name.
-                    for (matrix, pair) in a.registers.chunks(2).enumerate() {
-                        for (half, &r) in pair.iter().enumerate() {
-                            let (row, column) = (t / 4, 2 * (t % 4) + half);
-                            let (row, column) = if transposed { (column, row) } else { (row, column) };
-                            let names = (w * LANES + 8 * matrix + row) as u32;
-                            let first = F2Map::new(p.store.thread.clone(), 31).apply(names) ^ a.offset;
-                            assert!(first.is_multiple_of(8), "rows are aligned");
-                            let at = first as usize + column;
-                            assert_eq!(memory[at].replace((v[w][t][r as usize], w)), None, "stored twice");
-                        }
-                    }
-                    continue;
-                }
-                let at = address(&p.store, a, w, t);
-                for (j, &r) in a.registers.iter().enumerate() {
-                    assert_eq!(memory[at + j].replace((v[w][t][r as usize], w)), None, "stored twice");
+                for (at, r) in places(&p.store, a, w, t) {
+                    assert_eq!(memory[at].replace((v[w][t][r as usize], w)), None, "stored twice");
                 }
             }
         }
         for (w, t) in (0..v.len()).flat_map(|w| (0..LANES).map(move |t| (w, t))) {
             for a in &pass.loads {
-                let at = address(&p.load, a, w, t);
-                for (j, &r) in a.registers.iter().enumerate() {
-                    let (value, by) = memory[at + j].expect("loaded before stored");
+                for (at, r) in places(&p.load, a, w, t) {
+                    let (value, by) = memory[at].expect("loaded before stored");
                     assert!(!p.warp_local || by == w);
                     assert_eq!(out[w][t][r as usize].replace(value), None, "loaded twice");
                 }
@@ -234,14 +230,22 @@ fn the_layouts_of_a_product_convert() {
         for elem_bytes in [1, 2, 4, 8] {
             let plan = check(src, dst, elem_bytes, SCRATCH_BYTES);
             assert_eq!(scratch_of(&plan).expect("elements change warps").bytes, 4096 * elem_bytes, "{src} to {dst}");
-            // Where both sides would like long runs, along different axes, runs are made first.
+            // Where both sides would like long runs, along different axes, words are put together first.
             let runs = [(&row, &column), (&column, &row)].contains(&(src, dst)) && elem_bytes == 2;
-            assert_eq!(matches!(plan, Conversion::Transpose { .. }), runs, "{src} to {dst}: {plan:?}");
+            let by_matrices =
+                matches!(&plan, Conversion::Shared(p) if p.store.width == 8 && p.load.matrices == Some(true));
+            assert!(!runs || by_matrices, "{src} to {dst}: {plan:?}");
         }
     }
-    // The epilogue of a matrix product: 16-byte accesses by rows on the load side.
+    // The epilogue of a matrix product: whole words, which matrices put into rows.
     let Conversion::Shared(p) = check(&c, &row, 2, SCRATCH_BYTES) else { panic!() };
-    assert_eq!((p.store.width, p.load.width), (2, 8));
+    assert_eq!((p.store.width, p.load.width, p.load.matrices), (8, 8, Some(false)));
+    // Where stores may, too, it is these that are matrices: the loads' words then are what the next stores take.
+    let Ok(Conversion::Shared(p)) = Conversion::plan_within(&c, &row, 2, SCRATCH_BYTES, true) else { panic!() };
+    assert_eq!((p.store.matrices, p.load.width, p.load.matrices), (Some(false), 8, None));
+    // Rows become the second operand, whose words are pairs of a column.
+    let Conversion::Shared(p) = check(&row, &b, 2, SCRATCH_BYTES) else { panic!() };
+    assert_eq!((p.store.width, p.load.width, p.load.matrices), (8, 8, Some(true)));
     // A large accumulator goes in passes.
     let large = Shape::new(&[128, 256]);
     let w = LinearLayout::wgmma_accumulator(large, 256, [2, 1]).unwrap();
@@ -260,15 +264,14 @@ fn columns_of_sums_become_rows_by_matrices() {
     };
     let sums = layout([128, 8, 1024, 2048], [256, 512, 1, 2, 4]);
     let rows = layout([1, 2, 4, 2048], [8, 128, 256, 512, 1024]);
-    let plan = |by_matrices| match Conversion::plan_within(&sums, &rows, 2, SCRATCH_BYTES, by_matrices) {
-        Ok(Conversion::Shared(plan)) => plan,
-        other => panic!("{other:?}"),
-    };
+    let plan = |by_matrices| Conversion::plan_within(&sums, &rows, 2, SCRATCH_BYTES, by_matrices).unwrap();
     check(&sums, &rows, 2, SCRATCH_BYTES);
-    let (words, matrices) = (plan(false), plan(true));
-    let accesses = |p: &ScratchPlan| (p.store.matrices, p.passes[0].stores.len(), p.passes[0].loads.len());
-    assert_eq!((accesses(&words), accesses(&matrices)), ((None, 8, 2), (Some(true), 2, 2)));
-    assert!(matrices.warp_local && matrices.wavefronts(2, 0)[0].actual == 8, "{matrices:?}");
+    // Without such stores neighbours are made by transposing before.
+    assert!(matches!(plan(false), Conversion::Transpose { .. }));
+    let Conversion::Shared(p) = plan(true) else { panic!() };
+    assert_eq!((p.store.matrices, p.load.matrices), (Some(true), None));
+    assert_eq!((p.passes[0].stores.len(), p.passes[0].loads.len()), (2, 2), "{p:?}");
+    assert!(p.warp_local && p.wavefronts(2, 0)[0].actual == 8, "{p:?}");
 }
 
 /// Also where tiles are smaller than fragments or have fewer elements than there are threads.

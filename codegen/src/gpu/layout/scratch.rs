@@ -12,8 +12,9 @@
 //! add directions of its own, which the other side's lanes run along; that restricts the choice of rows, so candidates
 //! are built and counted.
 //!
-//! Stores may also go by 8×8 matrices of 16-bit elements, of which each lane has a part and eight lanes name the rows
-//! (`stmatrix`, see [`Ldmatrix`]), also transposed: then neighbours in a thread need not be neighbours in memory.
+//! Accesses may also go by 8×8 matrices of 16-bit elements, of which each lane has a part and eight lanes name the rows
+//! (`stmatrix`, `ldmatrix`, see [`Ldmatrix`]), also transposed: then neighbours in a thread need not be neighbours in
+//! memory. It is such a matrix's rows that must lie in different banks then.
 //!
 //! A tile too large for the scratch goes in passes: directions that both layouts hold in registers, and that no lane
 //! or warp moves along, are left out of the layout and enumerated.
@@ -76,7 +77,7 @@ pub struct ScratchAccess {
 
 impl ScratchPlan {
     /// `src` and `dst` agree in shape, lanes, warps, and in what a block of a cluster holds. More than `limit` bytes go in
-    /// several passes; `by_matrices`: whether stores may, which takes Hopper.
+    /// several passes; `by_matrices`: whether stores may go so, which takes Hopper.
     pub fn new(
         src: &LinearLayout,
         dst: &LinearLayout,
@@ -89,32 +90,18 @@ impl ScratchPlan {
         let split = PassSplit::new(src, &dst, elem_bytes, limit);
         let (source, target) = (Side::new(src, &split), Side::new(&dst, &split));
         let redundant = src.redundant();
-        let by_matrices = by_matrices && elem_bytes == 2 && redundant.lane == 0;
-        let (scratch, matrices) = best_scratch(&source.layout, &target.layout, elem_bytes, by_matrices);
-        let (loads, load_width) = target.accesses(&scratch, elem_bytes);
-
-        let (stores, store) = match matrices {
-            Some(plan) => source.matrix_accesses(plan, redundant.warp),
-            None => {
-                let (stores, width) = source.accesses(&scratch, elem_bytes);
-                let thread = source.thread_offsets(&scratch);
-                let (redundant_lanes, redundant_warps) = (redundant.lane, redundant.warp);
-                (stores, ScratchSide { width, matrices: None, thread, redundant_lanes, redundant_warps })
-            }
-        };
+        let stores_may = by_matrices && elem_bytes == 2 && redundant.lane == 0;
+        let (scratch, [to, from]) = best_scratch(&source.layout, &target.layout, elem_bytes, stores_may);
+        let (stores, mut store) = source.way(&scratch, elem_bytes, to);
+        store.redundant_warps = redundant.warp;
+        store.redundant_lanes = if store.matrices.is_none() { redundant.lane } else { 0 };
+        let (loads, load) = target.way(&scratch, elem_bytes, from);
         let passes = (0..1u32 << split.directions.len())
             .map(|p| ScratchPass {
                 stores: shifted(&stores, apply(&source.passes, p)),
                 loads: shifted(&loads, apply(&target.passes, p)),
             })
             .collect();
-        let load = ScratchSide {
-            width: load_width,
-            matrices: None,
-            thread: target.thread_offsets(&scratch),
-            redundant_lanes: 0,
-            redundant_warps: 0,
-        };
         let bytes = elem_bytes * scratch.shape().numel();
         let scratch = if split.directions.is_empty() { scratch.reshape(*src.shape()) } else { Ok(scratch) };
         ScratchPlan {
@@ -153,11 +140,12 @@ impl ScratchPlan {
         ]
     }
 
-    /// Instructions per warp, roughly, in the unit of the shuffle plan's cost: accesses with their wavefronts, and two
-    /// barriers a pass with the latency that they expose.
+    /// Instructions per warp, roughly, in the unit of the shuffle plan's cost: accesses with their wavefronts, what puts
+    /// words together, and two barriers a pass with the latency that they expose.
     pub(super) fn cost(&self, elem_bytes: usize) -> usize {
         let wavefronts: usize = self.wavefronts(elem_bytes, 0).iter().map(|w| w.actual).sum();
-        let accesses: usize = self.passes.iter().map(|p| p.stores.len() + p.loads.len()).sum();
+        let access = |a: &ScratchAccess| 1 + torn_words(&a.registers, elem_bytes);
+        let accesses = self.passes.iter().flat_map(|p| p.stores.iter().chain(&p.loads)).map(access).sum::<usize>();
         wavefronts + accesses + self.passes.len() * if self.warp_local { 8 } else { 48 }
     }
 }
@@ -233,13 +221,20 @@ impl Side {
         Side { layout: LinearLayout::from_parts(Shape::new(&[1 << split.bits]), bases), numbers, passes }
     }
 
-    fn thread_offsets(&self, scratch: &SharedLayout) -> Vec<u32> {
-        let offsets = scratch.offsets_of(&self.layout);
-        offsets.bases(Level::Lane).iter().chain(offsets.bases(Level::Warp)).copied().collect()
-    }
-
-    /// Accesses by matrices.
-    fn matrix_accesses(&self, plan: Ldmatrix, redundant_warps: u32) -> (Vec<ScratchAccess>, ScratchSide) {
+    /// All accesses and what they have in common, by matrices if there is a plan for that.
+    fn way(
+        &self,
+        scratch: &SharedLayout,
+        elem_bytes: usize,
+        by_matrices: Option<Ldmatrix>,
+    ) -> (Vec<ScratchAccess>, ScratchSide) {
+        let Some(plan) = by_matrices else {
+            let (accesses, width) = self.accesses(scratch, elem_bytes);
+            let offsets = scratch.offsets_of(&self.layout);
+            let thread = offsets.bases(Level::Lane).iter().chain(offsets.bases(Level::Warp)).copied().collect();
+            let side = ScratchSide { width, matrices: None, thread, redundant_lanes: 0, redundant_warps: 0 };
+            return (accesses, side);
+        };
         let access = |i: &LdmatrixInstruction| ScratchAccess {
             offset: i.offset,
             registers: i.registers.iter().map(|&r| apply(&self.numbers, r)).collect(),
@@ -249,7 +244,7 @@ impl Side {
             matrices: Some(plan.transposed),
             thread: plan.thread,
             redundant_lanes: 0,
-            redundant_warps,
+            redundant_warps: 0,
         };
         (plan.instructions.iter().map(access).collect(), side)
     }
@@ -269,13 +264,14 @@ impl Side {
 /// Instructions for the address of the row that a lane names, which is not where its own elements go.
 const ADDRESS_COST: usize = 4;
 
-/// The cheapest of the scratch layouts for two layouts of rank 1, and how the stores go by matrices, if they do.
+/// The cheapest of the scratch layouts for two layouts of rank 1, and how the stores and the loads go by matrices, if they
+/// do; `stores_may`: whether stores can.
 fn best_scratch(
     src: &LinearLayout,
     dst: &LinearLayout,
     elem_bytes: usize,
-    by_matrices: bool,
-) -> (SharedLayout, Option<Ldmatrix>) {
+    stores_may: bool,
+) -> (SharedLayout, [Option<Ldmatrix>; 2]) {
     let max_vector = (16 / elem_bytes).ilog2() as usize;
     let threads = |l: &LinearLayout| Level::ALL[1..].iter().flat_map(|&v| l.bases(v).to_vec()).collect::<Vec<_>>();
     let registers = |l: &LinearLayout| Span::of(l.bases(Level::Register));
@@ -288,51 +284,89 @@ fn best_scratch(
     let vector: Vec<u32> = common.into_iter().filter(|&v| clear.insert(v, 0)).take(max_vector).collect();
 
     let mut candidates = Vec::new();
-    // Rows of matrices are the directions of one side, whatever both have in common.
-    let vectors = if by_matrices && !vector.is_empty() { vec![&vector[..], &[]] } else { vec![&vector[..]] };
-    for (vector, (wide, narrow)) in vectors.into_iter().flat_map(|v| [(v, (dst, src)), (v, (src, dst))]) {
+    for (wide, narrow) in [(dst, src), (src, dst)] {
         // Directions that only the wide side holds in registers, those first that the narrow side's lanes run along.
-        let mut own = Span::of(&[vector.to_vec(), threads(wide)].concat());
+        let mut own = Span::of(&[vector.clone(), threads(wide)].concat());
         let mut along = registers(wide).intersection(&Span::of(narrow.bases(Level::Lane)));
         along.sort_unstable();
         along.extend(wide.bases(Level::Register));
         let extra: Vec<u32> = along.into_iter().filter(|&u| own.insert(u, 0)).collect();
         for count in 0..=extra.len().min(max_vector - vector.len()) {
-            candidates.extend(scratch_basis(vector, &extra[..count], wide, narrow, elem_bytes));
+            candidates.extend(scratch_basis(&vector, &extra[..count], wide, narrow, elem_bytes, None));
+        }
+        // Rows and columns of the narrow side's matrices, if the wide side holds either in registers.
+        if elem_bytes == 2
+            && let (Some(&pair), [lanes @ .., a, b, c]) =
+                (narrow.bases(Level::Register).first(), narrow.bases(Level::Lane))
+        {
+            let (row, column) = ([&[pair], lanes].concat(), vec![*a, *b, *c]);
+            for (run, other) in [(&row, &column), (&column, &row)] {
+                let mut own = Span::of(&threads(wide));
+                if run.iter().all(|&u| registers(wide).solve(u).is_some() && own.insert(u, 0)) {
+                    candidates.extend(scratch_basis(&[], run, wide, narrow, elem_bytes, Some(other)));
+                }
+            }
         }
     }
-    let side = |scratch: &SharedLayout, l: &LinearLayout| {
+    let plain = |scratch: &SharedLayout, l: &LinearLayout, loads: bool| {
         // Other accesses and warps only permute the banks.
         let v = scratch.vectorise(l, elem_bytes);
         let offsets = scratch.offsets_of(l);
         let lanes: Vec<u32> = (0..1 << LANE_BITS).map(|t| offsets.flat(0, t, 0) * elem_bytes as u32).collect();
-        v.groups.len() * (wavefronts_of(&lanes, v.width * elem_bytes).actual + 1)
+        let wavefronts = wavefronts_of(&lanes, v.width * elem_bytes);
+        let torn: usize = v.groups.iter().map(|g| torn_words(g, elem_bytes)).sum();
+        let moved: usize = v.groups.iter().filter(|_| loads).map(|g| moved_words(g, elem_bytes)).sum();
+        let cost = v.groups.len() * (wavefronts.actual + 1) + torn + moved;
+        (wavefronts.conflicts() == 0).then_some((cost, None))
     };
-    let mut ways = vec![];
-    for scratch in candidates {
-        let loads = side(&scratch, dst);
-        ways.push((loads + side(&scratch, src), scratch.clone(), None));
-        let plan = by_matrices.then(|| Ldmatrix::plan(src, &scratch, elem_bytes)).flatten();
-        if let Some(plan) = plan
-            && let wavefronts = plan.wavefronts(elem_bytes)
-            && wavefronts.conflicts() == 0
-        {
-            ways.push((loads + plan.instructions.len() + wavefronts.actual + ADDRESS_COST, scratch, Some(plan)));
-        }
+    let matrices = |scratch: &SharedLayout, l: &LinearLayout| {
+        let plan = Ldmatrix::plan(l, scratch, elem_bytes).filter(|_| elem_bytes == 2)?;
+        let wavefronts = plan.wavefronts(elem_bytes);
+        let torn: usize = plan.instructions.iter().map(|i| torn_words(&i.registers, elem_bytes)).sum();
+        let cost = plan.instructions.len() + wavefronts.actual + torn + ADDRESS_COST;
+        (wavefronts.conflicts() == 0).then_some((cost, Some(plan)))
+    };
+    let way = |scratch: &SharedLayout, l: &LinearLayout, loads: bool| {
+        let ways = [plain(scratch, l, loads), matrices(scratch, l).filter(|_| loads || stores_may)];
+        ways.into_iter().flatten().min_by_key(|w| w.0)
+    };
+    let ways = candidates.into_iter().filter_map(|scratch| {
+        let (to, from) = (way(&scratch, src, false)?, way(&scratch, dst, true)?);
+        Some((to.0 + from.0, scratch, [to.1, from.1]))
+    });
+    let (_, scratch, by_matrices) =
+        ways.min_by_key(|w| w.0).expect("without directions of its own a side always has a layout");
+    (scratch, by_matrices)
+}
+
+/// Of an access's words those whose elements are not neighbours in the words that registers are packed into: an
+/// instruction each.
+fn torn_words(registers: &[u32], elem_bytes: usize) -> usize {
+    let in_word = (4 / elem_bytes).max(1);
+    let whole = |w: &[u32]| (w[0] as usize).is_multiple_of(in_word) && w.iter().zip(w[0]..).all(|(&r, at)| r == at);
+    registers.chunks_exact(in_word).filter(|w| !whole(w)).count()
+}
+
+/// Of a load's words those that do not follow the one before in the order of registers, which is the one that stores and
+/// products take several in: a move each. Elements of whole words are more often taken one by one.
+fn moved_words(registers: &[u32], elem_bytes: usize) -> usize {
+    let in_word = (4 / elem_bytes).max(1);
+    if in_word == 1 {
+        return 0;
     }
-    let (_, scratch, matrices) =
-        ways.into_iter().min_by_key(|w| w.0).expect("without directions of its own a side always has a layout");
-    (scratch, matrices)
+    let words: Vec<usize> = registers.iter().step_by(in_word).map(|&r| r as usize / in_word).collect();
+    words.iter().enumerate().filter(|&(i, &w)| w != words[0] + i).count()
 }
 
 /// The scratch layout whose vectors are `vector`, for the wide side followed by `extra`; `None` if no choice of rows
-/// serves both sides.
+/// serves both sides. `matrix`: what the narrow side's lanes run along at a time, if its accesses are to be matrices.
 fn scratch_basis(
     vector: &[u32],
     extra: &[u32],
     wide: &LinearLayout,
     narrow: &LinearLayout,
     elem_bytes: usize,
+    matrix: Option<&[u32]>,
 ) -> Option<SharedLayout> {
     let bits = wide.shape().numel().ilog2();
     let row_bits = (128 / elem_bytes).ilog2() as usize;
@@ -374,7 +408,8 @@ fn scratch_basis(
         wide_span.insert(project(&onto_rest, v), 0);
     }
     let mut narrow_all = Span::new();
-    for v in phase(narrow, vector.len()).into_iter().chain(in_word) {
+    let of_narrow = matrix.map_or_else(|| [phase(narrow, vector.len()), in_word].concat(), <[u32]>::to_vec);
+    for v in of_narrow {
         narrow_all.insert(project(&without_vector, v), 0);
     }
     let narrow_span = Span::of(&narrow_all.intersection(&Span::of(&rest)));
