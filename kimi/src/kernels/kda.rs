@@ -41,27 +41,25 @@ pub const STATE_COLUMNS: usize = 32;
 /// most of a step.
 pub const GROUP: usize = 4;
 
-/// Logarithm to base 2 of what a channel keeps, at most 0: scale times a function of x `[tokens, channels]` (with its
-/// bias), for rate = exp(A_log) and scale as [`decay_scale`], or 0 where nothing decays.
+/// How much a token makes a channel forget, at least 0, for x `[tokens, channels]` without its bias and rate = exp(A_log):
+/// [`decay_scale`] times that is the logarithm to base 2 of what the channel keeps.
 ///
-/// −rate·softplus(x), which has no bound, or the bounded gate lower_bound·sigmoid(rate·x).
+/// softplus(x) in bits, which has no bound, or of the bounded gate sigmoid(rate·x).
 #[device]
-fn log2_decay<const BOUNDED: bool, const C: usize, const N: usize>(
+fn forgetting<const BOUNDED: bool, const C: usize, const N: usize>(
     x: Tile<f32, C, N>,
     bias: Tile<f32, N>,
     rate: Tile<f32>,
-    scale: Tile<f32, C>,
 ) -> Tile<f32, C, N> {
     if BOUNDED {
-        ((x + bias.row()) * rate).sigmoid() * scale.col()
+        x.mul_add(rate, (bias * rate).row()).sigmoid()
     } else {
-        // softplus(x)·log2 e = log2(1 + 2^y), y = x·log2 e, x with its bias; an error of the logarithm is one of the exponent.
-        let y = x.mul_add(LOG2_E, (bias * LOG2_E).row());
-        let small = (-y.abs()).exp2() + 1.0;
-        (y.max(0.0) + small.log2_approx()) * scale.col()
+        // log2(1 + 2^y), y = x·log2 e: infinite for y above 128, and an error of the logarithm is one of the exponent.
+        (x.mul_add(LOG2_E, (bias * LOG2_E).row()).exp2() + 1.0).log2_approx()
     }
 }
 
+/// −rate of −rate·softplus(x), or lower_bound of lower_bound·sigmoid(rate·x), in bits: less than 0.
 #[device]
 fn decay_scale<const BOUNDED: bool>(rate: Tile<f32>, lower_bound: Tile<f32>) -> Tile<f32> {
     if BOUNDED { lower_bound * LOG2_E } else { -rate }

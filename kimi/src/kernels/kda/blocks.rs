@@ -42,18 +42,20 @@ pub fn by_token<const H: usize, const N: usize, const C: usize, const S: usize, 
     x.reshape::<D3<1, C, 1>>().broadcast::<D3<H, C, W>>().reshape()
 }
 
-/// Over the parts of the channels.
+/// Two sums over the parts of the channels, in one exchange between warps. `C` = 2·`S`.
 #[device]
-pub fn sum_of_parts<const H: usize, const N: usize, const C: usize, const S: usize>(
-    x: Tile<f32, N, S, S>,
-) -> Tile<f32, C, S> {
-    x.reshape::<D3<H, C, S>>().sum::<0>()
+pub fn both_summed<const H: usize, const C: usize, const S: usize>(
+    x: Tile<f32, H, C, S>,
+    y: Tile<f32, H, C, S>,
+) -> (Tile<f32, C, S>, Tile<f32, C, S>) {
+    let both: Tile<f32, C, C> = x.join::<D3<H, C, C>>(y, 2).sum::<0>();
+    (both.slice([0, 0]), both.slice([0, S]))
 }
 
 /// Element i of row i, and of row i + `S`, …
 #[device]
 pub fn diagonal<const C: usize, const S: usize>(x: Tile<f32, C, S>) -> Tile<f32, C> {
-    let here = (iota::<C>() % S).col().tile() == iota::<S>().row().tile();
+    let here = (iota::<C>().col() - iota::<S>().row()) % S == 0;
     select(here, x, 0.0).sum::<1>()
 }
 

@@ -23,8 +23,8 @@
 //! Lengths take all channels, the rest goes channel by channel: so there are two passes over q and k, of which the second
 //! reads what the first one has fetched.
 
-use super::blocks::{beside, by_token, diagonal, invert, joined, split, sum_of_parts};
-use super::{FLOOR_BITS, decay_scale, log2_decay};
+use super::blocks::{beside, both_summed, by_token, diagonal, invert, joined, split};
+use super::{FLOOR_BITS, decay_scale, forgetting};
 use kiln::prelude::*;
 
 /// A program beside the walk ends when the walk has taken the chunk that is so many before its own, or after so many
@@ -90,8 +90,8 @@ pub fn kda_chunk<
     let token = iota::<C>();
     let second = token >= S;
     let rate = a_log.get(head).exp();
-    let scale: Tile<f32, C> = full(1.0) * decay_scale::<BOUNDED>(rate, lower_bound);
-    let scale = select(token < length, scale, 0.0);
+    let scale = decay_scale::<BOUNDED>(rate, lower_bound);
+    let most: Tile<f32, C> = select(token < length, (-FLOOR_BITS / S as f32 / scale).broadcast(), 0.0);
     // Asked for as early as there are registers: of brief sequences' programs later.
     let beta_input = beta_input.narrow(0, first, length).select(1, head);
     let early: Tile<T, C> = beta_input.load(0);
@@ -106,7 +106,8 @@ pub fn kda_chunk<
         q_squares = dot_batch(q, q.t(), q_squares);
         k_squares = dot_batch(k, k.t(), k_squares);
     }
-    let squares = |parts: Tile<f32, N, S, S>| diagonal::<C, S>(sum_of_parts::<H, N, C, S>(parts)) + 1e-6;
+    let (q_squares, k_squares) = both_summed::<H, C, S>(q_squares.reshape(), k_squares.reshape());
+    let squares = |x: Tile<f32, C, S>| diagonal::<C, S>(x) + 1e-6;
     let q_unit = by_token::<H, N, C, S, W>((squares(q_squares) * D as f32).rsqrt());
     let k_unit = by_token::<H, N, C, S, W>(squares(k_squares).rsqrt());
 
@@ -121,7 +122,7 @@ pub fn kda_chunk<
     for d in (0..D).step_by(B).stages(4) {
         let x: Tile<T, C, B> = decay_input.load((0, at + d));
         let bias: Tile<f32, B> = dt_bias.load(at + d);
-        let g = log2_decay::<BOUNDED, C, B>(x.cast(), bias, rate, scale).max(-FLOOR_BITS / S as f32);
+        let g = forgetting::<BOUNDED, C, B>(x.cast(), bias, rate).min(most.col()) * scale;
 
         // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
         let within = split::<f32, H, N, C, B, S, W>(g).cumsum::<1>();
@@ -162,11 +163,10 @@ pub fn kda_chunk<
         let middle = before + middle;
         let all: Tile<f32, N, 1, W> = total.reshape::<D3<H, 1, W>>().broadcast::<D3<H, 2, W>>().reshape();
         let factor = middle.exp2();
-        let minus = (-factor).broadcast::<D3<N, S, W>>();
         let factor = factor.broadcast::<D3<N, S, W>>();
         let until_end = (all - middle).exp2().broadcast::<D3<N, S, W>>();
         rest = rest.insert((0, d), joined::<X, H, N, C, B, S, W>((earlier_k * until_end).cast()));
-        let k_in = joined::<T, H, N, C, B, S, W>((k * minus).cast());
+        let k_in = joined::<T, H, N, C, B, S, W>((-(k * factor)).cast());
         let q_in = joined::<T, H, N, C, B, S, W>((q * factor).cast());
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
@@ -186,8 +186,8 @@ pub fn kda_chunk<
         ahead = unsafe { ready.atomic_add(taken_before, full(0.0)) };
     }
 
-    let (a_own, p_own) = (sum_of_parts::<H, N, C, S>(a_own), sum_of_parts::<H, N, C, S>(p_own));
-    let (a_pair, p_pair) = (a_pair.sum::<0>(), p_pair.sum::<0>());
+    let (a_own, p_own) = both_summed::<H, C, S>(a_own.reshape(), p_own.reshape());
+    let (a_pair, p_pair) = both_summed::<H, C, S>(a_pair, p_pair);
     let (row, column) = ((token % S).col().tile(), iota::<S>().row().tile());
     let scores = beside::<C, S, C>(select(column <= row, p_own, 0.0), p_pair, second);
 

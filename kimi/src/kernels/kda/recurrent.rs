@@ -1,6 +1,6 @@
 //! The recurrence, token by token: few tokens of many sequences (decode).
 
-use super::{decay_scale, log2_decay, unit};
+use super::{decay_scale, forgetting, unit};
 use kiln::prelude::*;
 
 /// Arguments as of [`super::kda_chunk`] and [`super::kda_state`], state `[slots·heads, D / V, D, V]`; of sequences column 0
@@ -38,7 +38,7 @@ pub fn kda_recurrent<T: Float, const D: usize, const V: usize, const BOUNDED: bo
         let v: Tile<f32, V> = row.load((key_heads * 2 + head) * D + column).cast();
         let (q, k) = (q * unit(q) * (D as f32).powf(-0.5), k * unit(k));
         let x: Tile<f32, D> = decay_input.select(0, t).load(head * D).cast();
-        let g: Tile<f32, D> = log2_decay::<BOUNDED, 1, D>(x.reshape(), bias, rate, scale.reshape()).reshape();
+        let g: Tile<f32, D> = forgetting::<BOUNDED, 1, D>(x.reshape(), bias, rate).reshape() * scale;
         let beta = beta_input.get((t, head)).cast::<f32>().sigmoid();
         s = s * g.exp2().col();
         let u = (v - (s * k.col()).sum::<0>()) * beta;

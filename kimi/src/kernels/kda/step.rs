@@ -1,7 +1,7 @@
 //! One step of decoding: everything between a layer's projections, in one kernel.
 
 use super::tokens::{is, put, take};
-use super::{decay_scale, log2_decay};
+use super::{decay_scale, forgetting};
 use kiln::prelude::*;
 
 /// Short convolution with its state, SiLU, normalisation of q and k, gate, β, the recurrence, and the gated RMSNorm.
@@ -98,7 +98,7 @@ pub fn kda_step<
         let v: Tile<f32, 1, D> = qkv.slice([2, 0]);
 
         let a: Tile<f32, D> = a.cast();
-        let g: Tile<f32, 1, D> = log2_decay::<BOUNDED, 1, D>(a.reshape(), bias, rate, scale.reshape());
+        let g: Tile<f32, 1, D> = forgetting::<BOUNDED, 1, D>(a.reshape(), bias, rate) * scale;
         let beta = beta.cast::<f32>().sigmoid();
 
         // All sums over the channels at once.
