@@ -10,10 +10,10 @@
 //! writes to its parameter; and if 16-byte copies along its last axis are possible. The loop then starts the copies of
 //! iteration i + stages - 1 while it computes iteration i.
 //!
-//! Where no loop's products read rings, what a loop with products loads from such places runs ahead, too (one iteration,
-//! or as many as its author asks for): each thread copies what it will need into shared memory of its own. (A copy in
-//! flight to registers would take one of the few scoreboards, which all that waits for results shares.) A loop that comes
-//! before another one with the same loads, and more, reads that one's slots if all iterations have some.
+//! Where no loop's products read rings, what a loop loads from such places runs ahead, too (of a loop with products one
+//! iteration, of any loop as many as its author asks for): each thread copies what it will need into shared memory of its
+//! own. (A copy in flight to registers would take one of the few scoreboards, which all that waits for results shares.) A
+//! loop that comes before another one with the same loads, and more, reads that one's slots if all iterations have some.
 
 use super::bulk::{self, BulkLoad, Nesting};
 use super::layout::{Ldmatrix, LinearLayout};
@@ -272,7 +272,7 @@ fn plan_for(k: &Kernel, dots: &HashMap<OpId, DotPlan>, warps: usize, chip: Chip)
         let copies = if bulk.is_empty() { planner.async_loads(body) } else { vec![] };
         let bytes: usize = bulk.iter().map(|l| l.bytes).chain(copies.iter().map(|l| l.bytes)).sum();
         if bytes == 0 {
-            let loads = planner.slot_loads(body);
+            let loads = planner.slot_loads(body, stages > 0);
             if !loads.is_empty() {
                 let wanted = if stages == 0 { 2 } else { stages as usize };
                 let trips = k.trip_count(op).map(|n| n as usize).filter(|n| (1..=wanted).contains(n));
@@ -457,10 +457,11 @@ impl Planner<'_> {
         self.uses(load).iter().all(|(user, v, turned)| wgmma(user) && self.reads(*user, *v, &panels, *turned))
     }
 
-    fn slot_loads(&self, body: RegionId) -> Vec<OpId> {
+    /// What runs ahead in a loop without rings, in slots of each thread's own. `asked`: whether its author asks for that.
+    fn slot_loads(&self, body: RegionId, asked: bool) -> Vec<OpId> {
         let k = self.k;
         let ops = &k.region(body).ops;
-        if !ops.iter().any(|o| self.dots.get(o).is_some_and(DotPlan::is_mma)) {
+        if !asked && !ops.iter().any(|o| self.dots.get(o).is_some_and(DotPlan::is_mma)) {
             return vec![];
         }
         let mut left = SLOT_BYTES * 32 * self.warps;

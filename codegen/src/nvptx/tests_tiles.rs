@@ -593,6 +593,42 @@ fn two_passes(second_from: i32, between: &str) -> Kernel {
     k.unwrap()
 }
 
+/// Loops without products run ahead if their author asks for that. A row that is passed over twice is read once.
+#[test]
+fn loops_without_products_run_ahead_if_asked_to() {
+    let shapes: [&[i64]; 2] = [&[100], &[128]];
+    let passes = |stages: &str| {
+        let k = crate::ir::parse(&format!(
+            "kernel row(%x: view<i32,1> [address % 16, stride0 = 1], %out: write view<i32,1>) warps 1 {{
+              %zero: i32 = const 0
+              %all: i32 = const 128
+              %step: i32 = const 32
+              %none: i32<32> = const 0
+              %sum: i32<32> = for %d: i32 = %zero to %all step %step{stages} carrying (%s: i32<32> = %none) {{
+                %a: i32<32> = load %x[%d]
+                %more: i32<32> = add %s, %a
+                yield %more
+              }}
+              %total: i32 = reduce sum axis 0 %sum
+              for %e: i32 = %zero to %all step %step{stages} {{
+                %b: i32<32> = load %x[%e]
+                %of_all: i32<32> = broadcast %total
+                %least: i32<32> = sub %b, %of_all
+                store %out[%e], %least
+                yield
+              }}
+              yield
+            }}"
+        ));
+        let k = k.unwrap();
+        compare(&k, [1; 3], &shapes, 0.0);
+        let text = text(&k, &shapes);
+        let (before, loops) = text.split_at(text.find("\nloop").expect("a loop"));
+        [before, loops].map(|part| part.matches("cp.async.ca.shared.global").count())
+    };
+    assert_eq!([passes(""), passes(" stages 4"), passes(" stages 2")], [[0, 0], [4, 0], [1, 3]]);
+}
+
 /// A loop whose loads are all those of a later one, too, takes them from that one's slots: they are copied once, and all
 /// copies start before the first loop. Not if there is a wait between the two: what is behind it may not be read before.
 #[test]

@@ -190,8 +190,10 @@ fn softmax(rows: usize, columns: usize) -> Case {
                 let mut out = out.borrow_mut();
                 match columns {
                     ..=1024 => kernels::softmax::<bf16, 2, 1024, 1>(&x, &mut out).run()?,
-                    1025..=8192 => kernels::softmax::<bf16, 1, 8192, 16>(&x, &mut out).run()?,
-                    _ => kernels::softmax_long::<bf16, 10, 2048, 8, 8>(&x, &mut out).grid([8 * rows]).run()?,
+                    1025..=8192 => {
+                        kernels::softmax_long::<bf16, 8, 1024, 128, 4, 1>(&x, &mut out).grid([rows]).run()?
+                    }
+                    _ => kernels::softmax_long::<bf16, 10, 2048, 256, 8, 8>(&x, &mut out).grid([8 * rows]).run()?,
                 }
                 Ok(())
             }),

@@ -47,41 +47,45 @@ pub fn softmax<T: Float, const R: usize, const N: usize, const P: u8>(x: &View<T
 }
 
 /// Softmax of rows that are longer than what a program holds: x `[rows, columns]` → out, with C·KEPT·B ≥ columns. A
-/// row is a cluster of `C` ≤ 8 programs', each of `P` warps, and in registers while they exchange, once, what its parts have
-/// as highest scores and sums. Program: `KEPT` blocks of `B` columns of a row.
+/// row is a cluster of `C` ≤ 8 programs', each of `P` warps, and in shared memory from its one reading until it has been
+/// written; what its parts have as highest scores and sums they exchange once. Program: `KEPT` blocks of `B` = 8·`L` columns
+/// of a row.
 #[kernel(warps = P, cluster = C, deny(spill))]
-pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const P: u8, const C: u8>(
+pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const L: usize, const P: u8, const C: u8>(
     x: &View<T, 2>,
     out: &mut View<T, 2>,
 ) {
     let programs = usize::from(C);
     let (row, part) = (program_id(0) / programs, program_id(0) % programs);
     let first = part * (KEPT * B);
-    assert!(x.dim(1) <= programs * KEPT * B, "columns that no program has");
+    let columns = x.dim(1);
+    assert!(columns <= programs * KEPT * B, "columns that no program has");
     let x = x.select(0, row);
-    let kept: [Tile<T, B>; KEPT] = std::array::from_fn(|c| x.load_or(first + c * B, full(f64::NEG_INFINITY)));
-    let scores = kept.map(|block| block.cast::<f32>() * LOG2_E);
-    // Per lane, and put together once.
-    let highest = scores.into_iter().reduce(|highest, block| highest.max(block)).expect("a block at least");
-    let own = highest.amax::<0>();
-    // A part without columns has nothing but -∞.
-    let zero: Tile<f32> = full(0.0);
-    let base: Tile<f32> = select(own == f32::NEG_INFINITY, zero, own);
-    let mut total: Tile<f32, B> = zeros();
-    for block in scores {
-        total += (block - base).exp2();
+    // Of each thread's columns; of none the highest is the lowest number, which unlike -∞ has a difference to itself.
+    let mut tops: Tile<f32, L> = full(f64::from(f32::MIN));
+    let mut totals: Tile<f32, L> = zeros();
+    for c in (0..KEPT * B).step_by(B).stages(KEPT as u8) {
+        let block: Tile<T, B> = x.load(first + c);
+        let score = select(iota::<B>() < columns - (first + c), block.cast::<f32>() * LOG2_E, f32::MIN);
+        let score: Tile<f32, L, 8> = score.reshape();
+        let top = tops.max(score.amax::<1>());
+        totals = totals * (tops - top).exp2() + (score - top.col()).exp2().sum::<1>();
+        tops = top;
     }
+    let top = tops.amax::<0>();
+    let total = (totals * (tops - top).exp2()).sum::<0>();
     let mine = iota::<8>() == part;
-    let tops: Tile<f32, 8> = select(mine, own.splat(), f32::NEG_INFINITY);
-    let totals: Tile<f32, 8> = select(mine, total.sum::<0>().splat(), 0.0);
+    let tops: Tile<f32, 8> = select(mine, top.splat(), f32::NEG_INFINITY);
+    let totals: Tile<f32, 8> = select(mine, total.splat(), 0.0);
     let all: Tile<f32, 16> = tops.join(totals, 0).cluster_max();
     let (tops, totals): (Tile<f32, 8>, Tile<f32, 8>) = (all.slice([0]), all.slice([8]));
     let top = tops.amax::<0>();
-    let scale = (base - top).exp2() * (totals * (tops - top).exp2()).sum::<0>().recip();
-    for c in unroll(0..KEPT) {
-        let p = (scores[c] - base).exp2() * scale;
+    let scale = (totals * (tops - top).exp2()).sum::<0>().recip();
+    for c in (0..KEPT * B).step_by(B).stages(KEPT as u8) {
+        let block: Tile<T, B> = x.load(first + c);
+        let p = (block.cast::<f32>() * LOG2_E - top).exp2() * scale;
         // SAFETY: a program writes its own columns.
-        unsafe { out.store((row, first + c * B), p.cast::<T>().reshape::<D2<1, B>>()) };
+        unsafe { out.store((row, first + c), p.cast::<T>().reshape::<D2<1, B>>()) };
     }
 }
 

@@ -175,17 +175,20 @@ fn softmax(device: Device, rows: usize, columns: usize) -> anyhow::Result<Sweep>
         )*}};
     }
     macro_rules! long {
-        ($($c:literal of $kept:literal x $b:literal by $p:literal)*) => {{$(
+        ($($c:literal of $kept:literal x $b:literal by $p:literal)*) => {{$({
             ways.add(concat!("clusters of ", $c, ", ", $kept, " x ", $b, ", ", $p, " warps"), move |i, out| {
-                kernels::softmax_long::<bf16, $kept, $b, $p, $c>(&i[0], out).grid([$c * rows]).run()
+                kernels::softmax_long::<bf16, $kept, $b, { $b / 8 }, $p, $c>(&i[0], out).grid([$c * rows]).run()
             });
-        )*}};
+        })*}};
     }
     match columns {
         ..=1024 => {
             whole!(1 x 1024 by 1 2 x 1024 by 1 4 x 1024 by 1 2 x 1024 by 2 4 x 1024 by 4 8 x 1024 by 4 8 x 1024 by 8)
         }
-        1025..=8192 => whole!(1 x 8192 by 4 1 x 8192 by 8 1 x 8192 by 16),
+        1025..=8192 => {
+            whole!(1 x 8192 by 4 1 x 8192 by 8 1 x 8192 by 16);
+            long!(1 of 16 x 512 by 2 1 of 8 x 1024 by 4 1 of 4 x 2048 by 8 2 of 4 x 1024 by 4)
+        }
         _ => long!(
             4 of 10 x 4096 by 16 8 of 5 x 4096 by 16 4 of 20 x 2048 by 8 8 of 10 x 2048 by 8 8 of 20 x 1024 by 4
         ),

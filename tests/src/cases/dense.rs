@@ -186,10 +186,10 @@ pub(super) fn softmax<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
                 trial.compare(&format!("{n} rows of {columns}"), &out, &want, columns, bound(T::DTYPE))?;
             }
             out.fill(f64::NAN)?;
-            kernels::softmax_long::<T, 5, 64, 2, 2>(&x.tensor, &mut out).grid([2 * n]).run()?;
+            kernels::softmax_long::<T, 5, 64, 8, 2, 2>(&x.tensor, &mut out).grid([2 * n]).run()?;
             trial.compare(&format!("{n} rows of {columns} by clusters of 2"), &out, &want, columns, bound(T::DTYPE))?;
             out.fill(f64::NAN)?;
-            kernels::softmax_long::<T, 3, 64, 2, 4>(&x.tensor, &mut out).grid([4 * n]).run()?;
+            kernels::softmax_long::<T, 3, 64, 8, 2, 4>(&x.tensor, &mut out).grid([4 * n]).run()?;
             trial.compare(&format!("{n} rows of {columns} by clusters of 4"), &out, &want, columns, bound(T::DTYPE))?;
         }
     }
