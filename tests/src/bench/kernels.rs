@@ -41,8 +41,9 @@ fn scramble<S: Shape>(x: Tile<u32, S>) -> Tile<u32, S> {
 #[kernel(warps = P)]
 pub fn softmax<T: Float, const R: usize, const N: usize, const P: u8>(x: &View<T, 2>, out: &mut Block<T, R, N>) {
     let rows: Tile<T, R, N> = x.load_or((out.origin(0), 0), full(f64::NEG_INFINITY));
-    let rows = rows.cast::<f32>() * LOG2_E;
-    let e = (rows - rows.amax::<1>().col()).exp2();
+    let rows = rows.cast::<f32>();
+    let top = rows.amax::<1>() * LOG2_E;
+    let e = rows.mul_add(LOG2_E, (-top).col()).exp2();
     out.store((e * e.sum::<1>().recip().col()).cast::<T>());
 }
 
@@ -61,29 +62,32 @@ pub fn softmax_long<T: Float, const KEPT: usize, const B: usize, const L: usize,
     let columns = x.dim(1);
     assert!(columns <= programs * KEPT * B, "columns that no program has");
     let x = x.select(0, row);
-    // Of each thread's columns; of none the highest is the lowest number, which unlike -∞ has a difference to itself.
-    let mut tops: Tile<f32, L> = full(f64::from(f32::MIN));
+    // Of each thread's columns; of none the highest is a number, as -∞ has no difference to itself.
+    let none = f32::MIN / 2.0;
+    let mut tops: Tile<f32, L> = full(f64::from(none));
     let mut totals: Tile<f32, L> = zeros();
     for c in (0..KEPT * B).step_by(B).stages(KEPT as u8) {
         let block: Tile<T, B> = x.load(first + c);
-        let score = select(iota::<B>() < columns - (first + c), block.cast::<f32>() * LOG2_E, f32::MIN);
-        let score: Tile<f32, L, 8> = score.reshape();
-        let top = tops.max(score.amax::<1>());
-        totals = totals * (tops - top).exp2() + (score - top.col()).exp2().sum::<1>();
+        let scores = select(iota::<B>() < columns - (first + c), block.cast::<f32>(), none);
+        let scores: Tile<f32, L, 8> = scores.reshape();
+        let top = tops.max(scores.amax::<1>());
+        let more = scores.mul_add(LOG2_E, (top * -LOG2_E).col()).exp2();
+        totals = totals * ((tops - top) * LOG2_E).exp2() + more.sum::<1>();
         tops = top;
     }
     let top = tops.amax::<0>();
-    let total = (totals * (tops - top).exp2()).sum::<0>();
+    let total = (totals * ((tops - top) * LOG2_E).exp2()).sum::<0>();
     let mine = iota::<8>() == part;
     let tops: Tile<f32, 8> = select(mine, top.splat(), f32::NEG_INFINITY);
     let totals: Tile<f32, 8> = select(mine, total.splat(), 0.0);
     let all: Tile<f32, 16> = tops.join(totals, 0).cluster_max();
     let (tops, totals): (Tile<f32, 8>, Tile<f32, 8>) = (all.slice([0]), all.slice([8]));
     let top = tops.amax::<0>();
-    let scale = (totals * (tops - top).exp2()).sum::<0>().recip();
+    let scale = (totals * ((tops - top) * LOG2_E).exp2()).sum::<0>().recip();
+    let minus_top = top * -LOG2_E;
     for c in (0..KEPT * B).step_by(B).stages(KEPT as u8) {
         let block: Tile<T, B> = x.load(first + c);
-        let p = (block.cast::<f32>() * LOG2_E - top).exp2() * scale;
+        let p = block.cast::<f32>().mul_add(LOG2_E, minus_top).exp2() * scale;
         // SAFETY: a program writes its own columns.
         unsafe { out.store((row, first + c), p.cast::<T>().reshape::<D2<1, B>>()) };
     }
