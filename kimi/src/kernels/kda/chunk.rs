@@ -91,6 +91,7 @@ pub fn kda_chunk<
     let second = token >= S;
     let rate = a_log.get(head).exp();
     let scale = decay_scale::<BOUNDED>(rate, lower_bound);
+    // What is forgotten at most, down to the floor: past the end nothing.
     let most: Tile<f32, C> = select(token < length, (-FLOOR_BITS / S as f32 / scale).broadcast(), 0.0);
     // Asked for as early as there are registers: of brief sequences' programs later.
     let beta_input = beta_input.narrow(0, first, length).select(1, head);
