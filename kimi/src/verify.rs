@@ -225,7 +225,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The same prompt in pieces must give the same last logits as in one piece, if it meets the same experts.
+    /// The same prompt in pieces must give the same last logits as in one piece. Where it does not, and other experts were
+    /// met at a near tie, that is said.
     fn pieces(&mut self, at: usize, prompt: &GoldenPrompt) -> anyhow::Result<()> {
         let ids = &prompt.ids;
         let want = self.in_session(|engine, session| engine.append(session, ids, Want::Last))?;
@@ -245,8 +246,7 @@ impl Run<'_> {
                 write!(self.out, " (other experts in layer {layer}, at a margin of {margin:.1e}, a near tie)")?;
             }
             writeln!(self.out)?;
-            let equal = error <= tolerance || tie.is_some();
-            self.check(equal, || format!("prompt {at}: pieces of {piece} differ by {error:.2e}"));
+            self.check(error <= tolerance, || format!("prompt {at}: pieces of {piece} differ by {error:.2e}"));
         }
         Ok(())
     }

@@ -235,6 +235,7 @@ fn the_layouts_of_a_product_convert() {
             let by_matrices =
                 matches!(&plan, Conversion::Shared(p) if p.store.width == 8 && p.load.matrices == Some(true));
             assert!(!runs || by_matrices, "{src} to {dst}: {plan:?}");
+            assert!(!matches!(plan, Conversion::Transpose { .. }), "{src} to {dst}: {plan:?}");
         }
     }
     // The epilogue of a matrix product: whole words, which matrices put into rows.
@@ -267,7 +268,10 @@ fn columns_of_sums_become_rows_by_matrices() {
     let plan = |by_matrices| Conversion::plan_within(&sums, &rows, 2, SCRATCH_BYTES, by_matrices).unwrap();
     check(&sums, &rows, 2, SCRATCH_BYTES);
     // Without such stores neighbours are made by transposing before.
-    assert!(matches!(plan(false), Conversion::Transpose { .. }));
+    let transposed = plan(false);
+    assert!(matches!(transposed, Conversion::Transpose { .. }));
+    let p = scratch_of(&transposed).expect("warps do not hold whole rows");
+    assert_eq!((p.store.matrices, p.passes[0].stores.len(), p.passes[0].loads.len()), (None, 8, 2), "{p:?}");
     let Conversion::Shared(p) = plan(true) else { panic!() };
     assert_eq!((p.store.matrices, p.load.matrices), (Some(true), None));
     assert_eq!((p.passes[0].stores.len(), p.passes[0].loads.len()), (2, 2), "{p:?}");

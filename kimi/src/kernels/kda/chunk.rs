@@ -163,8 +163,7 @@ pub fn kda_chunk<
 
         let middle = before + middle;
         let all: Tile<f32, N, 1, W> = total.reshape::<D3<H, 1, W>>().broadcast::<D3<H, 2, W>>().reshape();
-        let factor = middle.exp2();
-        let factor = factor.broadcast::<D3<N, S, W>>();
+        let factor = middle.exp2().broadcast::<D3<N, S, W>>();
         let until_end = (all - middle).exp2().broadcast::<D3<N, S, W>>();
         rest = rest.insert((0, d), joined::<X, H, N, C, B, S, W>((earlier_k * until_end).cast()));
         let k_in = joined::<T, H, N, C, B, S, W>((-(k * factor)).cast());
