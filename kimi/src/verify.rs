@@ -6,7 +6,6 @@
 //!
 //! Checks with a tolerance decide about the result; the rest is printed to show *where* a difference starts.
 
-use std::collections::BTreeSet;
 use std::io::Write;
 
 use crate::engine::{Engine, EngineError, LayerRouting, LayerState, Precision, Want};
@@ -28,11 +27,8 @@ pub struct Options {
 /// The tolerances of a number type.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerances {
-    /// Relative error of logits: of every position in f32, of the median position in bf16, where a near-tie that
-    /// flips an expert may move a single position by more.
-    pub logits: f64,
-    /// Does `logits` bind the worst position, or the median one?
-    pub every_position: bool,
+    /// Relative error of a position's logits.
+    pub logits: LogitErrors,
     /// Experts may differ where the stored margin is below this.
     pub expert_margin: f32,
     /// Relative error of the states, where it is bounded.
@@ -45,26 +41,59 @@ pub struct Tolerances {
 
 impl Tolerances {
     /// f32 leaves four decimal digits to the order of summation, over which transformers itself is off by 3e-5 from
-    /// f64.  bf16 has 8 bits of mantissa: 3e-2 is what transformers' own bf16 run shows.
+    /// f64.  bf16 has 8 bits of mantissa: transformers' own bf16 run shows 3e-2.  There a router's near tie falls either
+    /// way, and a position that meets another expert is off by more, whatever the kernels: so most positions are bound,
+    /// the median one more tightly, and the worst one by what no such exchange explains.
     pub fn of(precision: Precision) -> Tolerances {
         match precision {
             Precision::F32 => Tolerances {
-                logits: 1e-4,
-                every_position: true,
+                logits: LogitErrors { median: 1e-4, most: 1e-4, worst: 1e-4 },
                 expert_margin: 0.0,
                 states: Some(1e-4),
                 greedy: true,
                 loss: (1.0, 0.0),
             },
             Precision::Bf16 => Tolerances {
-                logits: 3e-2,
-                every_position: false,
+                logits: LogitErrors { median: 1e-2, most: 3e-2, worst: 2e-1 },
                 expert_margin: 2e-2,
                 states: None,
                 greedy: false,
                 loss: (0.0, 1e-3),
             },
         }
+    }
+}
+
+/// Relative errors of logits, position by position.
+#[derive(Clone, Copy, Debug)]
+pub struct LogitErrors {
+    /// Of the median position.
+    pub median: f64,
+    /// Of all but one position in 20, or a part of 20.
+    pub most: f64,
+    /// Of the worst position.
+    pub worst: f64,
+}
+
+impl LogitErrors {
+    /// Of logits [positions, vocabulary], at least one position.
+    fn of(got: &[f32], want: &[f32], vocabulary: usize) -> LogitErrors {
+        let rows = got.chunks_exact(vocabulary).zip(want.chunks_exact(vocabulary));
+        let mut errors: Vec<f64> = rows.map(|(got, want)| relative_error(got, want)).collect();
+        errors.sort_by(f64::total_cmp);
+        let last = errors.len() - 1;
+        let most = last.saturating_sub(errors.len().div_ceil(20));
+        LogitErrors { median: errors[errors.len() / 2], most: errors[most], worst: errors[last] }
+    }
+
+    fn within(self, tolerance: LogitErrors) -> bool {
+        self.median <= tolerance.median && self.most <= tolerance.most && self.worst <= tolerance.worst
+    }
+}
+
+impl std::fmt::Display for LogitErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "median {:.1e}, 19 of 20 {:.1e}, worst {:.1e}", self.median, self.most, self.worst)
     }
 }
 
@@ -154,20 +183,10 @@ impl Run<'_> {
         );
 
         let got = &trace.logits[prompt.logits_from * vocabulary..];
-        let rows = got.chunks_exact(vocabulary).zip(prompt.logits.chunks_exact(vocabulary));
-        let mut errors: Vec<f64> = rows.map(|(got, want)| relative_error(got, want)).collect();
-        errors.sort_by(f64::total_cmp);
-        let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
-        let binding = if tolerances.every_position { worst } else { median };
+        let errors = LogitErrors::of(got, &prompt.logits, vocabulary);
         let whole = relative_error(got, &prompt.logits);
-        writeln!(
-            self.out,
-            "  logits     error {whole:.1e}, by position: median {median:.1e}, worst {worst:.1e} (tolerance {:.0e})",
-            tolerances.logits
-        )?;
-        self.check(binding <= tolerances.logits, || {
-            format!("prompt {at}: logits are off by {binding:.2e}, more than {:.0e}", tolerances.logits)
-        });
+        writeln!(self.out, "  logits     error {whole:.1e}, by position: {errors} (tolerance: {})", tolerances.logits)?;
+        self.check(errors.within(tolerances.logits), || format!("prompt {at}: logits are off by position: {errors}"));
 
         for (layer, (got, want)) in trace.hidden.iter().zip(prompt.hidden.chunks_exact(hidden)).enumerate() {
             let name = match layer {
@@ -225,48 +244,32 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The same prompt in pieces must give the same last logits as in one piece. Where it does not, and other experts were
-    /// met at a near tie, that is said.
+    /// The same prompt in pieces must give the same logits as in one piece.
     fn pieces(&mut self, at: usize, prompt: &GoldenPrompt) -> anyhow::Result<()> {
-        let ids = &prompt.ids;
-        let want = self.in_session(|engine, session| engine.append(session, ids, Want::Last))?;
+        let (ids, vocabulary) = (&prompt.ids, self.engine.config().vocab_size);
+        let want = self.in_session(|engine, session| engine.append(session, ids, Want::All))?;
         // Odd pieces, and as token by token as it stays quick.
         for piece in [1, 7, 65].into_iter().filter(|piece| *piece < ids.len() && ids.len() / piece <= 128) {
             let got = self.in_session(|engine, session| {
                 let mut logits = Vec::new();
                 for ids in ids.chunks(piece) {
-                    logits = engine.append(session, ids, Want::Last)?;
+                    logits.extend(engine.append(session, ids, Want::All)?);
                 }
                 Ok(logits)
             })?;
-            let (error, tolerance) = (relative_error(&got, &want), self.tolerances.logits);
-            write!(self.out, "  in pieces of {piece:<3} differs by {error:.1e} from one piece")?;
-            let tie = if error > tolerance { self.near_tie(prompt, piece)? } else { None };
-            if let Some((layer, margin)) = tie {
-                write!(self.out, " (other experts in layer {layer}, at a margin of {margin:.1e}, a near tie)")?;
-            }
-            writeln!(self.out)?;
-            self.check(error <= tolerance, || format!("prompt {at}: pieces of {piece} differ by {error:.2e}"));
+            anyhow::ensure!(got.len() == want.len(), "the engine's logits do not have the model's shape");
+            let errors = LogitErrors::of(&got, &want, vocabulary);
+            let last = got.len() - vocabulary;
+            let last = relative_error(&got[last..], &want[last..]);
+            writeln!(
+                self.out,
+                "  in pieces of {piece:<3} differs from one piece by {last:.1e} at the end, by position: {errors}"
+            )?;
+            self.check(errors.within(self.tolerances.logits), || {
+                format!("prompt {at}: pieces of {piece} differ by position: {errors}")
+            });
         }
         Ok(())
-    }
-
-    /// The first layer where a prompt's last token meets other experts in pieces than in one piece, and the margin that is
-    /// stored for its choice, if that is a near tie.
-    fn near_tie(&mut self, prompt: &GoldenPrompt, piece: usize) -> anyhow::Result<Option<(usize, f32)>> {
-        let whole = self.in_session(|engine, session| engine.trace(session, &prompt.ids))?;
-        let (before, last) = prompt.ids.split_at((prompt.ids.len() - 1) / piece * piece);
-        let in_pieces = self.in_session(|engine, session| {
-            for ids in before.chunks(piece) {
-                engine.append(session, ids, Want::Nothing)?;
-            }
-            engine.trace(session, last)
-        })?;
-        let experts = |routing: &LayerRouting| routing.experts.iter().copied().collect::<BTreeSet<u32>>();
-        let mut layers = whole.routing.iter().zip(&in_pieces.routing).zip(&prompt.expert_margin);
-        let other = layers.find(|((a, b), _)| experts(a) != experts(b));
-        let other = other.map(|((routing, _), &margin)| (routing.layer + 1, margin));
-        Ok(other.filter(|(_, margin)| *margin < self.tolerances.expert_margin))
     }
 
     /// The greedy continuation.

@@ -4,4 +4,5 @@
 pub mod bench;
 pub mod cases;
 pub mod decode;
+pub mod drift;
 pub mod random;

@@ -19,15 +19,9 @@ fn engine() -> ReferenceEngine {
 }
 
 fn report(engine: &mut dyn Engine, conversations: usize) -> (Report, String) {
-    report_on(engine, conversations, |_| {})
-}
-
-/// `change`: what is stored of the prompt.
-fn report_on(engine: &mut dyn Engine, conversations: usize, change: impl Fn(&mut GoldenPrompt)) -> (Report, String) {
     let mut golden = Golden::open(&golden_folder(), engine.config()).unwrap();
     golden.held_out.truncate(conversations);
     golden.prompts.retain(|prompt| prompt.ids.len() == 96);
-    golden.prompts.iter_mut().for_each(change);
     let options = Options { longest_prompt: 100, greedy_tokens: 8, held_out: conversations > 0 };
     let mut out = Vec::new();
     let report = verify(engine, &golden, options, &mut out).unwrap();
@@ -42,10 +36,6 @@ enum Fault {
     StateOff,
     NotANumber,
     PiecesDiffer,
-    /// In 16 bits.
-    PiecesDifferWidely,
-    /// The same, with other experts for the last token, in a layer where that is a near tie.
-    NearTie,
     WrongToken,
 }
 
@@ -61,10 +51,7 @@ impl Engine for Faulty {
     }
 
     fn precision(&self) -> Precision {
-        match self.1 {
-            Fault::PiecesDifferWidely | Fault::NearTie => Precision::Bf16,
-            _ => Precision::F32,
-        }
+        Precision::F32
     }
 
     fn open_session(&mut self) -> Result<SessionId, EngineError> {
@@ -85,9 +72,6 @@ impl Engine for Faulty {
         if self.1 == Fault::PiecesDiffer && ids.len() == 5 {
             logits.iter_mut().for_each(|x| *x *= 1.001);
         }
-        if matches!(self.1, Fault::PiecesDifferWidely | Fault::NearTie) && ids.len() == 5 {
-            logits.iter_mut().for_each(|x| *x *= 1.1);
-        }
         Ok(logits)
     }
 
@@ -100,8 +84,7 @@ impl Engine for Faulty {
         match self.1 {
             Fault::LogitsOff => trace.logits.iter_mut().for_each(|x| *x *= 1.0002),
             Fault::NotANumber => *trace.logits.last_mut().unwrap() = f32::NAN,
-            Fault::NearTie if ids.len() != 5 => {}
-            Fault::WrongExpert | Fault::NearTie => {
+            Fault::WrongExpert => {
                 let LayerRouting { experts, .. } = &mut trace.routing[3];
                 experts[0] = (0..16).find(|e| !experts.contains(e)).unwrap();
             }
@@ -145,16 +128,25 @@ fn every_fault_is_noticed() {
     }
 }
 
-/// Pieces that differ fail; if the last token met other experts, where the stored margin is small, that is said.
+/// One position in 20 may be off by what another expert explains, more may not; none may be off by more than that, and the
+/// others are bound more tightly.
 #[test]
-fn where_pieces_part_at_a_near_tie_is_said() {
-    for (fault, margin, tied) in
-        [(Fault::NearTie, 1e-3, true), (Fault::NearTie, 0.5, false), (Fault::PiecesDifferWidely, 1e-3, false)]
-    {
-        let (report, text) = report_on(&mut Faulty(engine(), fault), 0, |p| p.expert_margin[3] = margin);
-        let failed = report.failures.iter().any(|failure| failure.contains("pieces of 7"));
-        assert_eq!((failed, text.contains("a near tie)")), (true, tied), "{fault:?}:\n{text}");
-    }
+fn near_ties_move_few_positions() {
+    let tolerance = Tolerances::of(Precision::Bf16).logits;
+    let passes = |errors: &[(usize, f32)]| {
+        let want = [1.0; 2 * 40];
+        let mut got = want;
+        let mut rows = got.chunks_exact_mut(2);
+        for &(count, error) in errors {
+            rows.by_ref().take(count).for_each(|row| row.fill(1.0 + error));
+        }
+        LogitErrors::of(&got, &want, 2).within(tolerance)
+    };
+    assert!(passes(&[(2, 0.1), (17, 0.025), (21, 0.005)]));
+    assert!(!passes(&[(3, 0.1), (17, 0.025), (20, 0.005)]));
+    assert!(!passes(&[(1, 0.3)]));
+    assert!(!passes(&[(1, f32::NAN)]));
+    assert!(!passes(&[(25, 0.025)]));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! lab tune [FILTER] --table FILE  every candidate of tuned launches; what is best goes into the table
 //! lab model DIR                   tokens per second of a checkpoint; steps that are replayed against others
 //! lab verify DIR GOLDEN           stored results of another implementation against a run
+//! lab drift DIR GOLDEN            how far a device strays from f32, in one piece and in pieces
 //! lab kda-inputs FILE             the shipped model's inputs of the delta rule and our results, for the peers
 //! lab chat …                      the chat
 //! ```
@@ -28,6 +29,7 @@ use kiln::Device;
 use kiln_tests::bench::{self, Row};
 use kiln_tests::cases::{self, Tiles};
 use kiln_tests::decode;
+use kiln_tests::drift;
 use kiln_tests::random::{self, Limits, OnDevice, Runner};
 use kimi::engine::{self, Want};
 use kimi::golden::Golden;
@@ -139,6 +141,15 @@ enum Command {
         #[arg(long)]
         no_held_out: bool,
     },
+    /// Tell how far a device strays from f32 on the CPU: medians over prompts cut from the held-out conversations
+    Drift {
+        /// Folder with config.json and safetensors
+        checkpoint: PathBuf,
+        /// Folder with golden.json and golden.safetensors
+        golden: PathBuf,
+        #[arg(long, default_value = "auto")]
+        device: engine::Device,
+    },
     /// Write what the KDA layers of the shipped model give the delta rule, and our results, for tests/peers/kda_error.py
     KdaInputs {
         /// The safetensors file to write
@@ -176,6 +187,14 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Verify { checkpoint, golden, device, longest, tokens, no_held_out } => {
             let options = verify::Options { longest_prompt: longest, greedy_tokens: tokens, held_out: !no_held_out };
             verify(&checkpoint, &golden, device, options)
+        }
+        Command::Drift { checkpoint, golden, device } => {
+            let mut of_device = engine::open(&checkpoint, device, &mut |_, _| {})?;
+            let mut exact = engine::open(&checkpoint, engine::Device::Cpu, &mut |_, _| {})?;
+            let golden = Golden::open(&golden, exact.config())?;
+            let text: Vec<u32> = golden.held_out.iter().flat_map(|conversation| conversation.ids.clone()).collect();
+            println!("{}", drift::drift(&mut *of_device, &mut *exact, &text)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::KdaInputs { file, device } => {
             println!("{} layers", cases::export_kda_inputs(Device::parse(&device)?, &file)?);
