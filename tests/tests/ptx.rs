@@ -353,9 +353,9 @@ fn every_candidate_assembles_without_spills() {
     let kernels = kiln::record(|| {
         let (x, w) = (tensor::<bf16>(&[512, 64])?, tensor::<bf16>(&[256, 64])?);
         let mut y = tensor::<bf16>(&[512, 256])?;
-        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16>(&x, &w, &mut y).candidates();
+        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16, false>(&x, &w, &mut y).candidates();
         for tile in tiles {
-            let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16>(&x, &w, &mut y);
+            let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16, false>(&x, &w, &mut y);
             tuned.only(tile).grid(|_| 132).run()?;
         }
         let (x, w) = (tensor::<f8e4m3>(&[512, 64])?, tensor::<f8e4m3>(&[256, 64])?);

@@ -42,10 +42,11 @@ fn in_bands(tile: Tile<i32>, rows: Tile<i32>, columns: Tile<i32>, band: usize) -
 /// For results of many tiles: [`linear`] by a fixed number of programs, each of one tile after the other, so that the
 /// next tile's operands are on their way while this one's sums are stored. A tile has `N` columns and `E` strips of `X`
 /// more, so that their number need not be a power of two. Bands of `BAND` rows of tiles are done column by column, which
-/// keeps what neighbours read in the cache. `P` programs of a cluster, one below the other, share the weight. Programs
-/// along axis 0.
+/// keeps what neighbours read in the cache. `P` programs of a cluster, one below the other, share the weight. `ONCE` as in
+/// [`linear`]: the rows are one band. Programs along axis 0.
 #[kernel(
     cluster = P,
+    evict_first(weight if ONCE),
     deny(spill, wgmma_serialized, bank_conflict),
     tune(M, N, E, X, P in [
         (128, 256, 0, 64, 1), (128, 256, 0, 64, 2), (128, 128, 1, 64, 1), (128, 128, 1, 64, 2), (128, 128, 0, 64, 1),
@@ -64,6 +65,7 @@ pub fn linear_tiles<
     const K: usize,
     const BAND: usize,
     const P: u8,
+    const ONCE: bool,
 >(
     x: &View<T, 2>,
     weight: &View<W, 2>,

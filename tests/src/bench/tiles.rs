@@ -15,13 +15,19 @@ fn tile<const M: usize, const N: usize, const K: usize>() -> (String, Run) {
 
 /// `E` strips of `X` columns beside `N`, `P` programs of a cluster.
 fn tiles<const M: usize, const N: usize, const E: usize, const X: usize, const P: u8>() -> (String, Run) {
+    tiles_once::<M, N, E, X, P, false>()
+}
+
+/// The same, the weight evicted first if `ONCE`.
+fn tiles_once<const M: usize, const N: usize, const E: usize, const X: usize, const P: u8, const ONCE: bool>()
+-> (String, Run) {
     let run: Run = |x, w, y| {
         let cluster = usize::from(P);
         let grid = (y.device().multiprocessors()? / cluster).max(1) * cluster;
-        linear_tiles::<bf16, bf16, bf16, bf16, M, N, E, X, 64, 16, P>(x, w, y).grid(grid).run()
+        linear_tiles::<bf16, bf16, bf16, bf16, M, N, E, X, 64, 16, P, ONCE>(x, w, y).grid(grid).run()
     };
     let width = N + E * X;
-    (format!("{M}x{width}x64 in bands of 16, clusters of {P}"), run)
+    (format!("{M}x{width}x64 in bands of 16, clusters of {P}{}", if ONCE { ", once" } else { "" }), run)
 }
 
 /// The inner dimension in `P` parts, added up by a second kernel.
@@ -68,6 +74,13 @@ pub fn sweep(device: Device, [m, n, k]: [usize; 3]) -> anyhow::Result<()> {
         tiles::<128, 64, 1, 16, 2>(),
         tiles::<128, 64, 1, 16, 4>(),
         tiles::<64, 128, 1, 16, 1>(),
+        tiles_once::<64, 128, 1, 16, 1, true>(),
+        tiles_once::<128, 64, 1, 16, 1, true>(),
+        tiles_once::<128, 128, 0, 64, 1, true>(),
+        tiles_once::<128, 128, 1, 64, 1, true>(),
+        tiles_once::<128, 256, 0, 64, 1, true>(),
+        tiles_once::<128, 256, 0, 64, 2, true>(),
+        tiles_once::<64, 256, 0, 64, 1, true>(),
         tiles::<64, 128, 1, 16, 2>(),
         tiles::<64, 128, 1, 16, 4>(),
         tiles::<64, 64, 1, 16, 4>(),

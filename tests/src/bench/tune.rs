@@ -109,7 +109,8 @@ mod tests {
             }
             found.into_iter().map(|measured| measured.bucket).collect::<Vec<_>>()
         };
-        let bucket = |y: &str, shapes: &str| format!("cpu | linear_tiles<bf16, bf16, bf16, {y}, 64, 16> | {shapes}");
+        let bucket =
+            |y: &str, shapes: &str| format!("cpu | linear_tiles<bf16, bf16, bf16, {y}, 64, 16, true> | {shapes}");
         assert_eq!(buckets([70, 40, 24], false), [bucket("bf16", "72x24u 40x24u 72x40u")]);
         assert_eq!(buckets([65, 32, 16], true), [bucket("f32", "72x16 32x16 72x32")]);
         let scaled = linear_scaled(ops, [64, 32, 16], 1).unwrap();

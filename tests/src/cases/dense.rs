@@ -136,10 +136,10 @@ pub(super) fn linear_tiles(trial: &mut Trial) -> anyhow::Result<()> {
         let want = reference::linear(&x.values, &weight.values, inputs);
         let mut y = trial.poisoned::<bf16>(&[rows, outputs])?;
         let (x, w) = (&x.tensor, &weight.tensor);
-        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16>(x, w, &mut y).candidates();
+        let tiles = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16, false>(x, w, &mut y).candidates();
         for tile in tiles {
             y.fill(f64::NAN)?;
-            let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16>(x, w, &mut y);
+            let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16, false>(x, w, &mut y);
             tuned.only(tile).grid(|[.., p]| 3 * p).run()?;
             let what = format!("{rows} rows, {inputs} to {outputs}, tiles {tile:?}");
             trial.compare(&what, &y, &want, outputs, bound(bf16::DTYPE))?;

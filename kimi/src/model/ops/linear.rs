@@ -23,6 +23,8 @@ const TILES: [([usize; 5], f64); 8] = [
     (SMALLEST, 0.36),
 ];
 const SMALLEST: [usize; 5] = [64, 128, 0, 64, 1];
+/// Rows of tiles that are done column by column.
+const BAND: usize = 16;
 
 /// The tile with which `programs` finish a linear layer first, each doing one tile after the other. `wide`: the weight has
 /// elements of 32 bits, of which threads read narrow strips with bank conflicts.
@@ -103,7 +105,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
             return Ok(());
         }
         let parts = self.parts::<C>(rows, columns, inner);
-        // One row, or one tile of rows.
+        // The weight has to be read from memory once: of one row, or of tiles by tensor cores.
         let once = (rows == 1 || C::DTYPE.size() == 2) && columns * inner * V::DTYPE.size() <= ONCE_BYTES;
         macro_rules! few_rows {
             ($kernel:ident::<$($generic:tt),*>) => {
@@ -135,10 +137,16 @@ impl<T: Activation, W: Float> Ops<T, W> {
             let aligned = (x.strides()[0] * T::DTYPE.size()).is_multiple_of(16);
             let wide = V::DTYPE.size() > 2;
             let tile = if aligned { best_tile(rows, columns, self.multiprocessors, wide) } else { SMALLEST };
-            linear::linear_tiles_tuned::<T, V, C, Y, 64, 16>(x, weight, y)
-                .otherwise(tile)
-                .grid(|[.., p]| whole_clusters(self.multiprocessors, p))
-                .run()?;
+            macro_rules! tiles {
+                ($once:literal) => {
+                    linear::linear_tiles_tuned::<T, V, C, Y, 64, BAND, $once>(x, weight, y)
+                        .otherwise(tile)
+                        .grid(|[.., p]| whole_clusters(self.multiprocessors, p))
+                        .run()?
+                };
+            }
+            // Those tiles of a band that read the same rows of the weight do so at the same time.
+            if once && rows <= BAND * tile[0] { tiles!(true) } else { tiles!(false) }
         } else {
             linear::linear::<T, V, C, Y, 64, 128, 32, false>(x, weight, y).run()?;
         }
@@ -155,11 +163,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
     ) -> Result<Tensor> {
         let mut y = self.empty::<Y>(&[x.shape()[0], weight.shape()[0]])?;
         if self.gpu {
-            linear::linear_scaled_tuned::<Y, 16>(x, weight, x_scale, weight_scale, &mut y)
+            linear::linear_scaled_tuned::<Y, BAND>(x, weight, x_scale, weight_scale, &mut y)
                 .grid(|[.., p]| whole_clusters(self.multiprocessors, p))
                 .run()?
         } else {
-            linear::linear_scaled::<Y, 32, 32, 64, 16, 1>(x, weight, x_scale, weight_scale, &mut y)
+            linear::linear_scaled::<Y, 32, 32, 64, BAND, 1>(x, weight, x_scale, weight_scale, &mut y)
                 .grid(self.multiprocessors)
                 .run()?
         }
