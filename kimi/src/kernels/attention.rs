@@ -154,16 +154,17 @@ pub const fn part_of_tile(heads: usize, channels: usize, parts: usize) -> [usize
 ///
 /// q_latent `[n, heads, R]`, q `[n, heads, N + P]`, latent `[sequences, capacity, R]`, shared `[sequences, capacity, P]` →
 /// out `[n, heads, R]` f32. Each sequence has n / sequences tokens, and its i-th sees `position[sequence] + i + 1` keys;
-/// rows beyond are finite. scale > 0. Program: (split, tile of `H` heads, token); `B` keys at a time. `PB` ≥ P is a power
-/// of two. The splits share what is seen evenly; of little, the last ones have nothing.
+/// rows beyond are finite. scale > 0. Program: (tile of `H` heads, split, token), so that those which read the same keys are
+/// neighbours; `B` keys at a time. `PB` ≥ P is a power of two. The splits share what is seen evenly; of little, the last
+/// ones have nothing.
 ///
 /// If there are several, `S` ≥ splits is a power of two, and they leave partial `[n, splits, heads, R]` f32 (not
 /// normalised) and, in units of log2, their highest scores and sums `[n, splits, heads]`. When all have, each puts a part
 /// of the tile together: `SH` heads and `SR` channels, an `S`-th.
 ///
 /// Scores and sums are transposed, keys and channels along the rows: there are more of those than of heads, and the
-/// tensor cores take rows by 64. `ONCE`: the caches are read by one program each and leave room in the device's own cache
-/// for what others have written.
+/// tensor cores take rows by 64. `ONCE`: the caches are read once, or by neighbours, and leave room in the device's own
+/// cache for what others have written.
 #[kernel(
     warps = 4,
     evict_first(latent if ONCE, shared if ONCE),
@@ -193,7 +194,7 @@ pub fn mla_decode<
 ) where
     T: Float + DotElement<Acc = f32>,
 {
-    let (split, head, token) = (program_id(0), program_id(1) * H, program_id(2));
+    let (head, split, token) = (program_id(0) * H, program_id(1), program_id(2));
     let each = q.dim(0) / position.dim(0);
     let sequence = token / each;
     let rope = shared.dim(2);
@@ -201,7 +202,8 @@ pub fn mla_decode<
     let q_rope: Tile<T, H, PB> = q.select(0, token).load((head, q.dim(2) - rope));
     let (latent, shared) = (latent.select(0, sequence), shared.select(0, sequence));
     let context = (position.get(sequence) + token % each + 1).min(latent.dim(0));
-    let share = (context + num_programs(0) * B - 1) / (num_programs(0) * B) * B;
+    let splits = num_programs(1);
+    let share = (context + splits * B - 1) / (splits * B) * B;
     let (first, last) = (share * split, (share * (split + 1)).min(context));
 
     let mut highest: Tile<f32, H> = full(f64::NEG_INFINITY);
@@ -236,7 +238,7 @@ pub fn mla_decode<
             total_of.store((token, split, head), total.reshape::<D3<1, 1, H>>());
         }
         grid_sync();
-        for part in (split..S as i32).step_by(num_programs(0)) {
+        for part in (split..S as i32).step_by(splits) {
             let at = part * (SH * SR);
             let (head, channel) = (head + at / R, at % R);
             let parts: Tile<f32, 1, S, SH, SR> = partial.load((token, 0, head, channel));

@@ -267,40 +267,39 @@ fn decode(device: Device, sequences: usize, context: usize) -> anyhow::Result<Sw
     let mut ways = Ways::new::<f32>(device, &inputs, &[sequences, HEADS, LATENT])?;
     let scale = 192f32.powf(-0.5);
     macro_rules! tiles {
-        ($splits:expr, $s:literal: $($h:literal heads $b:literal keys)*) => {{$({
+        ($splits:expr, $s:literal: $($h:literal heads $b:literal keys once $once:literal)*) => {{$({
             let splits: usize = $splits;
             let partial = shared_tensor::<f32>(device, &[sequences, splits, HEADS, LATENT])?;
             let highest = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
             let total = shared_tensor::<f32>(device, &[sequences, splits, HEADS])?;
-            let name = format!("{splits} splits {} heads {} keys", $h, $b);
+            let name = format!("{splits} splits {} heads {} keys, once: {}", $h, $b, $once);
             ways.add(name, move |i, out| {
                 let (partial, highest) = (&mut *partial.borrow_mut(), &mut *highest.borrow_mut());
                 let total = &mut *total.borrow_mut();
                 const PART: [usize; 2] = mla::part_of_tile($h, LATENT, $s);
-                mla::mla_decode::<bf16, LATENT, 64, $h, $b, $s, { PART[0] }, { PART[1] }, false>(
+                mla::mla_decode::<bf16, LATENT, 64, $h, $b, $s, { PART[0] }, { PART[1] }, $once>(
                     &i[0], &i[1], &i[2], &i[3], &i[4], scale, partial, highest, total, out,
                 )
-                .grid([splits, HEADS / $h, sequences])
+                .grid([HEADS / $h, splits, sequences])
                 .run()
             });
         })*}};
     }
     match (sequences, context) {
         (1, 4096) => {
-            tiles!(16, 16: 32 heads 64 keys);
-            tiles!(32, 32: 32 heads 64 keys);
-            tiles!(64, 64: 32 heads 64 keys 16 heads 64 keys);
+            tiles!(32, 32: 32 heads 64 keys once false);
+            tiles!(64, 64: 32 heads 64 keys once false 16 heads 64 keys once false 16 heads 64 keys once true);
         }
         (1, _) => {
-            tiles!(64, 64: 16 heads 64 keys);
-            tiles!(66, 128: 32 heads 64 keys);
-            tiles!(128, 128: 32 heads 64 keys);
+            tiles!(64, 64: 16 heads 64 keys once false 16 heads 64 keys once true);
+            tiles!(66, 128: 32 heads 64 keys once false);
+            tiles!(128, 128: 32 heads 64 keys once false);
         }
         (16, _) => {
-            tiles!(4, 4: 16 heads 64 keys);
-            tiles!(8, 8: 32 heads 64 keys);
+            tiles!(4, 4: 16 heads 64 keys once false 16 heads 64 keys once true);
+            tiles!(8, 8: 32 heads 64 keys once false 32 heads 64 keys once true);
         }
-        _ => tiles!(1, 1: 32 heads 64 keys 16 heads 64 keys),
+        _ => tiles!(1, 1: 32 heads 64 keys once false 16 heads 64 keys once false),
     }
     let check = Box::new(move || {
         let mut want = vec![];
