@@ -9,14 +9,17 @@ use std::collections::BTreeSet;
 /// Tokens of a prompt: chunks of the delta rule, and a last one that is not full.
 const PROMPT: usize = 315;
 
-/// Prompts cut into pieces of so many tokens (or not at all), against another trace of the same prompts.
+/// A relative error of logits that bf16 shows where other experts are met, and hardly elsewhere.
+const FAR: f64 = 3e-2;
+
+/// Traces of prompts against others of the same prompts.
 struct Strays {
     name: String,
-    /// By prompt: of the residual stream after each layer, at the last token.
+    /// By prompt: relative errors of the residual stream, embedding to final norm, at the last token.
     hidden: Vec<Vec<f64>>,
-    /// By prompt: of the last token's logits.
+    /// By prompt: relative error of the last token's logits.
     logits: Vec<f64>,
-    /// Prompts whose last token met other experts, by layer with experts: where it did for the first time.
+    /// By layer with experts: prompts whose last token met other experts there, and in no layer before.
     parted: Vec<usize>,
 }
 
@@ -40,17 +43,14 @@ impl Strays {
 
     fn report(&self) -> String {
         let layers = self.hidden.first().map_or(0, Vec::len);
-        let by_layer: Vec<String> = (0..layers)
-            .map(|layer| format!("{:.2e}", median(self.hidden.iter().map(|prompt| prompt[layer]).collect())))
-            .collect();
-        let beyond = self.logits.iter().filter(|&&error| error > 3e-2).count();
+        let of_layer = |layer: usize| median(self.hidden.iter().map(|prompt| prompt[layer]).collect());
+        let hidden: Vec<String> = (0..layers).map(|layer| format!("{:.2e}", of_layer(layer))).collect();
+        let (hidden, logits) = (hidden.join("  "), median(self.logits.clone()));
+        let (beyond, prompts) = (self.logits.iter().filter(|&&error| error > FAR).count(), self.logits.len());
         format!(
-            "{}\n  residual stream, median  {}\n  logits, median {:.2e}; beyond 3e-2 in {beyond} of {} prompts\n  other experts first met, by layer: {:?}",
-            self.name,
-            by_layer.join("  "),
-            median(self.logits.clone()),
-            self.logits.len(),
-            self.parted
+            "{}\n  residual stream, median: {hidden}\n  logits, median: {logits:.2e}; beyond {FAR:.0e} in {beyond} of \
+             {prompts} prompts\n  other experts first met, by layer: {:?}",
+            self.name, self.parted
         )
     }
 }
@@ -98,4 +98,29 @@ pub fn drift(engine: &mut dyn Engine, exact: &mut dyn Engine, text: &[u32]) -> a
     ensure!(!whole.logits.is_empty(), "a prompt has {PROMPT} tokens, there are {}", text.len());
     let all = [whole].into_iter().chain(from_exact).chain(from_whole);
     Ok(all.map(|strays| strays.report()).collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kimi::engine::LayerRouting;
+
+    #[test]
+    fn strays_are_told_by_layer() {
+        let trace = |last: f32, experts: [[u32; 2]; 2]| Trace {
+            logits: vec![1.0, 0.0, last, 0.0],
+            hidden: vec![vec![1.0], vec![last]],
+            routing: experts.map(|of| LayerRouting { experts: of.to_vec(), ..LayerRouting::default() }).to_vec(),
+        };
+        let mut strays = Strays::new("some");
+        let want = trace(1.0, [[0, 1], [2, 3]]);
+        for got in [trace(1.5, [[1, 0], [3, 2]]), trace(1.01, [[0, 1], [3, 4]]), trace(1.25, [[0, 2], [0, 1]])] {
+            strays.add(&got, &want, 2);
+        }
+        assert_eq!(
+            strays.report(),
+            "some\n  residual stream, median: 0.00e0  2.50e-1\n  logits, median: 2.50e-1; beyond 3e-2 in 2 of 3 prompts\n  \
+             other experts first met, by layer: [1, 1]"
+        );
+    }
 }
