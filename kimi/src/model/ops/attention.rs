@@ -148,10 +148,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
     ) -> Result<Tensor> {
         let (n, heads, r) = (q.shape()[0], shape.heads, latent.shape()[2]);
         let q = q.reshape(&[n, heads, shape.nope + shape.rope])?;
-        // Half as many splits of half the heads leave half as much to put together, and the cache has what a neighbour reads.
-        let few = n * latent.shape()[1].div_ceil(KEYS) <= self.multiprocessors / 2;
+        // Where the context is split, half the heads and half the splits leave half as much to put together, and the cache has
+        // what a neighbour reads.
         let wide = self.gpu && heads > 16 && T::DTYPE.size() == 2 && n * heads.div_ceil(16) > self.multiprocessors;
         let tiles = heads.div_ceil(if wide { 32 } else { 16 });
+        let few = n * latent.shape()[1].div_ceil(KEYS) <= self.multiprocessors / 2;
         let once = n == latent.shape()[0] && latent.shape().iter().product::<usize>() < ONCE_ELEMENTS;
         // As many programs as multiprocessors, each with as much of the context; by the capacity, so that the same launches
         // serve while the context grows.
@@ -183,9 +184,10 @@ impl<T: Activation, W: Float> Ops<T, W> {
                         }
                     };
                 }
+                // Wide tiles are for more than half of the multiprocessors, so that their context is never split.
                 match (wide, self.gpu && T::DTYPE.size() == 2) {
-                    (true, true) if once => decode!(32, 64, true),
-                    (true, true) => decode!(32, 64, false),
+                    (true, _) if once => decode!(32, 64, 1, true),
+                    (true, _) => decode!(32, 64, 1, false),
                     (_, true) if once => decode!(16, 64, true),
                     (_, true) => decode!(16, 64, false),
                     _ => decode!(16, 16, false),
