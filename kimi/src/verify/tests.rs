@@ -36,6 +36,8 @@ enum Fault {
     StateOff,
     NotANumber,
     PiecesDiffer,
+    /// In 16 bits, at the last position alone.
+    PiecesEndOff,
     WrongToken,
 }
 
@@ -51,7 +53,7 @@ impl Engine for Faulty {
     }
 
     fn precision(&self) -> Precision {
-        Precision::F32
+        if self.1 == Fault::PiecesEndOff { Precision::Bf16 } else { Precision::F32 }
     }
 
     fn open_session(&mut self) -> Result<SessionId, EngineError> {
@@ -71,6 +73,9 @@ impl Engine for Faulty {
         // 96 tokens in pieces of 7 end with one of 5.
         if self.1 == Fault::PiecesDiffer && ids.len() == 5 {
             logits.iter_mut().for_each(|x| *x *= 1.001);
+        }
+        if self.1 == Fault::PiecesEndOff && ids.len() == 5 {
+            logits.iter_mut().rev().take(self.config().vocab_size).for_each(|x| *x *= 1.1);
         }
         Ok(logits)
     }
@@ -121,6 +126,7 @@ fn every_fault_is_noticed() {
         (Fault::WrongExpert, "experts agree"),
         (Fault::StateOff, "convolution by"),
         (Fault::PiecesDiffer, "pieces of 7"),
+        (Fault::PiecesEndOff, "pieces of 7"),
         (Fault::WrongToken, "greedy tokens"),
     ] {
         let (report, text) = report(&mut Faulty(engine(), fault), 0);
