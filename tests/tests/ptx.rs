@@ -357,6 +357,8 @@ fn every_candidate_assembles_without_spills() {
         for tile in tiles {
             let tuned = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16, false>(&x, &w, &mut y);
             tuned.only(tile).grid(|_| 132).run()?;
+            let once = linear_tiles_tuned::<bf16, bf16, bf16, bf16, 64, 16, true>(&x, &w, &mut y);
+            once.only(tile).grid(|_| 132).run()?;
         }
         let (x, w) = (tensor::<f8e4m3>(&[512, 64])?, tensor::<f8e4m3>(&[256, 64])?);
         let (x_scale, w_scale) = (tensor::<f32>(&[512])?, tensor::<f32>(&[256])?);
