@@ -113,7 +113,7 @@ fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
     let kv = tensor::<bf16>(&[512, heads * (nope + value)])?;
     ops.mla_prefill(&q, &kv, &shared, &position, m.mla)?;
 
-    ops.swiglu(&ops.linear::<bf16>(&h, &tensor::<W>(&[2 * m.expert_width, hidden])?)?)?;
+    ops.linear_swiglu(&h, &tensor::<W>(&[2 * m.expert_width, hidden])?)?;
     let logits = ops.router_logits(&h, &tensor::<f32>(&[m.experts, hidden])?)?;
     let (chosen, weights) = ops.route(&logits, &tensor::<f32>(&[m.experts])?, m.chosen, true, 1.0)?;
     let up = tensor::<W>(&[m.experts, m.expert_width, hidden])?;
@@ -133,6 +133,7 @@ fn many_rows<W: Float>() -> Result<()> {
     for (rows, columns) in [(2048, 4096), (4096, 2304), (512, 12288), (512, 8448), (512, 2304)] {
         ops.linear::<bf16>(&tensor::<bf16>(&[rows, 256])?, &tensor::<W>(&[columns, 256])?)?;
     }
+    ops.linear_swiglu(&tensor::<bf16>(&[2048, 256])?, &tensor::<W>(&[4096, 256])?)?;
     let (x, weight) = (tensor::<f8e4m3>(&[256, 256])?, tensor::<f8e4m3>(&[256, 256])?);
     ops.linear_scaled::<bf16>(&x, &tensor::<f32>(&[256])?, &weight, &tensor::<f32>(&[256])?)?;
     Ok(())

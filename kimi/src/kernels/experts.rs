@@ -5,6 +5,7 @@
 //! them; within an expert they keep their order. The sum over a token's experts goes by assignment, so that its order
 //! is fixed whoever else is in the batch.
 
+use super::swiglu::{swiglu_row, swiglu_tile};
 use kiln::prelude::*;
 
 /// Sorts the assignments by expert. chosen `[n·k]` → place `[n·k]`: where each stands in that order; bounds `[experts, 2]`:
@@ -104,18 +105,10 @@ pub fn experts_gate_up<T, W, const M: usize, const N: usize, const K: usize>(
         let (expert, row, end) = (tiles.get((tile, 0)), tiles.get((tile, 1)), tiles.get((tile, 2)));
         if row < end {
             let (gate, up) = (gate.select(0, expert), up.select(0, expert));
-            let mut gated: Tile<f32, M, N> = zeros();
-            let mut upped: Tile<f32, M, N> = zeros();
-            for k in (0..x.dim(1)).step_by(K) {
-                let x: Tile<T, M, K> = x.load((row, k));
-                let g: Tile<W, N, K> = gate.load((channel, k));
-                let u: Tile<W, N, K> = up.load((channel, k));
-                gated = dot(x, g.cast::<T>().t(), gated);
-                upped = dot(x, u.cast::<T>().t(), upped);
-            }
+            let y = swiglu_tile::<T, W, M, N, K>(x, &gate, &up, row, channel);
             let mut out = out.narrow(0, 0, end);
             // SAFETY: a tile is one program's.
-            unsafe { out.store((row, channel), (gated.silu() * upped).cast::<T>()) };
+            unsafe { out.store((row, channel), y.cast::<T>()) };
         }
     }
 }
@@ -153,8 +146,7 @@ pub fn experts_down<T, W, const M: usize, const N: usize, const K: usize>(
 
 /// [`experts_gate_up`] for few tokens, not sorted: x `[n, in]`, chosen `[n·k]` → out `[n·k, width]` by assignment.
 ///
-/// Program: (assignment, `N` channels). A warp takes whole rows of the weights, `C` chunks of `B` columns at a time, all
-/// of whose loads are in flight together.
+/// Program: (assignment, `N` channels), a warp.
 #[kernel(warps = 1, evict_first(gate, up))]
 pub fn experts_gate_up_row<T: Float, W: Float, const N: usize, const C: usize, const B: usize>(
     x: &View<T, 2>,
@@ -167,20 +159,8 @@ pub fn experts_gate_up_row<T: Float, W: Float, const N: usize, const C: usize, c
     let assignment = program_id(0);
     let expert = chosen.get(assignment);
     let (x, gate, up) = (x.select(0, assignment / choices), gate.select(0, expert), up.select(0, expert));
-    let channel = out.origin(1);
-    let mut gated: Tile<f32, N, B> = zeros();
-    let mut upped: Tile<f32, N, B> = zeros();
-    for k in (0..x.dim(0)).step_by(C * B) {
-        let g: [Tile<W, N, B>; C] = std::array::from_fn(|c| gate.load((channel, k + c * B)));
-        let u: [Tile<W, N, B>; C] = std::array::from_fn(|c| up.load((channel, k + c * B)));
-        let x: [Tile<T, B>; C] = std::array::from_fn(|c| x.load(k + c * B));
-        for c in unroll(0..C) {
-            let x = x[c].cast::<f32>();
-            gated += g[c].cast::<f32>() * x.row();
-            upped += u[c].cast::<f32>() * x.row();
-        }
-    }
-    out.store((gated.sum::<1>().silu() * upped.sum::<1>()).cast::<T>().reshape());
+    let y = swiglu_row::<T, W, N, C, B>(&x, &gate, &up, out.origin(1));
+    out.store(y.cast::<T>().reshape());
 }
 
 /// [`experts_down`] for few tokens, by assignment. Programs as in [`experts_gate_up_row`].

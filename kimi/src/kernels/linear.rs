@@ -215,12 +215,3 @@ pub fn sum_parts<Y: Float, const S: usize, const B: usize>(partial: &View<f32, 3
     }
     y.store(sum.cast::<Y>().reshape());
 }
-
-/// SwiGLU of a fused projection: gate_up `[n, 2·width]` (gate, then up) → out `[n, width]` = silu(gate) · up.
-#[kernel]
-pub fn swiglu<T: Float, const B: usize>(gate_up: &View<T, 2>, out: &mut Block<T, 1, B>) {
-    let (row, at, width) = (gate_up.select(0, program_id(0)), out.origin(1), out.dim(1));
-    let gate: Tile<f32, B> = row.load(at).cast();
-    let up: Tile<f32, B> = row.load(at + width).cast();
-    out.store((gate.silu() * up).cast::<T>().reshape());
-}

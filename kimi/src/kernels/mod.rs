@@ -14,3 +14,4 @@ pub mod position;
 pub mod router;
 pub mod sampling;
 pub mod short_conv;
+pub mod swiglu;

@@ -134,8 +134,7 @@ impl<T: Activation, W: Float> Model<T, W> {
 
     /// As [`Model::kda`].
     fn feed_forward(&self, w: &FeedForwardWeights, h: &Tensor) -> Result<Tensor> {
-        let gate_up = self.ops.linear::<T>(h, &w.gate_up)?;
-        self.ops.linear_parts(&self.ops.swiglu(&gate_up)?, &w.down)
+        self.ops.linear_parts(&self.ops.linear_swiglu(h, &w.gate_up)?, &w.down)
     }
 
     /// As [`Model::kda`], and the chosen experts and their weights.

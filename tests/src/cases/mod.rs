@@ -113,6 +113,7 @@ pub fn cases() -> Vec<Case> {
     of_each_type![
         dense::embedding,
         dense::linear,
+        dense::linear_swiglu,
         dense::add_rms_norm,
         dense::router_logits,
         attention::mla_decode,
@@ -130,7 +131,6 @@ pub fn cases() -> Vec<Case> {
         dense::rms_norm,
         dense::gated_rms_norm,
         dense::softmax,
-        dense::swiglu,
         delta::short_conv,
         delta::delta_rule,
         delta::delta_rule_in_pieces,

@@ -2,7 +2,7 @@
 //! many rows in tiles.
 
 use super::{Activation, FEW_ROWS, Ops, Result, WARP};
-use crate::kernels::linear;
+use crate::kernels::{linear, swiglu};
 use kiln::{Float, Tensor};
 
 /// Bytes of a weight up to which it is better that the second-level cache does not keep what is read once: three times
@@ -174,11 +174,35 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(y)
     }
 
-    /// gate_up [n, 2·width] → [n, width].
-    pub fn swiglu(self, gate_up: &Tensor) -> Result<Tensor> {
-        let mut out = self.empty::<T>(&[gate_up.shape()[0], gate_up.shape()[1] / 2])?;
-        linear::swiglu::<T, 256>(gate_up, &mut out).run()?;
-        Ok(out)
+    /// x [n, in], gate_up [2·width, in] (gate, then up) → silu(x·gateᵀ) · (x·upᵀ) [n, width]. Both products are f32.
+    pub fn linear_swiglu(self, x: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
+        let (rows, width, inner) = (x.shape()[0], gate_up.shape()[0] / 2, x.shape()[1]);
+        let mut y = self.empty::<T>(&[rows, width])?;
+        let (gate, up) = (&gate_up.narrow(0, 0, width)?, &gate_up.narrow(0, width, width)?);
+        let narrow = T::DTYPE.size() == 2;
+        if !self.gpu {
+            if rows < FEW_ROWS {
+                swiglu::linear_swiglu_row::<T, W, 32, 1, 64>(x, gate, up, &mut y).run()?;
+            } else {
+                swiglu::linear_swiglu::<T, W, 32, 32, 64>(x, gate, up, &mut y).run()?;
+            }
+        } else if rows == 1 || rows < FEW_ROWS && !narrow {
+            if inner.is_multiple_of(9 * WARP) {
+                swiglu::linear_swiglu_row::<T, W, 1, 9, WARP>(x, gate, up, &mut y).run()?;
+            } else {
+                swiglu::linear_swiglu_row::<T, W, 2, 4, WARP>(x, gate, up, &mut y).run()?;
+            }
+        } else if rows <= 64 && narrow {
+            let partial = self.linear_parts(x, gate_up)?;
+            swiglu::swiglu_parts::<T, 4, 128>(&partial, &mut y).run()?;
+        } else if narrow && rows.div_ceil(128) * width.div_ceil(128) >= self.multiprocessors {
+            swiglu::linear_swiglu::<T, W, 128, 128, 64>(x, gate, up, &mut y).run()?;
+        } else if narrow {
+            swiglu::linear_swiglu::<T, W, 64, 64, 64>(x, gate, up, &mut y).run()?;
+        } else {
+            swiglu::linear_swiglu::<T, W, 64, 64, 32>(x, gate, up, &mut y).run()?;
+        }
+        Ok(y)
     }
 }
 
