@@ -50,7 +50,7 @@ mod tests_roles;
 mod tests_stores;
 #[cfg(test)]
 mod tests_tiles;
-#[cfg(test)]
+#[cfg(all(test, feature = "llvm"))]
 mod tests_types;
 #[cfg(test)]
 mod tests_warpgroups;
