@@ -114,7 +114,8 @@ fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
     ops.mla_prefill(&q, &kv, &shared, &position, m.mla)?;
 
     ops.linear_swiglu(&h, &tensor::<W>(&[2 * m.expert_width, hidden])?)?;
-    let logits = ops.router_logits(&h, &tensor::<f32>(&[m.experts, hidden])?)?;
+    let (h, exact) = ops.add_rms_norm_exact::<f32, bf16, f32>(&mut x, &mixed, &tensor::<f32>(&[hidden])?, 1e-5)?;
+    let logits = ops.router_logits(&exact, &tensor::<f32>(&[m.experts, hidden])?)?;
     let (chosen, weights) = ops.route(&logits, &tensor::<f32>(&[m.experts])?, m.chosen, true, 1.0)?;
     let up = tensor::<W>(&[m.experts, m.expert_width, hidden])?;
     let down = tensor::<W>(&[m.experts, hidden, m.expert_width])?;

@@ -16,20 +16,22 @@ pub fn rms_norm<X: Float, W: Float, T: Float, const C: usize, const B: usize>(
     let row = program_id(0);
     let weight = load_chunks::<W, C, B>(weight);
     let chunks = load_chunks::<X, C, B>(&x.select(0, row));
-    store_normalised(widened(chunks), x.dim(1), widened(weight), eps, row, out);
+    store_chunks(normalised(widened(chunks), x.dim(1), widened(weight), eps), row, out);
 }
 
 /// The residual stream takes in what a layer adds, and is normalised: `x += Σ_s delta[s]`, `out = rms_norm(x)`.
 ///
 /// x `[n, width]` f32 (replaced), delta `[parts, n, width]` (sums over pieces of a product's inner dimension, or one
-/// whole), weight `[width]` → out `[n, width]`. Program: row, as in [`rms_norm`].
+/// whole), weight `[width]` → out `[n, width]`, and if `EXACT` the same in f32: exact `[n, width]`. Program: row, as in
+/// [`rms_norm`].
 #[kernel(warps = 1)]
-pub fn add_rms_norm<D: Float, W: Float, T: Float, const C: usize, const B: usize>(
+pub fn add_rms_norm<D: Float, W: Float, T: Float, const C: usize, const B: usize, const EXACT: bool>(
     x: &mut View<f32, 2>,
     delta: &View<D, 3>,
     weight: &View<W, 1>,
     eps: f32,
     out: &mut View<T, 2>,
+    exact: &mut View<f32, 2>,
 ) {
     let row = program_id(0);
     let mut chunks: [Tile<f32, 1, B>; C] = std::array::from_fn(|c| x.load((row, c * B)));
@@ -45,7 +47,11 @@ pub fn add_rms_norm<D: Float, W: Float, T: Float, const C: usize, const B: usize
     }
     // Not earlier: the row and a part of what it takes in fill the registers.
     let weight = load_chunks::<W, C, B>(weight);
-    store_normalised(chunks.map(|chunk| chunk.reshape()), x.dim(1), widened(weight), eps, row, out);
+    let y = normalised(chunks.map(|chunk| chunk.reshape()), x.dim(1), widened(weight), eps);
+    store_chunks(y, row, out);
+    if EXACT {
+        store_chunks(y, row, exact);
+    }
 }
 
 /// A row in chunks, zeros beyond its end. All loads come first, so that all are in flight together.
@@ -59,25 +65,27 @@ fn widened<X: Float, const C: usize, const B: usize>(chunks: [Tile<X, B>; C]) ->
     chunks.map(|chunk| chunk.cast())
 }
 
-/// `out[row, :] = x / sqrt(mean(x²) + eps) · weight`.
+/// `x / sqrt(mean(x²) + eps) · weight`.
 #[device]
-fn store_normalised<T: Float, const C: usize, const B: usize>(
+fn normalised<const C: usize, const B: usize>(
     x: [Tile<f32, B>; C],
     width: Tile<i32>,
     weight: [Tile<f32, B>; C],
     eps: Tile<f32>,
-    row: Tile<i32>,
-    out: &mut View<T, 2>,
-) {
+) -> [Tile<f32, B>; C] {
     let mut squares: Tile<f32, B> = zeros();
     for chunk in x {
         squares += chunk * chunk;
     }
     let scale = (squares.sum::<0>() / width.cast::<f32>() + eps).rsqrt();
+    std::array::from_fn(|c| x[c] * scale * weight[c])
+}
+
+#[device]
+fn store_chunks<T: Float, const C: usize, const B: usize>(y: [Tile<f32, B>; C], row: Tile<i32>, out: &mut View<T, 2>) {
     for c in unroll(0..C) {
-        let y = x[c] * scale * weight[c];
         // SAFETY: a row has one program.
-        unsafe { out.store((row, c * B), y.cast::<T>().reshape::<D2<1, B>>()) };
+        unsafe { out.store((row, c * B), y[c].cast::<T>().reshape::<D2<1, B>>()) };
     }
 }
 

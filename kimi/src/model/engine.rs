@@ -1,7 +1,7 @@
 //! [`Engine`] on kernels.
 
 use super::load::{ModelWeights, weight_type};
-use super::ops::{Activation, activation_type, states_by_rows};
+use super::ops::{Activation, Ops, activation_type, states_by_rows};
 use super::session::{Memory, Session};
 use super::{Model, Passed, describe, last_routing};
 use crate::config::Config;
@@ -33,23 +33,41 @@ pub fn open(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Box<dyn Engine>> {
     device.check()?;
+    match activation_type(device) {
+        DType::BF16 => with_activations::<bf16>(Ops::new(device), config, weights, progress),
+        _ => with_activations::<f32>(Ops::new(device), config, weights, progress),
+    }
+}
+
+/// The engine that a GPU would have, on the CPU: bf16 between kernels, and the kernels' instances for a GPU. What it
+/// rounds is what a GPU rounds; only sums within products and functions come in another order or precision. Slow.
+///
+/// # Errors
+/// As [`crate::engine::open`].
+pub fn open_as_gpu(config: Config, weights: &Weights) -> Result<Box<dyn Engine>> {
+    with_activations::<bf16>(Ops::new(Device::Cpu).with_gpu_tiles(), config, weights, &mut |_, _| {})
+}
+
+fn with_activations<T: Activation>(
+    ops: Ops<T, T>,
+    config: Config,
+    weights: &Weights,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Box<dyn Engine>> {
     fn load<T: Activation, W: Float>(
+        ops: Ops<T, W>,
         config: Config,
         weights: &Weights,
-        device: Device,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Box<dyn Engine>> {
-        let weights = ModelWeights::load(&config, weights, device, progress)?;
-        let model = Model::<T, W>::new(config, weights, device)?;
+        let weights = ModelWeights::load(&config, weights, ops.device, progress)?;
+        let model = Model::new(ops, config, weights)?;
         Ok(Box::new(KernelEngine { model, sessions: BTreeMap::new(), opened: 0 }))
     }
-    match (activation_type(device), weight_type(&config, weights)?) {
-        (DType::BF16, DType::BF16) => load::<bf16, bf16>(config, weights, device, progress),
-        (DType::BF16, DType::F16) => load::<bf16, f16>(config, weights, device, progress),
-        (DType::BF16, _) => load::<bf16, f32>(config, weights, device, progress),
-        (_, DType::BF16) => load::<f32, bf16>(config, weights, device, progress),
-        (_, DType::F16) => load::<f32, f16>(config, weights, device, progress),
-        _ => load::<f32, f32>(config, weights, device, progress),
+    match weight_type(&config, weights)? {
+        DType::BF16 => load::<T, bf16>(ops.cast(), config, weights, progress),
+        DType::F16 => load::<T, f16>(ops.cast(), config, weights, progress),
+        _ => load::<T, f32>(ops.cast(), config, weights, progress),
     }
 }
 

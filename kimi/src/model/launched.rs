@@ -35,7 +35,7 @@ fn with_weights<W: Float>(config: Config, weights: &Weights) -> Result<Vec<Kerne
     let weights = ModelWeights::load(&config, weights, Device::Cpu, &mut |_, _| {})?;
     let ops = Ops::<bf16, W>::new(Device::Cpu).with_gpu_tiles();
     let longest = config.model_max_length;
-    let model = Model::with(ops, config, weights)?;
+    let model = Model::new(ops, config, weights)?;
     let mut all = BTreeMap::new();
     for prompt in PROMPTS.into_iter().filter(|&n| n < longest) {
         let recorded = kiln::record(|| {

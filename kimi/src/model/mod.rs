@@ -11,7 +11,7 @@ pub mod ops;
 mod session;
 mod step;
 
-pub use engine::open;
+pub use engine::{open, open_as_gpu};
 pub use launched::kernels;
 pub use session::FIRST_CAPACITY;
 
@@ -45,11 +45,7 @@ struct Model<T, W> {
 }
 
 impl<T: Activation, W: Float> Model<T, W> {
-    fn new(config: Config, weights: ModelWeights, device: Device) -> Result<Self> {
-        Model::with(Ops::new(device), config, weights)
-    }
-
-    fn with(ops: Ops<T, W>, config: Config, weights: ModelWeights) -> Result<Self> {
+    fn new(ops: Ops<T, W>, config: Config, weights: ModelWeights) -> Result<Self> {
         Ok(Model { config, weights, ops, one_token: Batch::single(ops, 1)? })
     }
 
@@ -78,11 +74,15 @@ impl<T: Activation, W: Float> Model<T, W> {
                 (MixerWeights::Mla(w), Memory::Mla { latent, shared }) => self.mla(w, &h, latent, shared, &at)?,
                 _ => unreachable!("weights and memory are both built from config.mixers"),
             };
-            h = ops.add_rms_norm::<f32, T, f32>(&mut x, &mixed, &layer.post_norm, eps)?;
+            let norm = &layer.post_norm;
             let fed = match &layer.feed_forward {
-                FeedForward::Dense(w) => self.feed_forward(w, &h)?,
+                FeedForward::Dense(w) => {
+                    let h = ops.add_rms_norm::<f32, T, f32>(&mut x, &mixed, norm, eps)?;
+                    self.feed_forward(w, &h)?
+                }
                 FeedForward::Moe(w) => {
-                    let (fed, chosen, weights) = self.moe(w, &h)?;
+                    let (h, exact) = ops.add_rms_norm_exact::<f32, T, f32>(&mut x, &mixed, norm, eps)?;
+                    let (fed, chosen, weights) = self.moe(w, &h, &exact)?;
                     if let Some(p) = &mut passed {
                         p.routing.push((index, chosen, weights));
                     }
@@ -137,10 +137,10 @@ impl<T: Activation, W: Float> Model<T, W> {
         self.ops.linear_parts(&self.ops.linear_swiglu(h, &w.gate_up)?, &w.down)
     }
 
-    /// As [`Model::kda`], and the chosen experts and their weights.
-    fn moe(&self, w: &MoeWeights, h: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+    /// As [`Model::kda`], and the chosen experts and their weights. exact: h in f32, for the router.
+    fn moe(&self, w: &MoeWeights, h: &Tensor, exact: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
         let (c, ops) = (&self.config, self.ops);
-        let logits = ops.router_logits(h, &w.router)?;
+        let logits = ops.router_logits(exact, &w.router)?;
         let (chosen, weights) =
             ops.route(&logits, &w.bias, c.experts_per_token, c.moe_renormalize, c.routed_scaling_factor)?;
         let out = match &w.shared {

@@ -159,7 +159,9 @@ pub(super) fn add_rms_norm<T: Activation, W: Float>(trial: &mut Trial) -> anyhow
             let mut stream = trial.normal::<f32>(&[n, outputs], 1.0)?;
             let ops = trial.ops::<T, W>();
             let parts = ops.linear_parts(&x.tensor, &weight.tensor)?;
-            let got = ops.add_rms_norm::<f32, T, f32>(&mut stream.tensor, &parts, &norm.tensor, 1e-5)?;
+            let (mut again, norm_weight) = (stream.tensor.deep_clone()?, &norm.tensor);
+            let got = ops.add_rms_norm::<f32, T, f32>(&mut stream.tensor, &parts, norm_weight, 1e-5)?;
+            let both = ops.add_rms_norm_exact::<f32, T, f32>(&mut again, &parts, norm_weight, 1e-5)?;
 
             let sum = reference::add(&reference::linear(&x.values, &weight.values, inputs), &stream.values);
             let what = format!("{n} rows, {inputs} to {outputs}");
@@ -167,6 +169,9 @@ pub(super) fn add_rms_norm<T: Activation, W: Float>(trial: &mut Trial) -> anyhow
             trial.compare(&what, &stream.tensor, &sum, outputs, bound(f32::DTYPE))?;
             let want = reference::rms_norm(&sum, &norm.values, 1e-5);
             trial.compare(&format!("{what}, normalised"), &got, &want, outputs, bound(T::DTYPE))?;
+            for (got, dtype) in [(both.0, T::DTYPE), (both.1, f32::DTYPE)] {
+                trial.compare(&format!("{what}, normalised, and in f32"), &got, &want, outputs, bound(dtype))?;
+            }
         }
     }
     Ok(())
@@ -196,12 +201,12 @@ pub(super) fn softmax<T: Activation>(trial: &mut Trial) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn router_logits<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
+pub(super) fn router_logits(trial: &mut Trial) -> anyhow::Result<()> {
     let (hidden, experts) = (264, 21);
     let weight = trial.normal::<f32>(&[experts, hidden], 0.1)?;
     for n in LENGTHS {
-        let x = trial.normal::<T>(&[n, hidden], 1.0)?;
-        let got = trial.ops::<T, W>().router_logits(&x.tensor, &weight.tensor)?;
+        let x = trial.normal::<f32>(&[n, hidden], 1.0)?;
+        let got = trial.ops::<bf16, bf16>().router_logits(&x.tensor, &weight.tensor)?;
         let want = reference::linear(&x.values, &weight.values, hidden);
         trial.compare(&format!("{n} tokens"), &got, &want, experts, bound(f32::DTYPE))?;
     }

@@ -96,6 +96,7 @@ pub fn cases() -> Vec<Case> {
         Case { name: "products_summed_up/bf16", run: exchange::products_summed_up },
         Case { name: "gone_around_the_grid/i32", run: exchange::gone_around_the_grid },
         Case { name: "route/f32", run: experts::route },
+        Case { name: "router_logits/f32", run: dense::router_logits },
         Case { name: "rows_over_clusters/f32", run: exchange::rows_over_clusters },
         Case { name: "argmax/f32", run: sampling::argmax },
         Case { name: "sample/f32", run: sampling::sample },
@@ -115,7 +116,6 @@ pub fn cases() -> Vec<Case> {
         dense::linear,
         dense::linear_swiglu,
         dense::add_rms_norm,
-        dense::router_logits,
         attention::mla_decode,
         experts::experts,
     ];

@@ -17,8 +17,9 @@
 //! own         own: both in one block, anchor in its middle
 //! pair own    pair: the second block with the first, anchor between them
 //! ```
-//! For pair both factors are at most 1. Within a block half of them are more; a decay below `208 / S` bits a token is set
-//! to that, so that no factor exceeds 2^104. Exponents are of base 2.
+//! For pair both factors are at most √2. Within a block half of them are more; a decay below `208 / S` bits a token is set
+//! to that, so that no factor exceeds 2^105. Exponents are of base 2, and anchors whole: what is rounded relative to one is
+//! moved to another, or to the beginning of the chunk, without rounding it again.
 //!
 //! Lengths take all channels, the rest goes channel by channel: so there are two passes over q and k, of which the second
 //! reads what the first one has fetched.
@@ -31,6 +32,9 @@ use kiln::prelude::*;
 /// looks of half a microsecond: further ahead, what the two hand over leaves the cache before it is read.
 const LEAD: i32 = 8;
 const LOOKS: i32 = 8;
+
+/// f32 has no fractions next to it: added and subtracted again it rounds what is below 2^22 to whole numbers.
+const WITHOUT_FRACTION: f32 = 1.5 * (1u32 << 23) as f32;
 
 /// Of each chunk of `C` = 2·`S` tokens and each head.
 ///
@@ -125,29 +129,33 @@ pub fn kda_chunk<
         let bias: Tile<f32, B> = dt_bias.load(at + d);
         let g = forgetting::<BOUNDED, C, B>(x.cast(), bias, rate).min(most.col()) * scale;
 
-        // Sums of decays: within the block up to the token, to its middle, of the block, in the chunk before the block.
+        // Sums of decays: within the block up to the token, of the block, in the chunk before the block.
         let within = split::<f32, H, N, C, B, S, W>(g).cumsum::<1>();
-        let middle: Tile<f32, N, 1, W> = within.slice([0, S / 2 - 1, 0]);
         let sum: Tile<f32, N, 1, W> = within.slice([0, S - 1, 0]);
         let of_blocks: Tile<f32, H, 2, W> = sum.reshape();
         let before = (of_blocks.cumsum::<1>() - of_blocks).reshape::<D3<N, 1, W>>();
         let total: Tile<f32, H, W> = of_blocks.sum::<1>();
+        // Anchors: by the middle of the block, and by the end of the first block.
+        let middle: Tile<f32, N, 1, W> = within.slice([0, S / 2 - 1, 0]);
+        let whole_bits = |x: Tile<f32, N, 1, W>| x + WITHOUT_FRACTION - WITHOUT_FRACTION;
+        let (anchor, between) = (whole_bits(before + middle), whole_bits(select(in_second, before, sum)));
 
         let q: Tile<T, C, B> = qkv.load((0, q_at + d));
         let k: Tile<T, C, B> = qkv.load((0, k_at + d));
         let (q, k) = (split::<T, H, N, C, B, S, W>(q), split::<T, H, N, C, B, S, W>(k));
 
-        // Relative to the middle of its own block.
-        let from_middle = within - middle.broadcast::<D3<N, S, W>>();
-        let later = from_middle.exp2();
+        // Relative to the anchor of its own block.
+        let from_anchor = within + (before - anchor).broadcast::<D3<N, S, W>>();
+        let later = from_anchor.exp2();
         let (q, k) = (q.cast::<f32>() * q_unit, k.cast::<f32>() * k_unit);
-        let (q, k, earlier_k) = (q * later, k * later, k * (-from_middle).exp2());
+        let (q, k, earlier_k) = (q * later, k * later, k * (-from_anchor).exp2());
         let (q_own, k_own, earlier_own) = (q.cast::<T>(), k.cast::<T>(), earlier_k.cast::<T>());
         a_own = dot_batch(k_own, earlier_own.t(), a_own);
         p_own = dot_batch(q_own, earlier_own.t(), p_own);
 
-        // Moved to the end of the first block, whose columns all rows of these channels meet.
-        let factor = select(in_second, middle, sum - middle).exp2().cast::<T>().broadcast::<D3<N, S, W>>();
+        // Moved to that of the first block's end, whose columns all rows of these channels meet.
+        let factor =
+            select(in_second, anchor - between, between - anchor).exp2().cast::<T>().broadcast::<D3<N, S, W>>();
         let columns: Tile<T, H, 1, S, W> = (earlier_own * factor).reshape::<D4<H, 2, S, W>>().slice([0, 0, 0, 0]);
         let pair = |rows: Tile<T, N, S, W>, sum: Tile<f32, H, C, S>| -> Tile<f32, H, C, S> {
             if H == 1 {
@@ -161,13 +169,13 @@ pub fn kda_chunk<
         };
         (a_pair, p_pair) = (pair(k_own * factor, a_pair), pair(q_own * factor, p_pair));
 
-        let middle = before + middle;
         let all: Tile<f32, N, 1, W> = total.reshape::<D3<H, 1, W>>().broadcast::<D3<H, 2, W>>().reshape();
-        let factor = middle.exp2().broadcast::<D3<N, S, W>>();
-        let until_end = (all - middle).exp2().broadcast::<D3<N, S, W>>();
+        let until_end = (all - anchor).exp2().broadcast::<D3<N, S, W>>();
         rest = rest.insert((0, d), joined::<X, H, N, C, B, S, W>((earlier_k * until_end).cast()));
-        let k_in = joined::<T, H, N, C, B, S, W>((-(k * factor)).cast());
-        let q_in = joined::<T, H, N, C, B, S, W>((q * factor).cast());
+        let factor = anchor.exp2();
+        let by = |factor: Tile<f32, N, 1, W>| factor.cast::<T>().broadcast::<D3<N, S, W>>();
+        let k_in = joined::<T, H, N, C, B, S, W>(k_own * by(-factor));
+        let q_in = joined::<T, H, N, C, B, S, W>(q_own * by(factor));
         // SAFETY: a program writes what belongs to its own chunk and head.
         unsafe {
             keep.store((head, chunk, d), total.reshape::<D3<1, 1, B>>().exp2());
@@ -202,12 +210,12 @@ pub fn kda_chunk<
     let first: Tile<X, S, S> = narrow.reshape::<D2<C, S>>().slice([0, 0]);
     let corner = dot(corner.reshape::<D2<C, S>>(), first, zeros());
     let inverse = beside::<C, S, C>(own.reshape(), -corner, second);
-    let inverse = inverse * beta.row();
-    let scores = dot(scores.cast::<X>(), inverse.cast::<X>(), zeros()).cast::<T>();
+    // T has β besides. What is 1 on the inverse's diagonal stays exact in p.
+    let scores = (dot(scores.cast::<X>(), inverse.cast::<X>(), zeros()) * beta.row()).cast::<T>();
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };
 
-    let sum = dot(inverse.cast::<X>().t(), rest, zeros()).cast::<T>();
+    let sum = dot((inverse * beta.row()).cast::<X>().t(), rest, zeros()).cast::<T>();
     // SAFETY: as above.
     unsafe {
         k_out.store((head, chunk * C, 0), sum.reshape::<D3<1, C, D>>());

@@ -64,11 +64,10 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(partial)
     }
 
-    /// The router's logits, computed in f32: x [n, hidden], weight [experts, hidden] f32 → [n, experts] f32.
+    /// The router's logits: x [n, hidden] f32, weight [experts, hidden] f32 → [n, experts] f32. Experts that are nearly
+    /// tied are chosen by what x loses in bf16.
     pub fn router_logits(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let mut y = self.empty::<f32>(&[x.shape()[0], weight.shape()[0]])?;
-        self.matmul::<f32, f32, f32>(x, weight, &mut y)?;
-        Ok(y)
+        self.cast::<f32, f32>().linear::<f32>(x, weight)
     }
 
     /// Into how many parts, at most 4, the inner dimension of a product is cut: as many as give each multiprocessor three

@@ -84,6 +84,12 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ops { gpu: true, multiprocessors: USUAL_MULTIPROCESSORS, ..self }
     }
 
+    /// The same with other activations or matrices.
+    pub(super) fn cast<U, V>(self) -> Ops<U, V> {
+        let Ops { device, gpu, multiprocessors, .. } = self;
+        Ops { device, gpu, multiprocessors, _types: PhantomData }
+    }
+
     fn empty<E: Element>(self, shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::uninit(shape, E::DTYPE, self.device)?)
     }
@@ -122,14 +128,45 @@ impl<T: Activation, W: Float> Ops<T, W> {
         eps: f64,
     ) -> Result<Tensor> {
         let mut out = self.empty::<Y>(x.shape())?;
+        let mut none = self.empty::<f32>(&[0, x.shape()[1]])?;
+        self.add_rms_norm_into::<D, Y, V, false>(x, delta, weight, eps, &mut out, &mut none)?;
+        Ok(out)
+    }
+
+    /// [`Ops::add_rms_norm`], and the same in f32.
+    pub fn add_rms_norm_exact<D: Float, Y: Float, V: Float>(
+        self,
+        x: &mut Tensor,
+        delta: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<(Tensor, Tensor)> {
+        if Y::DTYPE == DType::F32 {
+            let out = self.add_rms_norm::<D, Y, V>(x, delta, weight, eps)?;
+            return Ok((out.clone(), out));
+        }
+        let (mut out, mut exact) = (self.empty::<Y>(x.shape())?, self.empty::<f32>(x.shape())?);
+        self.add_rms_norm_into::<D, Y, V, true>(x, delta, weight, eps, &mut out, &mut exact)?;
+        Ok((out, exact))
+    }
+
+    fn add_rms_norm_into<D: Float, Y: Float, V: Float, const EXACT: bool>(
+        self,
+        x: &mut Tensor,
+        delta: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+        out: &mut Tensor,
+        exact: &mut Tensor,
+    ) -> Result<()> {
         let (n, eps) = (x.shape()[0], eps as f32);
         with_const!(
             C = chunks_of_width(x.shape()[1]),
             of [1, 2, 3, 4, 6, 9, 12, 16, 20, 28, 32],
             "hidden_size",
-            norm::add_rms_norm::<D, V, Y, C, WARP>(x, delta, weight, eps, &mut out).grid([n]).run()?
+            norm::add_rms_norm::<D, V, Y, C, WARP, EXACT>(x, delta, weight, eps, out, exact).grid([n]).run()?
         );
-        Ok(out)
+        Ok(())
     }
 
     /// x, gate [n, heads, width] → normalised and gated.
