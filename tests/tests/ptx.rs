@@ -134,7 +134,10 @@ fn many_rows<W: Float>() -> Result<()> {
     for (rows, columns) in [(2048, 4096), (4096, 2304), (512, 12288), (512, 8448), (512, 2304)] {
         ops.linear::<bf16>(&tensor::<bf16>(&[rows, 256])?, &tensor::<W>(&[columns, 256])?)?;
     }
-    ops.linear_swiglu(&tensor::<bf16>(&[2048, 256])?, &tensor::<W>(&[4096, 256])?)?;
+    // Also of rows that bulk copies do not take.
+    for inner in [256, 250] {
+        ops.linear_swiglu(&tensor::<bf16>(&[2048, inner])?, &tensor::<W>(&[4096, inner])?)?;
+    }
     let (x, weight) = (tensor::<f8e4m3>(&[256, 256])?, tensor::<f8e4m3>(&[256, 256])?);
     ops.linear_scaled::<bf16>(&x, &tensor::<f32>(&[256])?, &weight, &tensor::<f32>(&[256])?)?;
     Ok(())

@@ -48,6 +48,7 @@ pub fn open_as_gpu(config: Config, weights: &Weights) -> Result<Box<dyn Engine>>
     with_activations::<bf16>(Ops::new(Device::Cpu).with_gpu_tiles(), config, weights, &mut |_, _| {})
 }
 
+/// `ops` of any matrices: those of the checkpoint are taken.
 fn with_activations<T: Activation>(
     ops: Ops<T, T>,
     config: Config,

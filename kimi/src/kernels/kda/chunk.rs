@@ -210,7 +210,7 @@ pub fn kda_chunk<
     let first: Tile<X, S, S> = narrow.reshape::<D2<C, S>>().slice([0, 0]);
     let corner = dot(corner.reshape::<D2<C, S>>(), first, zeros());
     let inverse = beside::<C, S, C>(own.reshape(), -corner, second);
-    // T has β besides. What is 1 on the inverse's diagonal stays exact in p.
+    // β after the product, so that the inverse's diagonal of ones is exact in it.
     let scores = (dot(scores.cast::<X>(), inverse.cast::<X>(), zeros()) * beta.row()).cast::<T>();
     // SAFETY: as above.
     unsafe { p.store((head, chunk * C, 0), scores.reshape::<D3<1, C, C>>()) };

@@ -64,8 +64,8 @@ impl<T: Activation, W: Float> Ops<T, W> {
         Ok(partial)
     }
 
-    /// The router's logits: x [n, hidden] f32, weight [experts, hidden] f32 → [n, experts] f32. Experts that are nearly
-    /// tied are chosen by what x loses in bf16.
+    /// The router's logits: x [n, hidden] f32, weight [experts, hidden] f32 → [n, experts] f32. In bf16 x would lose
+    /// what decides between experts that are nearly tied.
     pub fn router_logits(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         self.cast::<f32, f32>().linear::<f32>(x, weight)
     }
