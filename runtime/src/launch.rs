@@ -167,6 +167,11 @@ impl<'a> Launch<'a> {
     /// # Errors
     /// Those of [`Launch::run`], before the kernel runs.
     pub fn prepare(self) -> Result<Prepared> {
+        self.prepared()
+    }
+
+    /// [`Launch::prepare`], any number of times.
+    pub(crate) fn prepared(&self) -> Result<Prepared> {
         let device = self.find_device()?;
         let staged = self.checked()?;
         let grid = self.find_grid(&staged.kernel, device)?;

@@ -185,6 +185,29 @@ fn measuring_on_request_times_every_candidate_once() {
     assert_ne!(table, Table::default());
 }
 
+/// Of what is best when they are prepared; where that cannot be staged, of the author's.
+#[test]
+fn prepared_launches_stay_what_they_were() {
+    let (x, mut out) = tensors(300, Device::Cpu);
+    let mut prepare = || which_tuned::<f32, 50_001>(&x, &mut out).prepare().unwrap();
+    let before = prepare();
+    measure(1, || {
+        prepare();
+        Ok::<(), kiln::Error>(())
+    })
+    .unwrap();
+    let after = prepare();
+    ship("cpu | which<f32, 50002> | 320 320 | N=64 | 1.0 us");
+    let refused = which_tuned::<f32, 50_002>(&x, &mut out).prepare().unwrap();
+    let wrote = |launch: &kiln::Prepared| {
+        launch.run().unwrap();
+        who(&out)
+    };
+    assert_eq!(wrote(&before), 8.0);
+    assert!([16.0, 32.0].contains(&wrote(&after)));
+    assert_eq!(wrote(&refused), 8.0);
+}
+
 /// out ← 2x, in tiles; the number of warps is a constant, too.
 #[kernel(warps = P, tune(M, P in [(1, 4), (2, 8)], N in [4, 8], if M * N != 4))]
 fn twice<const M: usize, const N: usize, const P: u8>(x: &View<f32, 2>, out: &mut View<f32, 2>) {

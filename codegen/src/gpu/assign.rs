@@ -21,7 +21,7 @@ use super::suitable::{
     axis_bits, coalesced, coalesced_within_warps, in_order_layout, scanned_by_threads, spread_copies,
 };
 use super::{Chip, facts, origins};
-use crate::ir::{Combine, Def, Finding, Kernel, Op, OpId, OpKind, RegionId, Reuse, Shape, Type, ValueId};
+use crate::ir::{Combine, Def, Finding, Kernel, Lint, Op, OpId, OpKind, RegionId, Reuse, Shape, Type, ValueId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 
@@ -87,6 +87,8 @@ struct Assigner<'k> {
     wishes: HashMap<OpId, LinearLayout>,
     /// Tiles that loops are to put together in shared memory: they have no home.
     assemblies: Vec<Assembly>,
+    /// Stores that bulk copies would make if they could, and why they cannot.
+    no_copies: BTreeMap<OpId, &'static str>,
 }
 
 /// The warps a kernel runs with: the author's number, else 8 where a matrix product is large, else 4.
@@ -142,6 +144,7 @@ fn assign_with(k: &Kernel, chip: Chip, assemblies: &[Assembly]) -> Result<Assign
         longest: HashMap::new(),
         wishes: HashMap::new(),
         assemblies: assemblies.to_vec(),
+        no_copies: BTreeMap::new(),
     };
     a.find_longest();
     a.plan_dots(chip);
@@ -156,6 +159,10 @@ fn assign_with(k: &Kernel, chip: Chip, assemblies: &[Assembly]) -> Result<Assign
         };
         let plan = AssemblyPlan::new(tile, piece, needed, k.ty(result).dtype().size(), chip);
         a.out.assemblies.push(plan.ok_or(tile)?);
+    }
+    for (id, why) in a.no_copies {
+        let (op, ty) = (k.op(id), k.ty(k.op(id).operands[1]));
+        a.out.findings.push(Finding::new(Lint::Fallback, op.loc, format!("{ty} is not stored by bulk copies: {why}")));
     }
     Ok(a.out)
 }
@@ -484,17 +491,29 @@ impl Assigner<'_> {
         if good(&own, 64) { own } else { near().unwrap_or(ideal) }
     }
 
-    /// The store of what warpgroups' products give as bulk copies, where in the layout that it has it would not do.
-    fn as_copies(&self, id: OpId, suits: &LinearLayout) -> Option<(LinearLayout, BulkStore)> {
+    /// The store of what warpgroups' products give as bulk copies, where in the layout that it has it would not do, and a
+    /// loop goes on. That it cannot be made by them is remembered.
+    fn as_copies(&mut self, id: OpId, suits: &LinearLayout) -> Option<(LinearLayout, BulkStore)> {
+        self.no_copies.remove(&id);
         let value = self.k.op(id).operands[1];
         let own = self.home(value).filter(|own| own != suits)?;
         let of_products = matches!(self.ranks[value.index()], Rank::Matrix | Rank::Derived)
             && self.out.dots.values().any(|dot| matches!(dot, DotPlan::Wgmma(_)));
+        let around = self.nesting.around(id).next();
+        let looped = around.is_some_and(|o| matches!(self.k.op(o).kind, OpKind::For { .. }));
         // What rings leave; their barriers come first, and buffers begin at multiples of 1,024.
         let rings: usize = self.out.ahead.bulk.values().map(BulkRegion::bytes).sum();
         let left = self.chip.shared_bytes.saturating_sub(rings + (2 << 10)) / self.out.warps;
-        let store = (of_products && rings > 0).then(|| bulk_store(self.k, &self.nesting, id, &own, left))??;
-        Some((own, store))
+        if !of_products || !looped || rings == 0 {
+            return None;
+        }
+        match bulk_store(self.k, id, &own, left) {
+            Ok(store) => Some((own, store)),
+            Err(why) => {
+                self.no_copies.insert(id, why);
+                None
+            }
+        }
     }
 
     fn forward_for(&mut self, op: &Op) {

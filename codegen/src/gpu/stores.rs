@@ -9,7 +9,7 @@
 //! The copy needs a tensor map, hence what a bulk copy to shared memory needs of view and parameter ([`bulk`](super::bulk)).
 //! And the kernel must do nothing else with the parameter: others would have to know when a copy is over.
 
-use super::bulk::{Nesting, TensorMap, aligned, in_parameter};
+use super::bulk::{TensorMap, aligned, in_parameter};
 use super::facts;
 use super::layout::{Ldmatrix, LinearLayout, SharedLayout, Swizzle, VectorAccess};
 use super::panels::Panels;
@@ -90,38 +90,50 @@ impl BulkStore {
     }
 }
 
-/// A store of a tile in this layout as bulk copies, if it can be made by them. `room`: bytes of shared memory that a warp
-/// may have for them.
-pub fn bulk_store(k: &Kernel, nesting: &Nesting, id: OpId, layout: &LinearLayout, room: usize) -> Option<BulkStore> {
+/// A store of a tile in this layout as bulk copies, or why they cannot make it. `room`: bytes of shared memory that a
+/// warp may have for them.
+pub fn bulk_store(k: &Kernel, id: OpId, layout: &LinearLayout, room: usize) -> Result<BulkStore, &'static str> {
     let op = k.op(id);
     let size = k.ty(op.operands[1]).dtype().size();
-    let (param, coords) = in_parameter(k, op.operands[0], &op.operands[2..])?;
-    let in_loop = nesting.around(id).next().is_some_and(|o| matches!(k.op(o).kind, OpKind::For { .. }));
-    if !in_loop || !matches!(size, 1 | 2 | 4) || !only_stored_to(k, param) {
-        return None;
+    let (param, coords) = in_parameter(k, op.operands[0], &op.operands[2..]).ok_or("its view was narrowed")?;
+    if !only_stored_to(k, param) {
+        return Err("the kernel does more with the parameter, or tells others of it");
     }
-    let (last, f) = (coords.len() - 1, facts::view_facts(k, k.params[param].value)?);
-    if coords[last].1.is_none() || !f.unit[last] || !aligned(&f, size) {
-        return None;
+    if !matches!(size, 1 | 2 | 4) {
+        return Err("its elements have 8 bytes");
     }
-    let held = layout.warp_boxes()?;
+    let (last, f) = (coords.len() - 1, facts::view_facts(k, k.params[param].value).expect("a parameter has facts"));
+    if coords[last].1.is_none() {
+        return Err("its rows do not run along the parameter's last dimension");
+    }
+    if !f.unit[last] {
+        return Err("its last dimension is not known to be contiguous");
+    }
+    if !aligned(&f, size) {
+        return Err("its address or a stride is not known to be a multiple of 16 bytes");
+    }
+    let held = layout.warp_boxes().ok_or("a warp's part of the tile is no box")?;
     let shape = *held.layout.shape();
     // Rows of less than 64 bytes are as good as stores.
     let panels = [Swizzle::B128, Swizzle::B64].map(|swizzle| Panels::with(shape, size, swizzle).ok());
     let fits = |p: &Panels| p.rows().is_multiple_of(PATTERN) && BUFFERS * p.stride() <= room;
-    let panels = panels.into_iter().flatten().find(fits)?;
+    let panels = panels.into_iter().flatten().find(fits);
+    let panels = panels.ok_or("a warp's part has rows of less than 64 bytes, or there is no room for it")?;
     let extent = |&(_, axis): &(ValueId, Option<usize>)| axis.map_or(1, |a| shape.dim(a) as u32);
     let mut extents: Vec<u32> = coords.iter().map(extent).collect();
     extents[last] = panels.columns() as u32;
-    let way = Way::new(&held.layout, &panels.layout, size)?;
+    if extents.iter().any(|&e| e > 256) {
+        return Err("a warp's part has more than 256 rows");
+    }
+    let way = Way::new(&held.layout, &panels.layout, size).ok_or("it would get to shared memory with bank conflicts")?;
     // Lanes must agree in the panel that an access is to.
     let apart = way.lanes(&panels.layout).iter().fold(0, |all, b| all | b);
-    if extents.iter().any(|&e| e > 256) || apart as usize * size >= panels.stride() {
-        return None;
+    if apart as usize * size >= panels.stride() {
+        return Err("the lanes of a warp would write to several panels at a time");
     }
-    let slot = k.slots().iter().position(|s| s.param as usize == param)?;
+    let slot = k.slots().iter().position(|s| s.param as usize == param).expect("every parameter has slots");
     let map = TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), tf32: false };
-    Some(BulkStore { map, coords, panels, way, registers: held.registers, boxes: held.boxes })
+    Ok(BulkStore { map, coords, panels, way, registers: held.registers, boxes: held.boxes })
 }
 
 /// Whether a kernel does nothing with a parameter but store, and tells nobody that it has.

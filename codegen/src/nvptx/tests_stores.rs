@@ -4,7 +4,7 @@ use super::differential::{compare_runs, general, specialised};
 use super::simulate::Order;
 use super::tests_kernels::{built, for_loop, view};
 use super::{Target, llvm_text};
-use crate::ir::{Access, BinaryOp, Builder, CmpOp, DType, Kernel, OpKind, Precision, Shape, Type, ValueId};
+use crate::ir::{Access, BinaryOp, Builder, CmpOp, DType, Kernel, Lint, OpKind, Precision, Shape, Type, ValueId};
 
 /// The copies that the specialised kernel has; whatever it has, it computes the right thing.
 fn copies(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) -> usize {
@@ -125,7 +125,8 @@ fn what_is_stored_last_stays() {
     assert!(text[wait..].contains("bulk_group ["), "{text}");
 }
 
-/// Not where the kernel also reads, where the view is a part of the parameter, where rows begin anywhere, or at a program's end.
+/// Not where the kernel also reads, where the view is a part of the parameter, where rows begin anywhere, or at a program's
+/// end. Where a loop goes on, the reason is reported.
 #[test]
 fn other_stores_are_the_threads() {
     let even: [&[i64]; 3] = [&[128, 64], &[64, 64], &[128, 64]];
@@ -155,4 +156,15 @@ fn other_stores_are_the_threads() {
         b.emit_with_regions(OpKind::If, &[first], &[], &[then, otherwise]);
     });
     assert_eq!(copies(&sometimes, [1; 3], &even), 0);
+    let why = |k: &Kernel, shapes: &[&[i64]]| {
+        let made = llvm_text(&specialised(k, shapes), Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}"));
+        let found = made.findings.iter().filter(|f| f.lint == Lint::Fallback).map(|f| f.message.clone());
+        found.filter_map(|m| Some(m.split_once(" is not stored by bulk copies: ")?.1.to_owned())).collect::<Vec<_>>()
+    };
+    let (plain, uneven): (_, [&[i64]; 3]) = (tiles([64, 64], 2, in_place), [&[128, 64], &[64, 60], &[128, 60]]);
+    assert_eq!(why(&plain, &even), [""; 0]);
+    assert_eq!(why(&plain, &uneven), ["its address or a stride is not known to be a multiple of 16 bytes"]);
+    assert_eq!(why(&read, &even), ["the kernel does more with the parameter, or tells others of it"]);
+    assert_eq!(why(&narrowed, &even), ["its view was narrowed"]);
+    assert_eq!(why(&sometimes, &even), [""; 0], "a branch ends there");
 }

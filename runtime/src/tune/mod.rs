@@ -21,14 +21,14 @@ pub use measure::{Measured, measure};
 pub use table::{Table, ship};
 
 use crate::knobs::{Autotune, knobs};
-use crate::{Device, Error, Grid, Launch, Result, Source, record};
+use crate::{Device, Error, Grid, Launch, Prepared, Result, Source, record};
 use smallvec::SmallVec;
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError, RwLock};
 
 /// A launch of the best among some instances of a kernel. Made by the host function `NAME_tuned` of a kernel with
-/// `tune`; ends with [`Tuned::run`]. `N` constants are chosen.
+/// `tune`; ends with [`Tuned::run`] or [`Tuned::prepare`]. `N` constants are chosen.
 #[must_use = "nothing happens until `run` is called"]
 pub struct Tuned<'a, const N: usize> {
     /// The arguments; of which instance, changes.
@@ -141,14 +141,29 @@ impl<'a, const N: usize> Tuned<'a, N> {
             numbers.extend(shipped.iter().filter_map(|choice| self.number(choice)).filter(|&i| i != author));
             return numbers.into_iter().try_for_each(|i| self.instance(i).launch());
         }
+        self.with_best(device, author, Launch::launch)
+    }
+
+    /// Prepares the best candidate, as [`Launch::prepare`] does: what is learnt later changes nothing.
+    ///
+    /// # Errors
+    /// Those of [`Tuned::run`], before the kernel runs.
+    pub fn prepare(mut self) -> Result<Prepared> {
+        let device = self.launch.find_device()?;
+        let author = self.author()?;
+        self.with_best(device, author, Launch::prepared)
+    }
+
+    /// Does this with the best candidate, or with the author's where that cannot be launched.
+    fn with_best<R>(&mut self, device: Device, author: usize, act: fn(&Launch<'a>) -> Result<R>) -> Result<R> {
         let chosen = self.choose(device, author);
-        match self.instance(chosen).launch() {
+        match act(self.instance(chosen)) {
             // Nothing ran yet.
             Err(Error::Stage { .. } | Error::Compile { .. } | Error::Launch { .. } | Error::Argument { .. })
                 if chosen != author =>
             {
                 learn(self.bucket(device), Known::Hopeless);
-                self.instance(author).launch()
+                act(self.instance(author))
             }
             done => done,
         }

@@ -9,8 +9,8 @@ const MAX_SPLITS: usize = 64;
 /// From so many elements on latents are read as fast as memory gives them, whatever they evict from the cache (measured on
 /// an H100: 34 million are read in 0.93 of the time if they are evicted first, 67 million in 1.02).
 const ONCE_ELEMENTS: usize = 48 << 20;
-/// Keys that a program looks at at a time.
-const KEYS: usize = 64;
+/// Keys that are worth a program, of a context that several share.
+const KEYS: usize = 128;
 
 /// Widths of latent attention.
 #[derive(Clone, Copy)]
@@ -152,12 +152,11 @@ impl<T: Activation, W: Float> Ops<T, W> {
         // what a neighbour reads.
         let wide = self.gpu && heads > 16 && T::DTYPE.size() == 2 && n * heads.div_ceil(16) > self.multiprocessors;
         let tiles = heads.div_ceil(if wide { 32 } else { 16 });
-        let few = n * latent.shape()[1].div_ceil(KEYS) <= self.multiprocessors / 2;
         let once = n == latent.shape()[0] && latent.shape().iter().product::<usize>() < ONCE_ELEMENTS;
         // As many programs as multiprocessors, each with as much of the context; by the capacity, so that the same launches
         // serve while the context grows.
         let most = (self.multiprocessors / (n * tiles).max(1)).clamp(1, MAX_SPLITS);
-        let splits = latent.shape()[1].div_ceil(if few { KEYS } else { 2 * KEYS }).clamp(1, most);
+        let splits = latent.shape()[1].div_ceil(KEYS).clamp(1, most);
         let scale = shape.scale();
         let kept = if splits > 1 { splits } else { 0 };
         let mut partial = self.empty::<f32>(&[n, kept, heads, r])?;
@@ -179,7 +178,9 @@ impl<T: Activation, W: Float> Ops<T, W> {
                     ($H:literal, $B:literal, $ONCE:literal) => {
                         match splits {
                             1 => decode!($H, $B, 1, $ONCE),
-                            2..=8 => decode!($H, $B, 8, $ONCE),
+                            2..=4 => decode!($H, $B, 4, $ONCE),
+                            5..=8 => decode!($H, $B, 8, $ONCE),
+                            9..=32 => decode!($H, $B, 32, $ONCE),
                             _ => decode!($H, $B, 64, $ONCE),
                         }
                     };
