@@ -125,7 +125,8 @@ pub fn bulk_store(k: &Kernel, id: OpId, layout: &LinearLayout, room: usize) -> R
     if extents.iter().any(|&e| e > 256) {
         return Err("a warp's part has more than 256 rows");
     }
-    let way = Way::new(&held.layout, &panels.layout, size).ok_or("it would get to shared memory with bank conflicts")?;
+    let way =
+        Way::new(&held.layout, &panels.layout, size).ok_or("it would get to shared memory with bank conflicts")?;
     // Lanes must agree in the panel that an access is to.
     let apart = way.lanes(&panels.layout).iter().fold(0, |all, b| all | b);
     if apart as usize * size >= panels.stride() {
