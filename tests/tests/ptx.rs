@@ -109,7 +109,11 @@ fn pass<W: Float>(m: &Model, n: usize) -> Result<()> {
     ops.mla_cache(&projected, &tensor::<f32>(&[m.latent])?, 1e-6, &position, &mut latent, &mut shared)?;
     let q = tensor::<bf16>(&[n, heads * (nope + rope)])?;
     let kv_b = tensor::<W>(&[heads * (nope + value), m.latent])?;
-    ops.mla_decode(&q, &latent, &shared, &kv_b, &position, m.mla)?;
+    // A context in few parts, and in many.
+    for capacity in [512, 1024, 4096, 8192] {
+        let (latent, shared) = (tensor::<bf16>(&[capacity, m.latent])?, tensor::<bf16>(&[capacity, rope])?);
+        ops.mla_decode(&q, &latent, &shared, &kv_b, &position, m.mla)?;
+    }
     let kv = tensor::<bf16>(&[512, heads * (nope + value)])?;
     ops.mla_prefill(&q, &kv, &shared, &position, m.mla)?;
 

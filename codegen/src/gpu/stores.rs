@@ -116,9 +116,11 @@ pub fn bulk_store(k: &Kernel, id: OpId, layout: &LinearLayout, room: usize) -> R
     let shape = *held.layout.shape();
     // Rows of less than 64 bytes are as good as stores.
     let panels = [Swizzle::B128, Swizzle::B64].map(|swizzle| Panels::with(shape, size, swizzle).ok());
-    let fits = |p: &Panels| p.rows().is_multiple_of(PATTERN) && BUFFERS * p.stride() <= room;
-    let panels = panels.into_iter().flatten().find(fits);
-    let panels = panels.ok_or("a warp's part has rows of less than 64 bytes, or there is no room for it")?;
+    let mut panels = panels.into_iter().flatten().filter(|p| p.rows().is_multiple_of(PATTERN)).peekable();
+    if panels.peek().is_none() {
+        return Err("a warp's part has rows of less than 64 bytes, or fewer than 8");
+    }
+    let panels = panels.find(|p| BUFFERS * p.stride() <= room).ok_or("there is no room for it in shared memory")?;
     let extent = |&(_, axis): &(ValueId, Option<usize>)| axis.map_or(1, |a| shape.dim(a) as u32);
     let mut extents: Vec<u32> = coords.iter().map(extent).collect();
     extents[last] = panels.columns() as u32;

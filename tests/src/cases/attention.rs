@@ -72,9 +72,11 @@ pub(super) fn mla_prefill<T: Activation>(trial: &mut Trial) -> anyhow::Result<()
 pub(super) fn mla_decode<T: Activation, W: Float>(trial: &mut Trial) -> anyhow::Result<()> {
     let (latent, nope, value) = (64, 32, 64);
     // The context may be shorter than the cache, by whose rows the splits are chosen: one from 1 row, several from 129 on.
-    // Of 600 keys the last split of 600 rows has a part, those of 1,000 rows beyond it have none.
+    // Of 600 keys the last split of 600 rows has a part, those of 1,000 rows beyond it have none. Of up to 4, 8, 32 and 64
+    // splits each has a place.
     // With 67 queries a GPU has programs enough without splits: they take 32 heads.
-    let places = [(1, 1), (1, 15), (3, 3), (2, 17), (1, 64), (4, 65), (1, 257), (2, 600), (67, 70)];
+    let places =
+        [(1, 1), (1, 15), (3, 3), (2, 17), (1, 64), (4, 65), (1, 257), (2, 600), (1, 1100), (1, 4200), (67, 70)];
     for ((n, context), spare) in places.into_iter().flat_map(|place| [(place, 0), (place, 400)]) {
         for (heads, rope) in [(3, 16), (18, 24)] {
             let q = trial.normal::<T>(&[n, heads * (nope + rope)], 1.0)?;
