@@ -6,6 +6,8 @@
 //! one of the program's own threads, too, and what was done to global memory before comes before what follows it. Where
 //! copies have filled rings before, their memory is that of the buffers.
 //!
+//! Small tiles are sent instead, where nobody can tell the difference ([`push`](super::push)).
+//!
 //! A tile of which each thread has elements that nobody else has lies in a buffer thread by thread, else row by row.
 //!
 //! Invariants:
@@ -40,7 +42,8 @@ pub(super) struct Buffers {
 impl Lower<'_> {
     /// Takes shared memory for what is exchanged.
     pub(super) fn take_exchange_buffers(&mut self) {
-        if !matches!(self.k.meeting(), Some((Meeting::Cluster(_), _))) {
+        self.take_mailbox();
+        if !matches!(self.k.meeting(), Some((Meeting::Cluster(_), _))) || self.mailbox.is_some() {
             return;
         }
         let (k, mut bytes, mut all) = (self.k, 16, vec![]);
@@ -78,6 +81,9 @@ impl Lower<'_> {
     }
 
     pub(super) fn cluster_reduce(&mut self, id: OpId, combine: Combine) -> Result<()> {
+        if self.mailbox.is_some() {
+            return self.exchange_by_mail(id, combine);
+        }
         let op = self.k.op(id);
         let (x, result) = (op.operands[0], op.results[0]);
         let (registers, layout) = self.get_home(x);
@@ -111,15 +117,20 @@ impl Lower<'_> {
         };
         self.exchanged_access("loads from a cluster", dtype, &compact, by_thread);
         for rank in others {
-            let args = [("i32", &buffer), ("i32", &rank)];
-            let buffer = self.w.asm("i32", "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r", &args);
-            self.add_exchanged(&buffer, dtype, &compact, by_thread, combine, &mut sum);
+            let buffer = self.at_program(&buffer, &rank);
+            self.add_exchanged("shared::cluster", &buffer, dtype, &compact, by_thread, combine, &mut sum);
         }
         let sum = copies.iter().map(|&r| sum[r as usize].clone().expect("a cluster has programs")).collect();
         if last == Some(id) {
             self.arrive_at_cluster("release");
         }
         self.define(result, sum)
+    }
+
+    /// The same place in the shared memory of the cluster's program of this rank.
+    pub(super) fn at_program(&mut self, place: &V, rank: &V) -> V {
+        let args = [("i32", place), ("i32", rank)];
+        self.w.asm("i32", "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r", &args)
     }
 
     /// Writes a tile to a buffer, every element once.
@@ -137,8 +148,10 @@ impl Lower<'_> {
 
     /// Reads a tile from a buffer of a program of the cluster and combines it with the sum so far: one access after the
     /// other, so that there are not two tiles in registers.
-    fn add_exchanged(
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn add_exchanged(
         &mut self,
+        space: &str,
         buffer: &V,
         dtype: DType,
         compact: &LinearLayout,
@@ -147,7 +160,7 @@ impl Lower<'_> {
         sum: &mut [Option<V>],
     ) {
         for (address, group) in self.exchanged_places(buffer, dtype, compact, by_thread) {
-            let words = self.load_from("shared::cluster", &address, Words::of(dtype, group.len()));
+            let words = self.load_from(space, &address, Words::of(dtype, group.len()));
             let elements = unpack(&mut self.w, dtype, &words, group.len());
             for (&r, x) in group.iter().zip(elements) {
                 let sum = &mut sum[r as usize];
@@ -160,7 +173,7 @@ impl Lower<'_> {
     }
 
     /// Reports a tile's accesses in a buffer. Thread by thread they have no bank conflicts.
-    fn exchanged_access(&mut self, what: &str, dtype: DType, layout: &LinearLayout, by_thread: bool) {
+    pub(super) fn exchanged_access(&mut self, what: &str, dtype: DType, layout: &LinearLayout, by_thread: bool) {
         if !by_thread {
             let rows = exchanged_rows(layout);
             self.shared_tile(what, dtype, layout, &rows, &rows.vectorise(layout, dtype.size()));
@@ -168,7 +181,7 @@ impl Lower<'_> {
     }
 
     /// The addresses of a thread's accesses in a buffer, and the registers of each.
-    fn exchanged_places(
+    pub(super) fn exchanged_places(
         &mut self,
         buffer: &V,
         dtype: DType,

@@ -23,8 +23,8 @@ pub fn ptx(text: &str, target: Target) -> Result<String, String> {
         .create_target_machine(
             &triple,
             target.name(),
-            // The least with `wgmma`, and with `movmatrix`.
-            if target.sm >= 90 { "+ptx80" } else { "+ptx78" },
+            // The least with `st.async`, and with `movmatrix`.
+            if target.sm >= 90 { "+ptx81" } else { "+ptx78" },
             OptimizationLevel::Aggressive,
             RelocMode::Default,
             CodeModel::Default,

@@ -12,6 +12,7 @@ use super::bulk::{Places, Walk, only_waits};
 use super::channel::{Channels, Ways};
 use super::cluster::Buffers;
 use super::pipeline::{Slot, Slots, Staged};
+use super::push::Mailbox;
 use super::reduce::Exchange;
 use super::registers::Budget;
 use super::shared::EVERYWHERE;
@@ -93,6 +94,8 @@ pub(super) struct Lower<'k> {
     pub ways: Ways,
     /// Where this program's tiles lie that others of its cluster read, if they exchange any.
     pub exchanged: Option<Buffers>,
+    /// Where small tiles of a cluster come, if all are exchanged so.
+    pub mailbox: Option<Mailbox>,
     /// The tensor maps of those copies.
     pub maps: Vec<TensorMap>,
     /// Where values that products read lie in shared memory.
@@ -156,6 +159,7 @@ impl<'k> Lower<'k> {
             channels: Channels::default(),
             ways: Ways::default(),
             exchanged: None,
+            mailbox: None,
             maps: vec![],
             places: HashMap::new(),
             flying: vec![],
@@ -179,6 +183,7 @@ impl<'k> Lower<'k> {
         self.take_places();
         self.take_rings();
         self.take_exchange_buffers();
+        self.open_mailbox();
         self.wait_for_earlier_grids();
         self.split_roles()?;
         self.region(self.k.body)?;

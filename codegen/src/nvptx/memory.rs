@@ -313,6 +313,7 @@ impl Lower<'_> {
         self.order(op.operands[0], Some(coords), &layout, false);
         let starts: Vec<V> = coords.iter().map(|&c| self.scalar(c)).collect();
         let (words, masks) = self.load_box(id, &starts);
+        self.remember_loaded(id, &words);
         let mut regs = self.box_elements(id, &words);
         if has_other {
             let other = self.scalar(op.operands[1 + shape.rank()]);

@@ -26,6 +26,7 @@ mod memory;
 mod parts;
 mod pipeline;
 pub mod ptxas;
+mod push;
 mod reduce;
 mod registers;
 mod scan;
@@ -230,7 +231,7 @@ fn lower_one(kernel: &Kernel, division: Option<&Division>, target: Target, chip:
     let mut findings = division.map_or(vec![], |d| d.findings.clone());
     findings.extend(plan.findings.iter().cloned());
     findings.append(&mut lower.findings);
-    let together = lower.shares() || lower.exchanged.is_some();
+    let together = lower.shares() || lower.exchanged.is_some() || lower.mailbox.is_some();
     let cluster = if together { u32::from(kernel.options.cluster) } else { 1 };
     let (threads, shared_bytes) = (lower.launched_threads(), lower.shared_max);
     Ok(lowered(kernel, lower.w, [threads, shared_bytes], least, cluster, lower.maps, findings))

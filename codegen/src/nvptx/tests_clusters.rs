@@ -114,6 +114,85 @@ fn several_exchanges_in_a_loop() {
     }
 }
 
+/// Tiles of this shape combined four times, of which nothing is written before the last time; then each program overwrites
+/// the row that its neighbour has read.
+fn sent(cluster: u32, dtype: DType, shape: &[u32]) -> Kernel {
+    let d = dtype.name();
+    let n: u32 = shape.iter().product();
+    let shape = shape.iter().map(u32::to_string).collect::<Vec<_>>().join("x");
+    kernel(&format!(
+        "kernel sent(%x: write view<{d},2>, %one: write view<{d},1>) cluster {cluster} {{
+          %p: i32 = program_id 0
+          %one_on: i32 = const 1
+          %near: i32 = xor %p, %one_on
+          %zero: i32 = const 0
+          %t: {d}<1x{n}> = load %x[%near, %zero]
+          %shaped: {d}<{shape}> = reshape %t
+          %a: {d}<{shape}> = cluster_reduce sum %shaped
+          %b: {d}<{shape}> = cluster_reduce max %shaped
+          %c: {d}<{shape}> = sub %a, %b
+          %e: {d}<{shape}> = cluster_reduce min %c
+          %r: {d}<1x{n}> = reshape %e
+          %rows: {d}<1> = reduce max axis 1 %t
+          %row: {d} = reshape %rows
+          %s: {d} = cluster_reduce sum %row
+          %u: {d}<1> = broadcast %s
+          store %x[%p, %zero], %r
+          store %one[%p], %u
+          yield
+        }}"
+    ))
+}
+
+const SENT: &str = "st.async.shared::cluster.mbarrier::complete_tx::bytes";
+
+#[test]
+fn small_tiles_are_sent_without_a_fence() {
+    for dtype in [DType::F32, DType::I32, DType::I64] {
+        for (cluster, shape) in [(2, &[1][..]), (4, &[8]), (8, &[64]), (2, &[128]), (4, &[4, 32]), (2, &[2, 8, 8])] {
+            let n: i64 = shape.iter().map(|&d| i64::from(d)).product();
+            let made = check(&sent(cluster, dtype, shape), 8, &[&[8, n], &[8]], 0.0);
+            assert!(made.text.contains(SENT) && !made.text.contains("arrive.release"), "{}", made.text);
+            // Of each thread a word that depends on what it has read.
+            assert!(made.text.contains("st.shared.b32 [$0], $1;\", \"r,r,~{memory}\""), "{}", made.text);
+            assert_eq!((made.cluster, made.findings.len()), (cluster, 0), "{:?}", made.findings);
+        }
+    }
+}
+
+/// Where others could tell the difference, or tiles are large, or of elements that cannot be sent, there is the barrier.
+#[test]
+fn what_must_not_be_sent() {
+    let text = |k: &Kernel| llvm_text(k, Target { sm: 90 }).unwrap().text;
+    assert!(text(&sent(2, DType::F32, &[256])).contains(SENT));
+    for k in [sent(2, DType::F32, &[512]), sent(2, DType::BF16, &[8]), exchange(2, DType::F32, &[8]), softmax(2, 64)] {
+        let text = text(&k);
+        assert!(!text.contains(SENT) && text.contains("barrier.cluster.arrive.release"), "{}", k.name);
+    }
+    // A read of what is written later, where the exchange does not see its value.
+    let nested = |param: &str| {
+        kernel(&format!(
+            "kernel nested(%x: view<f32,1>, %out: write view<f32,1>) cluster 2 {{
+              %p: i32 = program_id 0
+              %zero: i32 = const 0
+              %n: i32 = dim 0 %x
+              %one: i32 = const 1
+              %none: f32<1> = const 0.0
+              %sum: f32<1> = for %i: i32 = %zero to %n step %one carrying (%acc: f32<1> = %none) {{
+                %t: f32<1> = load {param}[%i]
+                %next: f32<1> = add %acc, %t
+                yield %next
+              }}
+              %all: f32<1> = cluster_reduce sum %sum
+              store %out[%p], %all
+              yield
+            }}"
+        ))
+    };
+    assert!(text(&nested("%x")).contains(SENT));
+    assert!(!text(&nested("%out")).contains(SENT));
+}
+
 /// Rows of a product whose inner dimension two programs share, `ending` after the loop or in it.
 fn product(within: &str, after: &str) -> Kernel {
     kernel(&format!(

@@ -155,8 +155,8 @@ pub const fn part_of_tile(heads: usize, channels: usize, parts: usize) -> [usize
 /// q_latent `[n, heads, R]`, q `[n, heads, N + P]`, latent `[sequences, capacity, R]`, shared `[sequences, capacity, P]` →
 /// out `[n, heads, R]` f32. Each sequence has n / sequences tokens, and its i-th sees `position[sequence] + i + 1` keys;
 /// rows beyond are finite. scale > 0. Program: (tile of `H` heads, split, token), so that those which read the same keys are
-/// neighbours; `B` keys at a time. `PB` ≥ P is a power of two. The splits share what is seen evenly; of little, the last
-/// ones have nothing.
+/// neighbours; `B` keys at a time. `PB` ≥ P is a power of two. The splits take turns, a block of keys each, so that they
+/// read what lies side by side at the same time; of little, the last ones have nothing.
 ///
 /// If there are several, `S` ≥ splits is a power of two, and they leave partial `[n, splits, heads, R]` f32 (not
 /// normalised) and, in units of log2, their highest scores and sums `[n, splits, heads]`. When all have, each puts a part
@@ -203,18 +203,16 @@ pub fn mla_decode<
     let (latent, shared) = (latent.select(0, sequence), shared.select(0, sequence));
     let context = (position.get(sequence) + token % each + 1).min(latent.dim(0));
     let splits = num_programs(1);
-    let share = (context + splits * B - 1) / (splits * B) * B;
-    let (first, last) = (share * split, (share * (split + 1)).min(context));
 
     let mut highest: Tile<f32, H> = full(f64::NEG_INFINITY);
     let mut weights: Tile<f32, B, H> = zeros();
     let mut acc: Tile<f32, R, H> = zeros();
     let scale = scale * std::f32::consts::LOG2_E;
-    for start in (first..last).step_by(B) {
+    for start in (split * B..context).step_by(splits * B) {
         let c: Tile<T, B, R> = latent.load((start, 0));
         let k: Tile<T, B, PB> = shared.load((start, 0));
         let s = dot(k, q_rope.t(), dot(c, q_latent.t(), zeros()));
-        let visible = iota::<B>() + start < last;
+        let visible = iota::<B>() + start < context;
         let s = select(visible.col(), s, f32::NEG_INFINITY);
         // The first key of a block is always visible, so the highest is finite.
         let new_highest = highest.max(s.amax::<0>() * scale);

@@ -74,12 +74,13 @@ fn prefill(tokens: usize) -> Case {
 /// Absorbed queries over the latents of `sequences`, one token each; the splits put together.
 fn decode(sequences: usize, context: usize) -> Case {
     let MlaShape { heads, nope, rope, .. } = SHAPE;
-    Case::new(format!("mla_decode/b{sequences}_ctx{context}_h{heads}"), move |device| {
-        let absorbed = random::<bf16>(device, &[sequences, heads, LATENT], 1.0, 1)?;
-        let q = random::<bf16>(device, &[sequences, heads * (nope + rope)], 1.0, 2)?;
+    Case::of_a_step(format!("mla_decode/b{sequences}_ctx{context}_h{heads}"), move |device, activations| {
+        let absorbed = activations.get(1, || random::<bf16>(device, &[sequences, heads, LATENT], 1.0, 1))?;
+        let q = activations.get(2, || random::<bf16>(device, &[sequences, heads * (nope + rope)], 1.0, 2))?;
         let latent = random::<bf16>(device, &[sequences, context, LATENT], 1.0, 3)?;
         let shared = random::<bf16>(device, &[sequences, context, rope], 1.0, 4)?;
-        let at = Ops::<bf16, bf16>::new(device).integers(&vec![context as i32 - 1; sequences])?;
+        let last = vec![context as i32 - 1; sequences];
+        let at = activations.get(3, || Ok(Ops::<bf16, bf16>::new(device).integers(&last)?))?;
         let result = Rc::new(RefCell::new(None));
         let (kept, inputs) = (result.clone(), (absorbed.clone(), q.clone(), latent.clone(), shared.clone()));
         let (b, c, h) = (sequences as f64, context as f64, heads as f64);

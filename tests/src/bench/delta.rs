@@ -1,6 +1,6 @@
 //! Short convolution and Kimi Delta Attention.
 
-use super::{Case, Least, Work, random};
+use super::{Activations, Case, Least, Work, random};
 use crate::cases::{bound, values};
 use kiln::{Device, Element, Tensor, bf16};
 use kimi::model::ops::{Batch, Gate, Keep, Ops, state_shape, states_by_rows};
@@ -25,12 +25,16 @@ pub(super) fn cases() -> Vec<Case> {
     }
     all.extend([1, 16, 128].map(|b| {
         let least = Least { flops: 0.0, bytes: (8 * b * HEADS * WIDTH * WIDTH) as f64 };
-        Case::new(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device| step(device, b, 1, least))
+        Case::of_a_step(format!("kda_decode/b{b}_h{HEADS}_d{WIDTH}"), move |device, common| {
+            step(device, common, b, 1, least)
+        })
     }));
     // Every state on the way is kept: one is read, as many written as there are tokens.
     all.extend([(1, 4), (16, 4), (128, 4), (16, 8)].map(|(b, n)| {
         let least = Least { flops: 0.0, bytes: (4 * (1 + n) * b * HEADS * WIDTH * WIDTH) as f64 };
-        Case::new(format!("kda_verify/b{b}_n{n}_h{HEADS}_d{WIDTH}"), move |device| step(device, b, n, least))
+        Case::of_a_step(format!("kda_verify/b{b}_n{n}_h{HEADS}_d{WIDTH}"), move |device, common| {
+            step(device, common, b, n, least)
+        })
     }));
     all
 }
@@ -144,7 +148,13 @@ fn delta_rule(device: Device, sequences: usize, tokens: usize, gate: Gate, least
 
 /// So many tokens of each sequence, from projections to what the output projection takes; states are kept after each
 /// and continued by later runs.
-fn step(device: Device, sequences: usize, tokens: usize, least: Least) -> anyhow::Result<Work> {
+fn step(
+    device: Device,
+    activations: &mut Activations,
+    sequences: usize,
+    tokens: usize,
+    least: Least,
+) -> anyhow::Result<Work> {
     const ALL: usize = 3 * CHANNELS;
     const EPS: f64 = 1e-5;
     let n = sequences * tokens;
@@ -153,16 +163,22 @@ fn step(device: Device, sequences: usize, tokens: usize, least: Least) -> anyhow
         .map(|token| Keep { sequence: token / tokens, tokens: token % tokens + 1, slot: sequences + token })
         .filter(|keep| keep.tokens < tokens)
         .collect();
-    let at = Batch::keeping(Ops::<bf16, bf16>::new(device), &vec![tokens; sequences], &slots, &keep)?;
-    let x = random::<bf16>(device, &[n, ALL], 1.0, 1)?;
-    let decay = random::<bf16>(device, &[n, CHANNELS], 1.0, 2)?;
-    let beta = random::<bf16>(device, &[n, HEADS], 1.0, 3)?;
+    let at = match &activations.batch {
+        Some(batch) => batch.clone(),
+        None => Rc::new(Batch::keeping(Ops::<bf16, bf16>::new(device), &vec![tokens; sequences], &slots, &keep)?),
+    };
+    activations.batch = Some(at.clone());
+    let mut activation =
+        |number, shape: &[usize]| activations.get(number, || random::<bf16>(device, shape, 1.0, number));
+    let x = activation(1, &[n, ALL])?;
+    let decay = activation(2, &[n, CHANNELS])?;
+    let beta = activation(3, &[n, HEADS])?;
+    let gate = activation(6, &[n, HEADS, WIDTH])?;
     let a_log: Vec<f32> = (0..HEADS).map(|h| (1.0 + 15.0 * h as f32 / HEADS as f32).ln()).collect();
     let a_log = Tensor::from_slice(&a_log, &[HEADS], device)?;
     let dt_bias = random::<f32>(device, &[CHANNELS], 1.0, 4)?;
     let weight = random::<f32>(device, &[ALL, 4], 1.0, 5)?;
     let taps_first = weight.transpose(0, 1)?.contiguous()?;
-    let gate = random::<bf16>(device, &[n, HEADS, WIDTH], 1.0, 6)?;
     let norm = random::<f32>(device, &[WIDTH], 1.0, 7)?;
     let mut inputs = Tensor::zeros(&[sequences + n, 3, ALL], bf16::DTYPE, device)?;
     let mut state = Tensor::zeros(&state_shape(sequences + n, HEADS, WIDTH), f32::DTYPE, device)?;

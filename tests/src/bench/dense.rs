@@ -82,8 +82,8 @@ pub fn level1(x: &Tensor, w: &Tensor, y: &mut Tensor) -> kiln::Result<()> {
 
 /// y `[m, n]` = x `[m, k]` · w `[n, k]`ᵀ in bf16.
 fn product(group: &str, [m, n, k]: [usize; 3], launch: fn(&Tensor, &Tensor) -> anyhow::Result<Tensor>) -> Case {
-    Case::new(format!("{group}/bf16_m{m}_n{n}_k{k}"), move |device| {
-        let x = random::<bf16>(device, &[m, k], 1.0, 1)?;
+    Case::of_a_step(format!("{group}/bf16_m{m}_n{n}_k{k}"), move |device, activations| {
+        let x = activations.get(1, || random::<bf16>(device, &[m, k], 1.0, 1))?;
         let w = random::<bf16>(device, &[n, k], 1.0, 2)?;
         let result = Rc::new(RefCell::new(None));
         let (kept, inputs) = (result.clone(), (x.clone(), w.clone()));

@@ -15,6 +15,9 @@ pub mod tiles;
 pub mod tune;
 
 use kiln::{Bench, Device, Element, Float, Graph, Tensor, bf16, f8e4m3};
+use kimi::model::ops::Batch;
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The least that a case must do, whoever does it.
@@ -48,11 +51,36 @@ struct Work {
 /// A case by name.
 pub struct Case {
     pub name: String,
-    prepare: Box<dyn Fn(Device) -> anyhow::Result<Work>>,
+    prepare: Box<dyn Fn(Device, &mut Activations) -> anyhow::Result<Work>>,
+}
+
+/// What the kernels of a step of decoding have in common: the batch, and inputs that are in the cache, since another
+/// kernel has just written them.
+#[derive(Default)]
+struct Activations {
+    tensors: HashMap<u32, Tensor>,
+    batch: Option<Rc<Batch>>,
+}
+
+impl Activations {
+    /// The tensor of this number, made where it is first asked for.
+    fn get(&mut self, number: u32, make: impl FnOnce() -> anyhow::Result<Tensor>) -> anyhow::Result<Tensor> {
+        if let Some(tensor) = self.tensors.get(&number) {
+            return Ok(tensor.clone());
+        }
+        let tensor = make()?;
+        self.tensors.insert(number, tensor.clone());
+        Ok(tensor)
+    }
 }
 
 impl Case {
     fn new(name: String, prepare: impl Fn(Device) -> anyhow::Result<Work> + 'static) -> Case {
+        Case { name, prepare: Box::new(move |device, _| prepare(device)) }
+    }
+
+    /// A case that may be a kernel of a step.
+    fn of_a_step(name: String, prepare: impl Fn(Device, &mut Activations) -> anyhow::Result<Work> + 'static) -> Case {
         Case { name, prepare: Box::new(prepare) }
     }
 
@@ -61,7 +89,7 @@ impl Case {
     /// # Errors
     /// If something cannot be run, or its result is wrong.
     pub fn run(&self, device: Device, samples: usize) -> anyhow::Result<Row> {
-        let Work { least, mut run, check, eager } = (self.prepare)(device)?;
+        let Work { least, mut run, check, eager } = (self.prepare)(device, &mut Activations::default())?;
         run()?;
         let (error, bound) = check()?;
         anyhow::ensure!(error <= bound, "the result is off by {error:.1e}, more than {bound:.0e}");
@@ -77,6 +105,47 @@ impl Case {
             .run(|| run().map_err(|e| kiln::Error::Launch { kernel: self.name.clone(), message: format!("{e:#}") }))?;
         Ok(Row { case: self.name.clone(), microseconds: timing.median().as_secs_f64() * 1e6, least, error })
     }
+
+    /// Checks the case and times it as what it is in a step of decoding, a node of a graph: many of them one after the
+    /// other, each with weights, states and caches of its own, which together are several times what the second-level
+    /// cache holds. What it costs to start a graph is not in this time, nor is what somebody else has left in the cache.
+    ///
+    /// # Errors
+    /// If something cannot be run or recorded, or its result is wrong.
+    pub fn run_as_node(&self, device: Device) -> anyhow::Result<Row> {
+        const BYTES: f64 = 4e8;
+        const REPLAYS: u32 = 20;
+        let mut activations = Activations::default();
+        let Work { least, mut run, check, .. } = (self.prepare)(device, &mut activations)?;
+        run()?;
+        let (error, bound) = check()?;
+        anyhow::ensure!(error <= bound, "the result is off by {error:.1e}, more than {bound:.0e}");
+        let count = ((BYTES / least.bytes).ceil() as u32).clamp(4, 128);
+        let mut nodes = vec![run];
+        for _ in 1..count {
+            let mut run = (self.prepare)(device, &mut activations)?.run;
+            run()?;
+            nodes.push(run);
+        }
+        let graph = Graph::capture(device, || nodes.iter_mut().try_for_each(|run| run()))?;
+        graph.replay()?;
+        device.synchronize()?;
+        let mut times = vec![];
+        for _ in 0..5 {
+            let start = Instant::now();
+            (0..REPLAYS).try_for_each(|_| graph.replay())?;
+            device.synchronize()?;
+            times.push(start.elapsed());
+        }
+        times.sort();
+        let microseconds = times[2].as_secs_f64() / f64::from(REPLAYS * count) * 1e6;
+        Ok(Row { case: self.node_name(), microseconds, least, error })
+    }
+
+    /// The name of the row of [`Case::run_as_node`].
+    pub fn node_name(&self) -> String {
+        format!("node/{}", self.name)
+    }
 }
 
 /// All cases, in the order of the peers' groups.
@@ -86,6 +155,12 @@ pub fn cases() -> Vec<Case> {
     all.extend(attention::cases());
     all.extend(moe::cases());
     all
+}
+
+/// Those of a step of decoding, which are nodes of a graph there.
+pub fn decoding() -> Vec<Case> {
+    let few = ["gemm/bf16_m1_", "gemm/bf16_m8_", "gemm/bf16_m64_", "mla_decode/", "kda_decode/"];
+    cases().into_iter().filter(|case| few.iter().any(|name| case.name.starts_with(name))).collect()
 }
 
 /// A tensor of random numbers of about this deviation; another one for each seed.

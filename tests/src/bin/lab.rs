@@ -315,6 +315,12 @@ fn bench(filter: Option<&str>, device: &str, json: Option<&Path>, samples: usize
         done += 1;
         record(&case.name, case.run(device, samples))?;
     }
+    if matches!(device, Device::Cuda(_)) {
+        for case in bench::decoding().iter().filter(|case| selected(&case.node_name(), filter)) {
+            done += 1;
+            record(&case.node_name(), case.run_as_node(device))?;
+        }
+    }
     let mut launches: Vec<(&str, fn(Device) -> anyhow::Result<Row>)> =
         vec![("launch/eager_1_arg", bench::launch_cost), ("launch/prepared_1_arg", bench::prepared_cost)];
     if matches!(device, Device::Cuda(_)) {

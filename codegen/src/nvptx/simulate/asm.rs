@@ -85,6 +85,8 @@ pub enum Op {
     Barrier,
     BarrierArrive,
     BarrierInit,
+    /// A store to a program's memory, which tells an mbarrier there: bytes of a word, words.
+    Send(usize, usize),
     Arrive,
     ArriveExpect,
     TryWait,
@@ -139,6 +141,7 @@ impl Op {
             // What loops around it ends where it goes on.
             ("ld", "acquire" | "relaxed") => Op::Look,
             ("ld", _) => Op::Load(shared, size, count),
+            ("st", "async") => Op::Send(size, count),
             ("st", _) => Op::Store(shared, size, count),
             ("atom", _) => Op::Atomic(size),
             ("red", _) => Op::Red(size),
@@ -350,6 +353,19 @@ impl Simulator {
                         self.memory(at, size).copy_from_slice(bytes);
                     }
                 }
+            }
+            Op::Send(size, count) => {
+                let (address, barrier) = (value(0, env), value(1 + count, env));
+                assert_eq!(address as usize % (size * count), 0, "misaligned vector");
+                assert_eq!(address / WINDOW, barrier / WINDOW, "the mbarrier of another program");
+                self.present(address);
+                self.touch(t, true, address, size * count);
+                for i in 0..count {
+                    self.shared.store(address + (i * size) as u64, &value(1 + i, env).to_le_bytes()[..size]);
+                }
+                self.shared.barrier(barrier, t.id);
+                self.shared.complete(barrier, (size * count) as i64);
+                self.signalled = true;
             }
             Op::Atomic(size) => {
                 let address = value(1, env);

@@ -191,7 +191,7 @@ pub fn kda_step<
         }
     }
 
-    // An exchange waits for what was stored before.
+    // Before any store: an exchange would have to wait for it.
     let squares = squares.cluster_sum();
     if O < B {
         // SAFETY: as above.
