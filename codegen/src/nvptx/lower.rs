@@ -513,7 +513,7 @@ impl<'k> Lower<'k> {
                 let (now, later) = unread.into_iter().partition(|&load| looks.contains(&k.op(load).results[0]));
                 unread = later;
                 for load in now {
-                    self.at = k.op(load).loc;
+                    self.stand_at(k.op(load).loc);
                     self.load_staged(load)?;
                 }
             }
@@ -536,10 +536,16 @@ impl<'k> Lower<'k> {
                 unread.push(id);
                 continue;
             }
-            self.at = op.loc;
+            self.stand_at(op.loc);
             self.op(id)?;
         }
         Ok(&[])
+    }
+
+    /// What is lowered next comes from there.
+    pub(super) fn stand_at(&mut self, place: Loc) {
+        self.at = place;
+        self.w.at(place);
     }
 
     fn op(&mut self, id: OpId) -> Result<()> {

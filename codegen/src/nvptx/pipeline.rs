@@ -194,7 +194,7 @@ impl<'k> Lower<'k> {
             let enabled = self.w.and(owner, Some(exists.clone())).expect("two conditions");
             let skip = layout.redundant().register;
             let (copies, dtype) = (layout.vectorise(access.axis, access.vector), self.k.ty(op.results[0]).dtype());
-            self.at = op.loc;
+            self.stand_at(op.loc);
             self.global_access(op.operands[0], layout, *access);
             self.shared_tile("copies to a ring", dtype, layout, &load.panels.layout, &copies);
             let mut place = Box::new(self, view, layout, &coords, 2);
@@ -443,7 +443,7 @@ impl<'k> Lower<'k> {
         let op = self.k.op(load.load);
         let (accesses, bytes) = self.box_accesses(load.load);
         let layout = &self.plan.versions[op.results[0].index()][0];
-        self.at = op.loc;
+        self.stand_at(op.loc);
         let access = facts::access(self.k, op.operands[0], *layout.shape(), &op.operands[1..]);
         self.global_access(op.operands[0], layout, access);
         let param = self.view(op.operands[0]).param;

@@ -51,7 +51,8 @@ pub fn assemble(ptxas: &Path, text: &str, target: Target, cubin: Option<&Path>, 
     let source = std::env::temp_dir().join(unique.replace(['(', ')'], ""));
     std::fs::write(&source, text).map_err(|e| e.to_string())?;
     let output = cubin.map_or_else(|| source.with_extension("cubin"), Path::to_path_buf);
-    let run = Command::new(ptxas).args(["-v", "-arch", target.name(), "-o"]).arg(&output).arg(&source).output();
+    let run =
+        Command::new(ptxas).args(["-v", "-lineinfo", "-arch", target.name(), "-o"]).arg(&output).arg(&source).output();
     let _ = std::fs::remove_file(&source);
     if cubin.is_none() {
         let _ = std::fs::remove_file(&output);
@@ -61,7 +62,7 @@ pub fn assemble(ptxas: &Path, text: &str, target: Target, cubin: Option<&Path>, 
     if !run.status.success() {
         return Err(log);
     }
-    Ok(parse(&log, at))
+    Ok(parse(&log, text, at))
 }
 
 /// The assembler's version, `V13.0.88`: registers and instructions depend on it.
@@ -115,10 +116,36 @@ fn number_before(line: &str, what: &str) -> Option<u32> {
     line.split(what).next()?.split_whitespace().last()?.parse().ok()
 }
 
-/// Reads the log of `ptxas -v` for the kernel that stands `at`.
-pub fn parse(log: &str, at: Loc) -> Report {
+/// The place in the author's source of a line of PTX, counted from 1: that of the last `.loc` before it.
+fn place(ptx: &str, line: usize) -> Option<String> {
+    let told = |l: &str| {
+        let mut words = l.trim_start().strip_prefix(".loc")?.split_whitespace();
+        let [file, line, column] = [words.next()?, words.next()?, words.next()?];
+        // Line 0 is of what belongs to several.
+        (line != "0").then(|| (file.to_owned(), format!("{line}:{column}")))
+    };
+    let before: Vec<&str> = ptx.lines().take(line).collect();
+    let (file, within) = before.iter().rev().find_map(|l| told(l))?;
+    let name =
+        |l: &str| Some(l.trim_start().strip_prefix(".file")?.trim_start().strip_prefix(&file)?.trim().to_owned());
+    Some(format!("{}:{within}", ptx.lines().find_map(name)?.trim_matches('"')))
+}
+
+/// Reads the log of `ptxas -v` for the kernel that stands `at`. What it says of a line of this `ptx` is a finding at the
+/// author's line, of which that was made.
+pub fn parse(log: &str, ptx: &str, at: Loc) -> Report {
+    const AROUND: &str = " in around line ";
     let mut report = Report::default();
-    let mut find = |lint, message: String| report.findings.push(Finding::new(lint, at, message));
+    let mut find = |lint, message: String| {
+        let mut finding = Finding::new(lint, at, message);
+        if let Some((before, after)) = finding.message.split_once(AROUND)
+            && let Some((number, after)) = after.split_once(' ')
+            && let Some(place) = number.parse().ok().and_then(|line| place(ptx, line))
+        {
+            finding = Finding { place, message: format!("{before} {after}"), ..finding };
+        }
+        report.findings.push(finding);
+    };
     for line in log.lines() {
         let spilled = [" bytes spill stores", " bytes spill loads"].map(|what| number_before(line, what).unwrap_or(0));
         if spilled != [0, 0] {
@@ -152,7 +179,7 @@ mod tests {
             ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum registers\n\
             ptxas warning : Value of threads per SM for entry k is out of range\n\
             ptxas info    : Used 168 registers, used 1 barriers\n";
-        let report = parse(log, Loc { file: "k.rs", line: 2, column: 1 });
+        let report = parse(log, "", Loc { file: "k.rs", line: 2, column: 1 });
         assert_eq!(report.registers, 168);
         let found: Vec<String> = report.findings.iter().map(Finding::to_string).collect();
         assert_eq!(
@@ -166,9 +193,22 @@ mod tests {
             ]
         );
         assert_eq!(
-            parse("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n", Loc::default()).findings,
+            parse("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n", "", Loc::default()).findings,
             []
         );
+    }
+
+    #[test]
+    fn lines_of_ptx_are_those_of_the_source() {
+        let ptx = ".loc\t1 7 9\nadd;\n.loc\t2 30 5\nwgmma;\n.loc\t2 0 5\nmov;\n.file\t1 \"src/k.rs\"\n.file\t2 \"src/d.rs\"\n";
+        let found = |line: usize| {
+            let log = format!("ptxas info : (C7517) warpgroup.wait is injected in around line {line} by compiler\n");
+            parse(&log, ptx, Loc { file: "k.rs", line: 2, column: 1 }).findings[0].to_string()
+        };
+        assert_eq!(found(2), "src/k.rs:7:9: assembler: (C7517) warpgroup.wait is injected by compiler");
+        assert_eq!(found(4), "src/d.rs:30:5: assembler: (C7517) warpgroup.wait is injected by compiler");
+        // What belongs to several lines stands behind the last one that is known.
+        assert_eq!(found(6), found(4));
     }
 
     #[test]

@@ -125,11 +125,13 @@ impl Lower<'_> {
 
     /// The words of a load's accesses, of which exchanges must know if the kernel writes to the parameter, too.
     pub(super) fn remember_loaded(&mut self, load: OpId, words: &[V]) {
+        if self.mailbox.is_none() {
+            return;
+        }
         let op = self.k.op(load);
         let param = self.view(op.operands[0]).param;
-        if self.mailbox.is_some() && self.k.params[param].access == Access::Write {
-            let form = Words::of(self.k.ty(op.results[0]).dtype(), self.box_accesses(load).0[0].len());
-            let mailbox = self.mailbox.as_mut().expect("just looked at");
+        let form = Words::of(self.k.ty(op.results[0]).dtype(), self.box_accesses(load).0[0].len());
+        if let Some(mailbox) = self.mailbox.as_mut().filter(|_| self.k.params[param].access == Access::Write) {
             mailbox.loaded.extend(words.iter().map(|w| (form.bits, w.clone())));
         }
     }

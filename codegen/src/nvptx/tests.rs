@@ -141,3 +141,22 @@ fn instructions_of_tensor_cores_are_counted() {
     assert_eq!(count(64, DType::BF16, Precision::F32, 80), "0 wgmma, 32 mma.sync");
     assert_eq!(count(64, DType::F32, Precision::F32, 90), "0 wgmma, 0 mma.sync");
 }
+
+/// Profilers and sanitizers show the author's lines; the code is what it is without them.
+#[test]
+fn instructions_tell_where_they_come_from() {
+    for sm in [80, 90] {
+        let k = gemm(64, 64, 32, DType::BF16, Precision::F32);
+        let (ptx, report) = check(&k, sm);
+        let told = |line: &str| line.trim_start().starts_with(".loc") || line.trim_start().starts_with(".file");
+        assert!(ptx.text.lines().any(|l| told(l) && l.contains("tests_kernels.rs\"")), "{}", ptx.text);
+        // Line 0 is of what belongs to several.
+        let places = ptx.text.lines().filter_map(|l| l.trim_start().strip_prefix(".loc\t1 "));
+        let lines: Vec<&str> = places.filter_map(|l| l.split(' ').next()).filter(|l| *l != "0").collect();
+        assert!(lines.len() >= 2 && lines.iter().all(|l| *l == k.loc.line.to_string()), "{lines:?}");
+        assert!(!ptx.text.contains(".debug_info"), "no debug information but lines: {}", ptx.text);
+        let without: String = ptx.text.lines().filter(|l| !told(l)).map(|l| l.to_owned() + "\n").collect();
+        let bare = ptxas::assemble(&ptxas_path(), &without, Target { sm }, None, k.loc).expect("assembles");
+        assert_eq!((bare.registers, &bare.findings), (report.registers, &report.findings));
+    }
+}

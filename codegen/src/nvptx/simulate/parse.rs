@@ -89,6 +89,7 @@ impl Program {
         let body = text.split("define void").nth(1).expect("a function").split_once("{\n").expect("a body").1;
         p.label("entry");
         for line in body.lines() {
+            let line = line.split_once(", !dbg ").map_or(line, |(code, _)| code);
             let line = line.replace("ptrtoint (ptr addrspace(3) @shared to i32)", "%shared_base");
             if line == "}" {
                 break;

@@ -67,7 +67,8 @@ impl Function {
         context.bind().map_err(|e| e.to_string())?;
         let (module, driver_log) = load_module(&image.code)?;
         let mut findings = image.findings.clone();
-        findings.extend(ptxas::parse(&driver_log, at).findings);
+        let ptx = std::str::from_utf8(&image.code).unwrap_or_default();
+        findings.extend(ptxas::parse(&driver_log, ptx, at).findings);
         let entry = CString::new(image.entry.as_str()).map_err(|_| "the entry's name has a zero byte".to_string())?;
         let check = |call: &str, code| match code {
             CUresult::CUDA_SUCCESS => Ok(()),
@@ -245,13 +246,15 @@ fn load_module(code: &[u8]) -> Result<(sys::CUmodule, String), String> {
         Jit::CU_JIT_ERROR_LOG_BUFFER,
         Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
         Jit::CU_JIT_LOG_VERBOSE,
+        Jit::CU_JIT_GENERATE_LINE_INFO,
     ];
     // The driver takes numbers in the place of pointers.
-    let mut values: [*mut c_void; 5] = [
+    let mut values: [*mut c_void; 6] = [
         info.as_mut_ptr().cast(),
         std::ptr::without_provenance_mut(LOG),
         error.as_mut_ptr().cast(),
         std::ptr::without_provenance_mut(LOG),
+        std::ptr::without_provenance_mut(1),
         std::ptr::without_provenance_mut(1),
     ];
     // PTX is text and must end with a zero; a cubin does not mind.
