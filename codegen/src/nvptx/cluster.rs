@@ -6,7 +6,7 @@
 //! one of the program's own threads, too, and what was done to global memory before comes before what follows it. Where
 //! copies have filled rings before, their memory is that of the buffers.
 //!
-//! Small tiles are sent instead, where nobody can tell the difference ([`push`](super::push)).
+//! Small tiles are sent instead, where nobody can tell the difference ([`mailbox`](super::mailbox)).
 //!
 //! A tile of which each thread has elements that nobody else has lies in a buffer thread by thread, else row by row.
 //!
@@ -135,14 +135,29 @@ impl Lower<'_> {
 
     /// Writes a tile to a buffer, every element once.
     fn write_exchanged(&mut self, buffer: &V, dtype: DType, layout: &LinearLayout, by_thread: bool, registers: &[V]) {
+        let owner = self.owner(layout);
+        self.each_exchanged(buffer, dtype, layout, by_thread, registers, |lower, address, form, words| {
+            lower.store_shared(address, form, words, owner.as_ref());
+        });
+    }
+
+    /// Does something with every part of a tile: where it lies in a buffer, its form and its words.
+    pub(super) fn each_exchanged(
+        &mut self,
+        buffer: &V,
+        dtype: DType,
+        layout: &LinearLayout,
+        by_thread: bool,
+        registers: &[V],
+        mut put: impl FnMut(&mut Self, &V, Words, &[V]),
+    ) {
         let (compact, copies) = layout.compact_registers();
         self.exchanged_access("stores for a cluster", dtype, &compact, by_thread);
-        let owner = self.owner(layout);
         let register = |r: &u32| copies.iter().position(|copy| copy == r).expect("every register is one of its copies");
         for (address, group) in self.exchanged_places(buffer, dtype, &compact, by_thread) {
             let elements: Vec<V> = group.iter().map(|r| registers[register(r)].clone()).collect();
             let words = pack(&mut self.w, dtype, &elements);
-            self.store_shared(&address, Words::of(dtype, elements.len()), &words, owner.as_ref());
+            put(self, &address, Words::of(dtype, elements.len()), &words);
         }
     }
 
@@ -181,7 +196,7 @@ impl Lower<'_> {
     }
 
     /// The addresses of a thread's accesses in a buffer, and the registers of each.
-    pub(super) fn exchanged_places(
+    fn exchanged_places(
         &mut self,
         buffer: &V,
         dtype: DType,

@@ -6,6 +6,7 @@
 //!
 //! Invariant: every operand is a [`V`], the text of a value (`%v12`, `7`, `0x3FF0000000000000`) without its type.
 
+use super::places::Places;
 use crate::ir::{Bits, DType, Loc};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::{Display, Write};
@@ -82,13 +83,9 @@ pub struct Writer {
     joined: HashMap<V, [V; 2]>,
     /// The label of the block being written.
     pub block: String,
-    /// Places in the source from which instructions come, each once; what those that are written now end with.
-    places: Vec<Loc>,
-    place: String,
+    /// Where in the source instructions come from.
+    places: Places,
 }
-
-/// The number of the first note on the source.
-const NOTES: usize = 100;
 
 impl Writer {
     /// A fresh number for names.
@@ -99,26 +96,18 @@ impl Writer {
 
     /// The place in the source from which the next instructions come.
     pub fn at(&mut self, place: Loc) {
-        self.place.clear();
-        if !place.file.is_empty() {
-            let known = self.places.iter().position(|p| *p == place);
-            let number = known.unwrap_or_else(|| {
-                self.places.push(place);
-                self.places.len() - 1
-            });
-            self.place = format!(", !dbg !{}", NOTES + 4 + number);
-        }
+        self.places.move_to(place);
     }
 
     /// Writes an instruction without a result.
     pub fn line(&mut self, text: impl Display) {
-        writeln!(self.body, "  {text}{}", self.place).expect("writing to a string");
+        writeln!(self.body, "  {text}{}", self.places.here()).expect("writing to a string");
     }
 
     /// Writes an instruction and names its result.
     pub fn op(&mut self, text: impl Display) -> V {
         let name: V = format!("%v{}", self.fresh()).into();
-        writeln!(self.body, "  {name} = {text}{}", self.place).expect("writing to a string");
+        writeln!(self.body, "  {name} = {text}{}", self.places.here()).expect("writing to a string");
         name
     }
 
@@ -319,7 +308,7 @@ impl Writer {
             out,
             "define void @{name}({}) #0{} {{\nentry:\n{}  br label %body\nbody:\n{}  ret void\n}}",
             params.join(", "),
-            if self.places.is_empty() { String::new() } else { format!(" !dbg !{NOTES}") },
+            self.places.kernel(),
             self.prologue,
             self.body
         );
@@ -340,51 +329,8 @@ impl Writer {
             let _ = writeln!(out, "!{i} = !{{ptr @{name}, !\"grid_constant\", !{}}}", i + 1);
             let _ = writeln!(out, "!{} = !{{{}}}", i + 1, places.join(", "));
         }
-        self.notes_on_source(name, &mut out);
+        self.places.notes(name, &mut out);
         out
-    }
-
-    /// What profilers and sanitizers are told: LLVM makes `.file` and `.loc` of it, and nothing else.
-    fn notes_on_source(&self, name: &str, out: &mut String) {
-        let Some(first) = self.places.first() else { return };
-        let mut files: Vec<&str> = vec![first.file];
-        files.extend(self.places.iter().map(|p| p.file).filter(|f| *f != first.file));
-        files[1..].sort_unstable();
-        files.dedup();
-        // After the places a file and its scope for each.
-        let file = |f: &str| {
-            NOTES + 4 + self.places.len() + 2 * files.iter().position(|g| *g == f).expect("the file of a place")
-        };
-        let mut note = |number: usize, text: String| writeln!(out, "!{number} = {text}").expect("writing to a string");
-        let (kernel, unit, version, types) = (NOTES, NOTES + 1, NOTES + 2, NOTES + 3);
-        let main = file(first.file);
-        note(
-            kernel,
-            format!(
-                "distinct !DISubprogram(name: \"{name}\", scope: !{main}, file: !{main}, line: {}, type: !{types}, \
-                 unit: !{unit}, spFlags: DISPFlagDefinition | DISPFlagOptimized)",
-                first.line
-            ),
-        );
-        note(
-            unit,
-            format!(
-                "distinct !DICompileUnit(language: DW_LANG_Rust, file: !{main}, isOptimized: true, emissionKind: \
-                 DebugDirectivesOnly)"
-            ),
-        );
-        note(version, "!{i32 2, !\"Debug Info Version\", i32 3}".into());
-        note(types, "!DISubroutineType(types: !{null})".into());
-        for (i, place) in self.places.iter().enumerate() {
-            let (line, column, scope) = (place.line, place.column, file(place.file) + 1);
-            note(NOTES + 4 + i, format!("!DILocation(line: {line}, column: {column}, scope: !{scope})"));
-        }
-        for f in &files {
-            let (number, escaped) = (file(f), f.replace('\\', "\\5C").replace('"', "\\22"));
-            note(number, format!("!DIFile(filename: \"{escaped}\", directory: \"\")"));
-            note(number + 1, format!("!DILexicalBlockFile(scope: !{kernel}, file: !{number}, discriminator: 0)"));
-        }
-        let _ = writeln!(out, "!llvm.dbg.cu = !{{!{unit}}}\n!llvm.module.flags = !{{!{version}}}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! Small tiles that the programs of a cluster exchange (`cluster_reduce`) without its barrier.
 //!
-//! A barrier of the cluster comes with a fence that waits until all of a thread's memory traffic is over, longer than
-//! what is between two exchanges often takes. Here each program writes its tile into the shared memory of all others
-//! (`st.async`), at its own rank, and waits at an mbarrier of its own until the tiles of all have come.
+//! A barrier of the cluster comes with a fence that waits until all of a thread's memory traffic is over, which takes
+//! longer than all the rest of an exchange. Here each program writes its tile into the shared memory of all, itself
+//! included (`st.async`), at the place of its rank, and waits at an mbarrier of its own until all tiles have come.
 //!
 //! That says nothing of global memory, so a kernel may do it only if nobody can tell the difference ([`suits`]):
 //! - No program has written anything before. So nothing that was written before an exchange is read after it.
@@ -19,7 +19,7 @@
 //!   there before they first send. Nobody ends before he has all that is sent to him.
 
 use super::lower::{Lower, Result};
-use super::memory::{Words, pack};
+use super::memory::Words;
 use super::text::{V, int};
 use crate::gpu::assign::Assignment;
 use crate::gpu::layout::LinearLayout;
@@ -183,7 +183,8 @@ impl Lower<'_> {
         let buffer = self.shared_at(tiles, &int(turn), programs * bytes);
         let by_thread = layout == to && layout.copies() == 1;
         self.expect_tiles(&barrier, programs * dtype.size() * layout.shape().numel());
-        self.send_tile(&buffer, &barrier, bytes, dtype, &layout, by_thread, &registers);
+        let own = self.own_tile(&buffer, bytes);
+        self.send_tile(&own, &barrier, dtype, &layout, by_thread, &registers);
         self.wait_for_tiles(&barrier, phase);
 
         let (compact, copies) = to.compact_registers();
@@ -213,34 +214,31 @@ impl Lower<'_> {
         self.w.asm_effect("void", &ptx, "r", &[("i32", barrier)]);
     }
 
-    /// Writes a tile, every element once, to each program's buffer.
-    #[allow(clippy::too_many_arguments)]
+    /// This program's place among the tiles of a buffer.
+    fn own_tile(&mut self, buffer: &V, bytes: usize) -> V {
+        let program = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.ctaid.x", &[]);
+        let rank = self.w.op(format_args!("and i32 {program}, {}", self.programs() - 1));
+        let own = self.w.bin("mul", "i32", &rank, &int(bytes));
+        self.w.bin("add", "i32", buffer, &own)
+    }
+
+    /// Writes a tile, every element once, to the same place of each program.
     fn send_tile(
         &mut self,
-        buffer: &V,
+        place: &V,
         barrier: &V,
-        bytes: usize,
         dtype: DType,
         layout: &LinearLayout,
         by_thread: bool,
         registers: &[V],
     ) {
-        let (compact, copies) = layout.compact_registers();
-        self.exchanged_access("stores for a cluster", dtype, &compact, by_thread);
-        let register = |r: &u32| copies.iter().position(|copy| copy == r).expect("every register is one of its copies");
-        let program = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.ctaid.x", &[]);
-        let rank = self.w.op(format_args!("and i32 {program}, {}", self.programs() - 1));
-        let own = self.w.bin("mul", "i32", &rank, &int(bytes));
-        let own = self.w.bin("add", "i32", buffer, &own);
         let owner = self.owner(layout);
-        for (place, group) in self.exchanged_places(&own, dtype, &compact, by_thread) {
-            let elements: Vec<V> = group.iter().map(|r| registers[register(r)].clone()).collect();
-            let words = pack(&mut self.w, dtype, &elements);
-            for rank in 0..self.programs() {
-                let [place, barrier] = [&place, barrier].map(|at| self.at_program(at, &int(rank)));
-                self.send_words(&place, &barrier, Words::of(dtype, elements.len()), &words, owner.as_ref());
+        self.each_exchanged(place, dtype, layout, by_thread, registers, |lower, place, form, words| {
+            for rank in 0..lower.programs() {
+                let [place, barrier] = [place, barrier].map(|at| lower.at_program(at, &int(rank)));
+                lower.send_words(&place, &barrier, form, words, owner.as_ref());
             }
-        }
+        });
     }
 
     fn send_words(&mut self, place: &V, barrier: &V, form: Words, words: &[V], enabled: Option<&V>) {
