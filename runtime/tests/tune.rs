@@ -285,14 +285,26 @@ fn adds<const N: usize>(x: &View<f32, 2>, out: &mut View<f32, 1>) {
     unsafe { out.store(0, before + row) };
 }
 
+#[kernel(tune(N in [8, 16]))]
+fn adds_up<const N: usize>(x: &View<f32, 2>, out: &mut View<f32, 1>) {
+    let row: Tile<f32, N> = x.select(0, 0).load(0);
+    // SAFETY: there is one program.
+    unsafe { out.store_add(0, row) };
+}
+
 /// Its inputs may be windows on what it reads, and what it reads of a tensor's extents is no reading of it.
 #[test]
 fn a_kernel_that_reads_what_it_writes_is_not_tuned() {
     let (x, mut out) = (Tensor::zeros(&[1, 8], DType::F32, Device::Cpu).unwrap(), tensors(9, Device::Cpu).1);
-    let line = line!() - 9;
-    for e in [adds::<8>(&x, &mut out).grid(1).run(), adds_tuned(&x, &mut out).grid(|_| 1).run()] {
+    let line = line!() - 16;
+    for (name, line, e) in [
+        ("adds", line, adds::<8>(&x, &mut out).grid(1).run()),
+        ("adds", line, adds_tuned(&x, &mut out).grid(|_| 1).run()),
+        ("adds_up", line + 9, adds_up_tuned(&x, &mut out).grid(|_| 1).run()),
+    ] {
         let text = e.unwrap_err().to_string();
-        for part in ["kernel `adds`", &format!("tune.rs:{line}:"), "`out` is written and read", "leave `tune` out"] {
+        let (kernel, line) = (format!("kernel `{name}`"), format!("tune.rs:{line}:"));
+        for part in [&kernel, &line, "`out` is written and read", "leave `tune` out"] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

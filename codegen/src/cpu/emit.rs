@@ -363,6 +363,7 @@ impl<'a> Emitter<'a, '_> {
             OpKind::While => return self.emit_while(op),
             OpKind::If => return self.emit_if(op),
             OpKind::Store => return self.emit_store(op),
+            OpKind::StoreAdd => return self.emit_store_add(op),
             OpKind::Scatter { .. } => return self.emit_scatter(op),
             OpKind::Atomic { .. } => return self.emit_atomic(op),
             OpKind::Signal | OpKind::Wait => return self.emit_semaphore(id),

@@ -453,19 +453,11 @@ impl<'a> Emitter<'a, '_> {
         let mask = masked.then(|| op.operands[end]);
         let (dtype, shape) = (self.k.ty(value).dtype(), self.k.ty(value).shape());
         let result = self.plan.place(op.results[0]);
-        let code = atomic_code(kind, dtype);
         self.fast = false;
         self.nest(shape, None, None, &mut |s, p| {
             let x = s.element(value, p);
             let (at, ok) = s.indexed(view, &op.operands[2..end], mask, p)[0];
-            let bits = if dtype.size() == 8 {
-                x
-            } else {
-                let raw = s.encode(dtype, x, 1);
-                s.b.ins().uextend(types::I64, raw)
-            };
-            let code = s.iconst(code as i64);
-            let old = s.call(s.helpers.atomic, &[code, at, bits]);
+            let old = s.atomic_element(kind, dtype, at, x);
             let old = s.scalar_from_bits(dtype, old);
             let zero = s.zero(dtype, 1);
             let old = s.b.ins().select(ok, old, zero);
@@ -475,6 +467,31 @@ impl<'a> Emitter<'a, '_> {
                 _ => {}
             }
         });
+    }
+
+    /// An atomic addition for each element.
+    pub(super) fn emit_store_add(&mut self, op: &'a Op) {
+        let (view, value, coords) = (op.operands[0], op.operands[1], &op.operands[2..]);
+        let (dtype, shape) = (self.k.ty(value).dtype(), self.k.ty(value).shape());
+        self.fast = false;
+        self.nest(shape, None, None, &mut |s, p| {
+            let x = s.element(value, p);
+            let (_, address, ok) = s.row(view, coords, p);
+            let at = s.guarded(ok, address);
+            s.atomic_element(AtomicOp::Add, dtype, at, x);
+        });
+    }
+
+    /// The bits that were there before.
+    fn atomic_element(&mut self, op: AtomicOp, dtype: DType, at: Value, x: Value) -> Value {
+        let bits = if dtype.size() == 8 {
+            x
+        } else {
+            let raw = self.encode(dtype, x, 1);
+            self.b.ins().uextend(types::I64, raw)
+        };
+        let code = self.iconst(atomic_code(op, dtype) as i64);
+        self.call(self.helpers.atomic, &[code, at, bits])
     }
 
     /// Signals, and waits that have nothing to wait for: all earlier launches are over.

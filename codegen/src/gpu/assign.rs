@@ -11,7 +11,7 @@
 //! there is one and anybody demands `v`; a value nobody demands has no version and is not computed.
 
 use super::assembly::{self, Assembly, AssemblyPlan};
-use super::bulk::{Nesting, selections};
+use super::bulk::{Nesting, Transfer, selections};
 use super::layout::{Conversion, LinearLayout};
 use super::mma::{self, DotPlan};
 use super::panels::Panels;
@@ -424,7 +424,7 @@ impl Assigner<'_> {
                 }
                 self.out.work.insert(id, layout);
             }
-            OpKind::Store => {
+            OpKind::Store | OpKind::StoreAdd => {
                 let mut layout = self.store_layout(op);
                 if let Some((own, store)) = self.as_copies(id, &layout) {
                     layout = own;
@@ -713,7 +713,8 @@ impl Assigner<'_> {
         let (load, transposed) = pipeline::source(k, k.op(dot).operands[i])?;
         let panels = self.out.ahead.panels(load)?;
         // A tile that others look at, too, comes as it is: not rounded to tf32.
-        let rounded = panels.size != 4 || self.out.ahead.bulk_load(load).is_some_and(|l| l.copy.map.tf32);
+        let rounded =
+            panels.size != 4 || self.out.ahead.bulk_load(load).is_some_and(|l| l.copy.map.transfer == Transfer::Tf32);
         if !rounded || !pipeline::fetches(&self.out.dots[&dot], i, panels, transposed) {
             return None;
         }
@@ -780,7 +781,7 @@ impl Assigner<'_> {
         for &id in &k.region(region).ops {
             let op = k.op(id);
             match &op.kind {
-                OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. } => {
+                OpKind::Store | OpKind::StoreAdd | OpKind::Scatter { .. } | OpKind::Atomic { .. } => {
                     let layout = self.out.work[&id].clone();
                     for &v in &op.operands {
                         self.demand(v, &layout);

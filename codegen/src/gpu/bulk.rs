@@ -9,7 +9,7 @@
 
 use super::facts::{self, ViewFacts};
 use super::panels::Panels;
-use crate::ir::{Access, Def, Kernel, OpId, OpKind, RegionId, ValueId};
+use crate::ir::{Access, DType, Def, Kernel, OpId, OpKind, RegionId, ValueId};
 use std::collections::HashMap;
 
 /// The tensor map of a load or store: a window on a parameter.
@@ -23,8 +23,18 @@ pub struct TensorMap {
     pub extents: Vec<u32>,
     /// Bytes of the shared memory's swizzle: 32, 64 or 128; 16 if there is none.
     pub swizzle: usize,
-    /// Whether f32 becomes tf32 on the way, rounded to nearest, ties to even.
-    pub tf32: bool,
+    pub transfer: Transfer,
+}
+
+/// What becomes of elements on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transfer {
+    /// They stay what they are.
+    Bits,
+    /// f32 becomes tf32, rounded to nearest, ties to even.
+    Tf32,
+    /// They are added to those in global memory.
+    Add(DType),
 }
 
 /// A load as a bulk copy.
@@ -177,7 +187,7 @@ pub fn bulk_load(k: &Kernel, load: OpId, panels: &Panels) -> Result<BulkLoad, &'
     }
     let slot = k.slots().iter().position(|s| s.param as usize == param).expect("every parameter has slots");
     Ok(BulkLoad {
-        map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), tf32: false },
+        map: TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), transfer: Transfer::Bits },
         coords,
         share: None,
         first: load,

@@ -15,7 +15,7 @@
 //! own. (A copy in flight to registers would take one of the few scoreboards, which all that waits for results shares.) A
 //! loop that comes before another one with the same loads, and more, reads that one's slots if all iterations have some.
 
-use super::bulk::{self, BulkLoad, Nesting};
+use super::bulk::{self, BulkLoad, Nesting, Transfer};
 use super::layout::{Ldmatrix, LinearLayout};
 use super::mma::DotPlan;
 use super::panels::Panels;
@@ -391,7 +391,9 @@ impl Planner<'_> {
             let reads = |&(user, v, transposed): &_| self.reads(user, v, &bulk.panels, transposed);
             // Products read f32 rounded to tf32, others as it is.
             let (some, all) = (uses.iter().any(reads), !uses.is_empty() && uses.iter().all(reads));
-            bulk.copy.map.tf32 = bulk.panels.size == 4 && all;
+            if bulk.panels.size == 4 && all {
+                bulk.copy.map.transfer = Transfer::Tf32;
+            }
             feeds |= if bulk.panels.size == 4 { all } else { some };
             loads.push(bulk);
         }
@@ -440,7 +442,9 @@ impl Planner<'_> {
                 && self.alone(id)
             {
                 *left -= bulk.bytes;
-                bulk.copy.map.tf32 = bulk.panels.size == 4;
+                if bulk.panels.size == 4 {
+                    bulk.copy.map.transfer = Transfer::Tf32;
+                }
                 loads.push(bulk);
             }
         }

@@ -9,7 +9,7 @@
 //! The copy needs a tensor map, hence what a bulk copy to shared memory needs of view and parameter ([`bulk`](super::bulk)).
 //! And the kernel must do nothing else with the parameter: others would have to know when a copy is over.
 
-use super::bulk::{TensorMap, aligned, in_parameter};
+use super::bulk::{TensorMap, Transfer, aligned, in_parameter};
 use super::facts;
 use super::layout::{Ldmatrix, LinearLayout, SharedLayout, Swizzle, VectorAccess};
 use super::panels::Panels;
@@ -94,13 +94,17 @@ impl BulkStore {
 /// warp may have for them.
 pub fn bulk_store(k: &Kernel, id: OpId, layout: &LinearLayout, room: usize) -> Result<BulkStore, &'static str> {
     let op = k.op(id);
-    let size = k.ty(op.operands[1]).dtype().size();
+    let dtype = k.ty(op.operands[1]).dtype();
+    let size = dtype.size();
     let (param, coords) = in_parameter(k, op.operands[0], &op.operands[2..]).ok_or("its view was narrowed")?;
     if !only_stored_to(k, param) {
         return Err("the kernel does more with the parameter, or tells others of it");
     }
     if !matches!(size, 1 | 2 | 4) {
         return Err("its elements have 8 bytes");
+    }
+    if op.kind == OpKind::StoreAdd && !(dtype.is_float() || size == 4) {
+        return Err("copies add no integers of less than 32 bits");
     }
     let (last, f) = (coords.len() - 1, facts::view_facts(k, k.params[param].value).expect("a parameter has facts"));
     if coords[last].1.is_none() {
@@ -135,7 +139,8 @@ pub fn bulk_store(k: &Kernel, id: OpId, layout: &LinearLayout, room: usize) -> R
         return Err("the lanes of a warp would write to several panels at a time");
     }
     let slot = k.slots().iter().position(|s| s.param as usize == param).expect("every parameter has slots");
-    let map = TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), tf32: false };
+    let transfer = if op.kind == OpKind::StoreAdd { Transfer::Add(dtype) } else { Transfer::Bits };
+    let map = TensorMap { slot, size, extents, swizzle: panels.swizzle.bytes(), transfer };
     Ok(BulkStore { map, coords, panels, way, registers: held.registers, boxes: held.boxes })
 }
 
@@ -144,7 +149,7 @@ fn only_stored_to(k: &Kernel, param: usize) -> bool {
     let tells = |kind: &OpKind| matches!(kind, OpKind::Signal | OpKind::GridSync | OpKind::ClusterReduce(_));
     let other = |kind: &OpKind| {
         let looks = matches!(kind, OpKind::ViewSelect { .. } | OpKind::ViewNarrow { .. } | OpKind::Dim { .. });
-        !looks && *kind != OpKind::Store
+        !looks && !matches!(kind, OpKind::Store | OpKind::StoreAdd)
     };
     let of_param = |v: ValueId| facts::view_facts(k, v).is_some_and(|f| f.param == param);
     k.params[param].access == Access::Write

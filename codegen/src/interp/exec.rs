@@ -194,7 +194,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
                 }
                 Ok(())
             }
-            OpKind::Store | OpKind::Scatter { .. } => self.write(op),
+            OpKind::Store | OpKind::StoreAdd | OpKind::Scatter { .. } => self.write(op),
             OpKind::Signal | OpKind::Wait => self.semaphore(op),
             // Of a single program: others meet (`meeting.rs`).
             OpKind::GridSync => Ok(()),
@@ -401,7 +401,7 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
         result.map_err(|fault| fault.of(name))
     }
 
-    /// Store, scatter.
+    /// Stores, scatter.
     fn write(&mut self, op: &Op) -> Result<(), Fault> {
         let view = self.view(op.operands[0])?;
         let name = &self.kernel.params[view.param].name;
@@ -417,7 +417,12 @@ impl<'k, 'b, 'o, 'c> Machine<'k, 'b, 'o, 'c> {
                 let (_, shape) = self.tile_type(op.operands[1])?;
                 let value = self.tile(op.operands[1])?.clone();
                 let start = self.i32s(&op.operands[2..])?;
-                memory::store(&mut self.held.memories[view.buffer], who, &view, &start, shape, &value)
+                let memory = &mut self.held.memories[view.buffer];
+                if op.kind == OpKind::StoreAdd {
+                    memory::store_add(memory, who, &view, &start, shape, &value)
+                } else {
+                    memory::store(memory, who, &view, &start, shape, &value)
+                }
             }
         };
         result.map_err(|fault| fault.of(name))

@@ -344,6 +344,29 @@ pub(super) fn store(
     }
 }
 
+/// An atomic addition for each element.
+pub(super) fn store_add(
+    memory: &mut Memory,
+    who: Accessor,
+    view: &View,
+    start: &[i64],
+    shape: Shape,
+    value: &Data,
+) -> Result<(), Fault> {
+    let dtype = view.dtype;
+    for_rows(view, start, shape, |row| {
+        for i in 0..row.count {
+            let offset = (row.offset as i64 + i as i64 * row.stride) as usize;
+            who.touch(memory, Access::Atomic, dtype.size(), offset, 1)
+                .map_err(|(_, kind)| in_row(&row, i as i64, kind))?;
+            let sum =
+                semantics::atomic(AtomicOp::Add, dtype, read_element(memory, dtype, offset), value.get(row.tile + i));
+            write_element(memory, dtype, offset, sum);
+        }
+        Ok(())
+    })
+}
+
 fn read_element(memory: &Memory, dtype: DType, offset: usize) -> Bits {
     let size = dtype.size();
     let mut raw = [0; 8];

@@ -271,6 +271,11 @@ impl Builder {
         self.emit(OpKind::Store, &operands, &[]);
     }
 
+    pub fn store_add(&mut self, view: ValueId, value: ValueId, coords: &[ValueId]) {
+        let operands: Vec<_> = [view, value].iter().chain(coords).copied().collect();
+        self.emit(OpKind::StoreAdd, &operands, &[]);
+    }
+
     /// `masked`: the mask, and the value where it is false.
     pub fn gather(&mut self, view: ValueId, index: &[ValueId], masked: Option<(ValueId, ValueId)>) -> ValueId {
         let ty = Type::Tile(self.ty(view).dtype(), self.tile(index[0]).1);

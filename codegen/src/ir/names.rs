@@ -123,6 +123,7 @@ impl OpKind {
             OpKind::ViewNarrow { .. } => "view_narrow",
             OpKind::Load { .. } => "load",
             OpKind::Store => "store",
+            OpKind::StoreAdd => "store_add",
             OpKind::Gather { .. } => "gather",
             OpKind::Scatter { .. } => "scatter",
             OpKind::Atomic { .. } => "atomic",

@@ -222,6 +222,9 @@ pub enum OpKind {
     },
     /// (view<T,r>, tile of rank r, r coordinates i32).
     Store,
+    /// (view<T,r>, tile of rank r, r coordinates i32): each element is added to the one in its place, as an atomic `Add` of
+    /// its own (relaxed, device scope).
+    StoreAdd,
     /// (view<T,r>, r index tiles i32<S>, [mask: bool<S>, other: T<S>]) → T<S>. With a mask, `other` where it is false
     /// or the index is outside; without, outside is an error (compiled back ends: 0).
     Gather {
@@ -314,6 +317,7 @@ impl OpKind {
         matches!(
             self,
             OpKind::Store
+                | OpKind::StoreAdd
                 | OpKind::Scatter { .. }
                 | OpKind::Atomic { .. }
                 | OpKind::Signal
@@ -331,7 +335,7 @@ impl OpKind {
     }
 
     pub fn reads_memory(&self) -> bool {
-        matches!(self, OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::Atomic { .. })
+        matches!(self, OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::Atomic { .. } | OpKind::StoreAdd)
     }
 
     /// Whether each element of the result is a function of the operands' elements at the same place.

@@ -636,7 +636,7 @@ impl<'a> Parser<'a> {
         let view = self.value()?;
         let coords = self.list("[", "]", Self::value)?;
         let mut operands = vec![view];
-        if matches!(mnemonic, "store" | "scatter" | "atomic" | "signal" | "wait") {
+        if matches!(mnemonic, "store" | "store_add" | "scatter" | "atomic" | "signal" | "wait") {
             self.expect(",")?;
             operands.push(self.value()?);
         }
@@ -658,6 +658,7 @@ impl<'a> Parser<'a> {
             ("load", _) => OpKind::Load { has_other },
             ("gather", _) => OpKind::Gather { masked },
             ("store", _) => OpKind::Store,
+            ("store_add", _) => OpKind::StoreAdd,
             ("signal", _) => OpKind::Signal,
             ("wait", _) => OpKind::Wait,
             (_, Some(op)) => OpKind::Atomic { op, masked },

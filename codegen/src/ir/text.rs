@@ -221,7 +221,8 @@ impl Printer<'_> {
             OpKind::Dim { dim } | OpKind::ViewSelect { dim } | OpKind::ViewNarrow { dim } => {
                 format!("{dim} {}", self.values(o))
             }
-            OpKind::Load { .. } | OpKind::Gather { .. } | OpKind::Store | OpKind::Scatter { .. } => self.access(op),
+            OpKind::Load { .. } | OpKind::Gather { .. } => self.access(op),
+            OpKind::Store | OpKind::StoreAdd | OpKind::Scatter { .. } => self.access(op),
             OpKind::Signal | OpKind::Wait => self.access(op),
             OpKind::Atomic { op: which, .. } => format!("{} {}", which.name(), self.access(op)),
             OpKind::Assert { message } => format!("{}, {message:?}", self.values(o)),

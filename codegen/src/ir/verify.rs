@@ -337,7 +337,7 @@ impl Verifier<'_> {
                 self.same("length", I32, len)?;
                 self.same("result", view, self.result(o)?)
             }
-            OpKind::Load { .. } | OpKind::Store => self.box_access(o),
+            OpKind::Load { .. } | OpKind::Store | OpKind::StoreAdd => self.box_access(o),
             OpKind::Gather { .. } | OpKind::Scatter { .. } | OpKind::Atomic { .. } => self.element_access(o),
             OpKind::Signal | OpKind::Wait => self.semaphore(o),
             OpKind::ClusterReduce(combine) => self.cluster_reduce(o, *combine),
@@ -570,6 +570,9 @@ impl Verifier<'_> {
         self.require(o.operands.len() == expected, "operands", expected, o.operands.len())?;
         for &c in &o.operands[first..first + rank as usize] {
             self.same("coordinate", I32, self.k.ty(c))?;
+        }
+        if o.kind == OpKind::StoreAdd {
+            self.accepts(AtomicOp::Add.accepts(d), d)?;
         }
         let tile = if store {
             self.no_results(o)?;

@@ -110,7 +110,7 @@ impl<'k> Lower<'k> {
         let known = self.ordered_by_iteration(id);
         // In a loop that stores, where warps may be at different steps, they exchange what is theirs in regions that
         // nobody else uses meanwhile. (Without bulk copies shared memory is for programs beside this one.)
-        let stores = k.region(region).ops.iter().any(|&o| k.op(o).kind == OpKind::Store);
+        let stores = k.region(region).ops.iter().any(|&o| matches!(k.op(o).kind, OpKind::Store | OpKind::StoreAdd));
         let own = stores && !self.rings.is_empty();
         if own && !self.scratch_busy.is_empty() {
             self.barrier();

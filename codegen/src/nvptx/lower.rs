@@ -391,6 +391,21 @@ impl<'k> Lower<'k> {
         self.pending.push(Pending { param, writes, key });
     }
 
+    /// [`Lower::order`] for a store. What is only added to needs no order: additions are atomic.
+    pub(super) fn order_store(&mut self, id: OpId, layout: &LinearLayout) {
+        let k = self.k;
+        let op = k.op(id);
+        let param = self.views[&op.operands[0]].param;
+        let touches = |o: &Op| {
+            let view = o.operands.first().and_then(|&v| facts::view_facts(k, v));
+            (o.kind.reads_memory() || writes(&o.kind)) && view.is_some_and(|f| f.param == param)
+        };
+        let only_added_to = || k.ops.iter().filter(|o| touches(o)).all(|o| o.kind == OpKind::StoreAdd);
+        if op.kind != OpKind::StoreAdd || !only_added_to() {
+            self.order(op.operands[0], Some(&op.operands[2..]), layout, true);
+        }
+    }
+
     /// At the start and the end of a loop's body: what another iteration did is not known.
     pub(super) fn forget_order(&mut self) {
         self.forget_order_but(&[]);
@@ -555,7 +570,7 @@ impl<'k> Lower<'k> {
             OpKind::For { .. } => self.lower_for(id),
             OpKind::While => self.lower_while(op),
             OpKind::If => self.lower_if(op),
-            OpKind::Store => match self.plan.stores.get(&id) {
+            OpKind::Store | OpKind::StoreAdd => match self.plan.stores.get(&id) {
                 Some(store) if self.store_buffers.is_some() => self.bulk_store(id, store),
                 _ => self.store(id),
             },

@@ -66,7 +66,8 @@ fn suits(k: &Kernel, plan: &Assignment) -> bool {
                 let size = ty.dtype().size();
                 !nested(id) && matches!(size, 4 | 8) && size * ty.shape().numel() <= MOST
             }
-            OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. } | OpKind::Signal | OpKind::Wait => false,
+            OpKind::Store | OpKind::StoreAdd | OpKind::Scatter { .. } | OpKind::Atomic { .. } => false,
+            OpKind::Signal | OpKind::Wait => false,
             OpKind::Load { .. } => !(nested(id) && written(id)),
             OpKind::Gather { .. } => !written(id),
             _ => true,

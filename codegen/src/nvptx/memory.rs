@@ -279,12 +279,16 @@ impl Lower<'_> {
     }
 
     fn store_words(&mut self, param: usize, address: &V, words: Words, values: &[V], mask: Option<&V>) {
-        let Words { bits, count } = words;
+        let suffix = if words.bits == 8 { ".u8".to_owned() } else { words.suffix() };
+        let instruction = format!("st.global{}{suffix}", self.eviction(param));
+        self.write_words(&instruction, address, words, values, mask);
+    }
+
+    /// An instruction that takes an address and words to be put there in some way.
+    fn write_words(&mut self, instruction: &str, address: &V, words: Words, values: &[V], mask: Option<&V>) {
         let first = 1 + usize::from(mask.is_some());
-        let ins: Vec<String> = (0..count).map(|i| format!("${}", i + first)).collect();
-        let list = if count == 1 { ins[0].clone() } else { format!("{{{}}}", ins.join(",")) };
-        let suffix = if bits == 8 { ".u8".to_owned() } else { words.suffix() };
-        let suffix = self.eviction(param).to_owned() + &suffix;
+        let ins: Vec<String> = (0..words.count).map(|i| format!("${}", i + first)).collect();
+        let list = if words.count == 1 { ins[0].clone() } else { format!("{{{}}}", ins.join(",")) };
         let predicate = if mask.is_some() { "@$1 " } else { "" };
         let mut constraints = String::from(if mask.is_some() { "l,b" } else { "l" });
         let mut args = vec![("i64", address)];
@@ -294,7 +298,7 @@ impl Lower<'_> {
             constraints.push_str(words.constraint());
             args.push((words.asm_type(), v));
         }
-        self.w.asm_effect("void", &format!("{predicate}st.global{suffix} [$0], {list};"), &constraints, &args);
+        self.w.asm_effect("void", &format!("{predicate}{instruction} [$0], {list};"), &constraints, &args);
     }
 
     pub(super) fn load(&mut self, id: OpId) -> Result<()> {
@@ -380,7 +384,7 @@ impl Lower<'_> {
         let coords = &op.operands[2..];
         let access = facts::access(self.k, op.operands[0], shape, coords);
         let regs = self.get(value, &layout);
-        self.order(op.operands[0], Some(coords), &layout, true);
+        self.order_store(id, &layout);
         let starts: Vec<V> = coords.iter().map(|&c| self.scalar(c)).collect();
         self.global_access(op.operands[0], &layout, access);
         let view = self.view(op.operands[0]);
@@ -395,10 +399,38 @@ impl Lower<'_> {
             let mask = self.w.and(owner.clone(), mask);
             let address = place.address(self, group[0]);
             let elements: Vec<V> = group.iter().map(|&r| regs[r as usize].clone()).collect();
+            if op.kind == OpKind::StoreAdd {
+                self.add_elements(dtype, &address, &elements, mask);
+                continue;
+            }
             let words = pack(&mut self.w, dtype, &elements);
             self.store_words(place.view.param, &address, Words::of(dtype, group.len()), &words, mask.as_ref());
         }
         Ok(())
+    }
+
+    /// Adds neighbouring elements to those at an address: on Hopper up to 16 bytes of floats at once.
+    fn add_elements(&mut self, dtype: DType, address: &V, elements: &[V], mask: Option<V>) {
+        let size = dtype.size();
+        let together = if self.sm >= 90 && dtype.is_float() { elements.len() } else { 1 };
+        for (i, part) in elements.chunks(together).enumerate() {
+            let at = self.w.bin("add", "i64", address, &int(i * together * size));
+            let words = Words::of(dtype, part.len());
+            let vector = if words.count == 1 { String::new() } else { format!(".v{}", words.count) };
+            let pair = if part.len() > words.count { "x2" } else { "" };
+            let native = match dtype {
+                DType::F32 => format!("add{vector}.f32"),
+                DType::F16 => format!("add.noftz{vector}.f16{pair}"),
+                DType::BF16 if self.sm >= 90 => format!("add.noftz{vector}.bf16{pair}"),
+                _ if size >= 4 => format!("add.u{}", 8 * size),
+                _ => {
+                    self.atomic_loop(AtomicOp::Add, dtype, &at, &part[0], mask.clone());
+                    continue;
+                }
+            };
+            let values = pack(&mut self.w, dtype, part);
+            self.write_words(&format!("red.relaxed.gpu.global.{native}"), &at, words, &values, mask.as_ref());
+        }
     }
 
     /// The address of the element at `index` (one i32 per dimension), and whether it lies in the view.

@@ -60,7 +60,7 @@ mod tests_warpgroups;
 mod text;
 mod wgmma;
 
-pub use crate::gpu::bulk::TensorMap;
+pub use crate::gpu::bulk::{TensorMap, Transfer};
 
 use crate::gpu::{self, Chip};
 use crate::ir::{Denied, Finding, Kernel, Loc, Meeting};

@@ -11,6 +11,7 @@
 use super::lower::{Lower, Result};
 use super::memory::{Words, pack};
 use super::text::{V, int};
+use crate::gpu::bulk::Transfer;
 use crate::gpu::layout::{Level, LinearLayout};
 use crate::gpu::stores::{BUFFERS, BulkStore, Way};
 use crate::ir::{OpId, RegionId};
@@ -48,7 +49,7 @@ impl<'k> Lower<'k> {
         let dtype = self.k.ty(op.operands[1]).dtype();
         let (size, shared) = (dtype.size(), &store.panels.layout);
         let registers = self.get(op.operands[1], &layout);
-        self.order(op.operands[0], Some(&op.operands[2..]), &layout, true);
+        self.order_store(id, &layout);
 
         let lane = self.lane();
         let starts = self.w.icmp("eq", "i32", &lane, &int(0));
@@ -144,8 +145,12 @@ impl<'k> Lower<'k> {
             constraints.push_str(",l");
             args.push(("i64", policy));
         }
+        let (copy, add) = match store.map.transfer {
+            Transfer::Add(_) => ("cp.reduce.async.bulk", ".add"),
+            _ => ("cp.async.bulk", ""),
+        };
         let ptx = format!(
-            "@$2 cp.async.bulk.tensor.{}d.global.shared::cta.bulk_group{modifier} [$1, {{{}}}], [$0]{hint}; \
+            "@$2 {copy}.tensor.{}d.global.shared::cta{add}.bulk_group{modifier} [$1, {{{}}}], [$0]{hint}; \
              @$2 cp.async.bulk.commit_group;",
             at.len(),
             names.join(",")

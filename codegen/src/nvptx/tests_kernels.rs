@@ -339,7 +339,7 @@ pub(super) fn memory() -> Kernel {
     built("memory", |b| {
         let x = view(b, "x", DType::F32, 2, Access::Read);
         let out = view(b, "out", DType::F32, 1, Access::Write);
-        let zero = b.i32(0);
+        let [zero, some] = [0, 3].map(|i| b.i32(i));
         let s = Shape::new(&[64]);
         let i = b.iota(s, 0);
         let three = b.splat(DType::I32, s, 3.0);
@@ -363,6 +363,8 @@ pub(super) fn memory() -> Kernel {
                 let old = b.atomic(op, y, v, &[i], Some(mask));
                 b.store(y, old, &[zero]);
             }
+            b.store_add(y, v, &[zero]);
+            b.store_add(y, v, &[some]);
         }
         let yes = b.compare(CmpOp::Eq, i, i);
         b.assert(yes, "always");

@@ -1,10 +1,14 @@
 //! Stores as bulk copies leave what the interpreter leaves.
 
-use super::differential::{compare_runs, general, specialised};
+use super::differential::{compare, compare_runs, general, specialised};
 use super::simulate::Order;
+#[cfg(feature = "llvm")]
+use super::tests::assembles;
 use super::tests_kernels::{built, for_loop, view};
 use super::{Target, llvm_text};
-use crate::ir::{Access, BinaryOp, Builder, CmpOp, DType, Kernel, Lint, OpKind, Precision, Shape, Type, ValueId};
+use crate::ir::{
+    Access, BinaryOp, Builder, CmpOp, DType, Kernel, Lint, OpKind, Precision, Shape, Type, UnaryOp, ValueId,
+};
 
 /// The copies that the specialised kernel has; whatever it has, it computes the right thing.
 fn copies(k: &Kernel, grid: [u32; 3], shapes: &[&[i64]]) -> usize {
@@ -106,6 +110,52 @@ fn results_go_to_selected_matrices() {
         in_place(b, out, tile, row);
     });
     assert_eq!(copies(&k, [1, 3, 1], &[&[120, 64], &[64, 80], &[120, 3, 80]]), 1);
+}
+
+/// The accelerator adds: to where several programs do, and repeatedly, without waiting for what was added before. bf16
+/// sums of so few numbers are exact.
+#[test]
+fn results_are_added_by_copies() {
+    let mut k = tiles([64, 64], 2, |b, out, tile, row| {
+        let (zero, one) = (b.i32(0), b.splat(DType::BF16, Shape::new(&[64, 64]), 1.0));
+        let few = b.binary(BinaryOp::Min, tile, one);
+        let none = b.splat(DType::BF16, Shape::new(&[64, 64]), 0.0);
+        let few = b.binary(BinaryOp::Max, few, none);
+        let few = b.unary(UnaryOp::Round, few);
+        b.store_add(out, few, &[row, zero]);
+        b.store_add(out, few, &[zero, zero]);
+    });
+    k.options.warps = 4;
+    let shapes: [&[i64]; 3] = [&[328, 64], &[64, 112], &[328, 112]];
+    assert_eq!(copies(&k, [2, 1, 1], &shapes), 0, "not copies but reductions");
+    let text = llvm_text(&specialised(&k, &shapes), Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
+    assert_eq!(text.matches("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group").count(), 2, "{text}");
+    assert!(!text.contains("cp.async.bulk.wait_group 0;"), "{text}");
+}
+
+/// Threads add as much as 16 bytes at once where Hopper can, elsewhere single elements; of small integers by compare and
+/// swap.
+#[test]
+fn threads_add_by_vectors() {
+    use DType::{BF16, F16, F32, I8, I16, I32, U64};
+    let vectors = [(F32, "add.v4.f32"), (F16, "add.noftz.v4.f16x2"), (BF16, "add.noftz.v4.bf16x2")];
+    let elements = [(I32, "add.u32"), (U64, "add.u64"), (I8, "cas.b32"), (I16, "cas.b32")];
+    for (dtype, name) in vectors.into_iter().chain(elements) {
+        let k = built("added", |b| {
+            let (x, out) = (view(b, "x", dtype, 2, Access::Read), view(b, "out", dtype, 2, Access::Write));
+            let [zero, two, ten] = [0, 2, 10].map(|i| b.i32(i));
+            let x = b.load(x, &[zero, zero], Shape::new(&[8, 128]), None);
+            b.store_add(out, x, &[two, zero]);
+            b.store_add(out, x, &[ten, two]);
+        });
+        let shapes: [&[i64]; 2] = [&[8, 128], &[17, 128]];
+        compare(&k, [1; 3], &shapes, 0.0);
+        let special = specialised(&k, &shapes);
+        let text = llvm_text(&special, Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
+        assert!(text.contains(name), "{dtype}: {text}");
+        #[cfg(feature = "llvm")]
+        [80, 90].map(|sm| assembles(&special, sm));
+    }
 }
 
 /// Copies have no order: the second store to a place waits for the first to be made.

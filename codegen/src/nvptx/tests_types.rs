@@ -5,7 +5,7 @@ use super::simulate::Order;
 use super::tests::assembles;
 use super::tests_kernels::{built, for_loop, view};
 use super::tests_warpgroups::{check, check_gemm, dot, doubled, gemm, on_matrices, sums, tile, tolerance, with, zeros};
-use super::{Target, llvm_text};
+use super::{Target, Transfer, llvm_text};
 use crate::ir::{Access, BinaryOp, DType, Lint, OpKind, Precision, Shape};
 
 const BYTES: [DType; 4] = [DType::I8, DType::U8, DType::F8E4M3, DType::F8E5M2];
@@ -119,7 +119,7 @@ fn products_of_integers_and_floats_in_flight() {
 fn copies_round_what_products_alone_read() {
     let gemm = gemm([64, 64, 32], DType::F32, [false, true]);
     let lowered = check(&with(gemm, 4, 0), [1; 3], &[&[64, 96], &[64, 96], &[64, 64]]);
-    assert!(lowered.maps.iter().all(|m| m.tf32) && !from_registers(&lowered.text));
+    assert!(lowered.maps.iter().all(|m| m.transfer == Transfer::Tf32) && !from_registers(&lowered.text));
     for exactly in [false, true] {
         let k = on_matrices("others", DType::F32, |b, [x, y, out]| {
             let other = view(b, "d", DType::F32, 2, Access::Write);
@@ -141,7 +141,7 @@ fn copies_round_what_products_alone_read() {
             b.store(other, both[1], &[zero, zero]);
         });
         let lowered = check(&with(k, 4, 2), [1; 3], &[&[64, 128], &[64, 128], &[64, 64], &[64, 32]]);
-        let rounded: Vec<bool> = lowered.maps.iter().map(|m| m.tf32).collect();
+        let rounded: Vec<bool> = lowered.maps.iter().map(|m| m.transfer == Transfer::Tf32).collect();
         assert_eq!(rounded, [false, true, false][..2 + usize::from(exactly)]);
         assert!(from_registers(&lowered.text));
     }
@@ -158,7 +158,7 @@ fn a_single_product_as_tf32() {
         b.store(out, sum, &[zero, zero]);
     });
     let lowered = check(&with(k, 4, 0), [1; 3], &[&[64, 64], &[32, 64], &[64, 32]]);
-    assert!(lowered.maps.iter().all(|m| m.tf32));
+    assert!(lowered.maps.iter().all(|m| m.transfer == Transfer::Tf32));
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub fn any(k: &Kernel, regions: &[RegionId], f: impl Fn(&OpKind) -> bool) -> boo
 /// Whether an operation may change memory. After one that waits for others it is what they have made of it.
 pub fn writes(kind: &OpKind) -> bool {
     let waits = matches!(kind, OpKind::Signal | OpKind::Wait | OpKind::ClusterReduce(_) | OpKind::GridSync);
-    waits || matches!(kind, OpKind::Store | OpKind::Scatter { .. } | OpKind::Atomic { .. })
+    waits || matches!(kind, OpKind::Store | OpKind::StoreAdd | OpKind::Scatter { .. } | OpKind::Atomic { .. })
 }
 
 /// Whether the operation, beyond computing its results, may end in an error: where it would not have run, it must not

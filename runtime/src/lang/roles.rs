@@ -37,6 +37,8 @@
 //! On a GPU a role that only loads and sends makes bulk copies for the one that receives; any other has warps of its own
 //! (Hopper), on the CPU a thread.
 //!
+//! A channel of `()` carries nothing and only says that somebody has come so far, as a named barrier does.
+//!
 //! The types say who may do what: a [`Sender`] sends, a [`Receiver`] receives, a [`Slot`] is given back once. That the
 //! numbers of messages agree and that nobody waits for ever, the compiler checks where it can, and `Device::Interpret` and
 //! `Device::Cpu` whenever they run the kernel.

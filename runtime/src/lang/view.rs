@@ -149,6 +149,36 @@ impl<T: Element, const R: usize> View<T, R> {
         stage::emit(|b| b.store(self.id, value.id(), &at));
     }
 
+    /// Adds to the box that starts at `at`, element by element, each an atomic step (relaxed, device-wide): programs may
+    /// add to the same elements, in whichever order they come, so that sums of floats may differ from run to run. What
+    /// lies outside the view is not touched.
+    ///
+    /// ```
+    /// # use kiln::prelude::*;
+    /// # use kiln::{Device, Tensor};
+    /// /// sums[c] += Σ x[r, c]. Program: `R` rows of `C` columns.
+    /// #[kernel]
+    /// fn add_columns<const R: usize, const C: usize>(x: &View<f32, 2>, sums: &mut View<f32, 1>) {
+    ///     let rows: Tile<f32, R, C> = x.load((program_id(0) * R, program_id(1) * C));
+    ///     // SAFETY: programs only add.
+    ///     unsafe { sums.store_add(program_id(1) * C, rows.sum::<0>()) };
+    /// }
+    ///
+    /// let x = Tensor::from_slice(&[1f32; 300], &[100, 3], Device::Cpu)?;
+    /// let mut sums = Tensor::from_slice(&[0f32, 1.0, 2.0], &[3], Device::Cpu)?;
+    /// add_columns::<16, 4>(&x, &mut sums).grid([7, 1]).run()?;
+    /// assert_eq!(sums.to_vec::<f32>()?, [100.0, 101.0, 102.0]);
+    /// # Ok::<(), kiln::Error>(())
+    /// ```
+    ///
+    /// # Safety
+    /// No program of the launch reads or writes these elements but by atomics.
+    #[track_caller]
+    pub unsafe fn store_add<S: Ranked<R>>(&mut self, at: impl Coords<R>, value: Tile<T, S>) {
+        let at = at.coords();
+        stage::emit(|b| b.store_add(self.id, value.id(), &at));
+    }
+
     /// Writes one element.
     ///
     /// # Safety

@@ -1,8 +1,8 @@
 //! Compiled kernels as bytes, for packs and the cache.
 
 use crate::device::cuda::Image;
-use kiln_codegen::ir::{Finding, Lint};
-use kiln_codegen::nvptx::{TensorCores, TensorMap};
+use kiln_codegen::ir::{DType, Finding, Lint};
+use kiln_codegen::nvptx::{TensorCores, TensorMap, Transfer};
 
 impl Image {
     /// As bytes: each field with its length before it.
@@ -64,20 +64,27 @@ impl Image {
     }
 }
 
-/// Slot, element size, swizzle, whether to tf32, rank, extents.
+/// Slot, element size, swizzle, transfer, rank, extents.
 fn encode_map(map: &TensorMap) -> Vec<u32> {
-    let head = [map.slot, map.size, map.swizzle, map.tf32.into(), map.extents.len()].map(|n| n as u32);
+    let transfer = transfers().position(|t| t == map.transfer).expect("all are listed");
+    let head = [map.slot, map.size, map.swizzle, transfer, map.extents.len()].map(|n| n as u32);
     head.iter().chain(&map.extents).copied().collect()
+}
+
+/// All that there are, by number.
+fn transfers() -> impl Iterator<Item = Transfer> {
+    [Transfer::Bits, Transfer::Tf32].into_iter().chain(DType::ALL.map(Transfer::Add))
 }
 
 fn decode_maps(bytes: &[u8]) -> Option<Vec<TensorMap>> {
     let (words, rest) = bytes.as_chunks::<4>();
     let words: Vec<u32> = words.iter().map(|w| u32::from_le_bytes(*w)).collect();
     let (mut words, mut maps) = (&words[..], vec![]);
-    while let Some((&[slot, size, swizzle, tf32, rank], rest)) = words.split_first_chunk::<5>() {
+    while let Some((&[slot, size, swizzle, transfer, rank], rest)) = words.split_first_chunk::<5>() {
         let (extents, rest) = rest.split_at_checked(rank as usize)?;
         let [slot, size, swizzle] = [slot, size, swizzle].map(|n| n as usize);
-        maps.push(TensorMap { slot, size, extents: extents.to_vec(), swizzle, tf32: tf32 == 1 });
+        let transfer = transfers().nth(transfer as usize)?;
+        maps.push(TensorMap { slot, size, extents: extents.to_vec(), swizzle, transfer });
         words = rest;
     }
     (words.is_empty() && rest.is_empty()).then_some(maps)
@@ -97,7 +104,9 @@ mod tests {
             meets: true,
             tensor_cores: TensorCores { wgmma: 4, mma: 1 },
             time: None,
-            maps: vec![TensorMap { slot: 3, size: 4, extents: vec![1, 128, 32], swizzle: 128, tf32: true }],
+            maps: [Transfer::Tf32, Transfer::Add(DType::F32)]
+                .map(|transfer| TensorMap { slot: 3, size: 4, extents: vec![1, 128, 32], swizzle: 128, transfer })
+                .to_vec(),
             findings: vec![
                 Finding { lint: Lint::Fallback, place: "a.rs:1:2".into(), message: "slow".into() },
                 Finding { lint: Lint::Spill, place: String::new(), message: String::new() },

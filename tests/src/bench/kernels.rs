@@ -10,6 +10,14 @@ pub fn copy<const B: usize>(x: &View<i32, 1>, out: &mut Block<i32, B>) {
     out.store(values);
 }
 
+/// The sum of each piece of `B` elements: all of x is read, and next to nothing written. `ONCE`: it leaves room in the cache
+/// for what others have written. Program: a piece.
+#[kernel(evict_first(x if ONCE))]
+pub fn sums<const B: usize, const ONCE: bool>(x: &View<f32, 1>, out: &mut Block<f32, 1>) {
+    let piece: Tile<f32, B> = x.load(out.origin(0) * B);
+    out.store(piece.sum::<0>().reshape());
+}
+
 /// x ← x + 1: a launch with next to nothing in it.
 #[kernel]
 pub fn increment<const B: usize>(x: &mut Block<f32, B>) {

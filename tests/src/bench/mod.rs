@@ -9,6 +9,7 @@ mod attention;
 mod delta;
 pub mod dense;
 pub mod kernels;
+mod memory;
 mod moe;
 pub mod sweep;
 pub mod tiles;
@@ -154,12 +155,13 @@ pub fn cases() -> Vec<Case> {
     all.extend(delta::cases());
     all.extend(attention::cases());
     all.extend(moe::cases());
+    all.extend(memory::cases());
     all
 }
 
 /// Those of a step of decoding, which are nodes of a graph there.
 pub fn decoding() -> Vec<Case> {
-    let few = ["gemm/bf16_m1_", "gemm/bf16_m8_", "gemm/bf16_m64_", "mla_decode/", "kda_decode/"];
+    let few = ["gemm/bf16_m1_", "gemm/bf16_m8_", "gemm/bf16_m64_", "mla_decode/", "kda_decode/", "read/", "in_place/"];
     cases().into_iter().filter(|case| few.iter().any(|name| case.name.starts_with(name))).collect()
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Each output belongs to one program per row (a leading dimension with one entry per program, selected) or per block
 //! (a first dimension cut into blocks), so programs cannot race; inner extents are odd, and boxes hang over every edge.
-//! Only the counters are shared, and changed by one kind of atomic operation whose order does not matter.
+//! Only the counters are shared, and changed by one kind of atomic operation whose order does not matter, of single
+//! elements or of boxes.
 
 use super::generate::{Entry, Generator};
 use super::{Argument, Rule};
@@ -389,6 +390,12 @@ impl Generator {
                 (v, op)
             }
         };
+        if op == AtomicOp::Add && self.rng.chance(50) {
+            let n = 1u32 << self.rng.below(6);
+            let x = self.value(self.dtype(counters), Shape::new(&[n])).v;
+            let start = self.coordinate(n);
+            return self.b.store_add(counters, x, &[start]);
+        }
         let shape = self.random_shape();
         let i = self.value(DType::I32, shape).v;
         let mask = self.b.constant(DType::I32, shape, Bits(15));

@@ -212,6 +212,32 @@ fn atomics_return_the_values_before() {
     }
 }
 
+/// Programs add to a box of which one corner lies inside; a view of stride 0 shows one element several times.
+#[test]
+fn boxes_are_added_to() {
+    for dtype in [F32, DType::BF16, I32, DType::U8] {
+        let (size, mut c) = (dtype.size(), Case::new());
+        let memory = Arc::new(Buffer::zeroed(6 * size));
+        let view = c.view("m", dtype, &[2, 3], Access::Write, &memory);
+        let value = c.input(dtype, &[2, 2], &[1., 2., 3., 4.]);
+        let [one, two] = [1, 2].map(|i| c.b.i32(i));
+        c.b.store_add(view, value, &[one, two]);
+        c.b.store_add(view, value, &[one, one]);
+        c.run_grid([5, 1, 1]).unwrap();
+        let left: Vec<f64> = elements(&memory, dtype).iter().map(|x| x.to_f64(dtype)).collect();
+        assert_eq!(left, [0., 0., 0., 0., 5., 15.], "{dtype}");
+    }
+    let memory = f32s(&[1.; 1]);
+    let mut c = Case::new();
+    let arg = Arg::View { buffer: memory.clone(), offset_elements: 0, shape: vec![4], strides: vec![0] };
+    let view = c.strided("m", F32, Access::Write, arg);
+    let value = c.input(F32, &[4], &[1., 2., 3., 4.]);
+    let zero = c.b.i32(0);
+    c.b.store_add(view, value, &[zero]);
+    c.run().unwrap();
+    assert_eq!(f32_values(&memory), [11.]);
+}
+
 #[test]
 fn atomics_of_several_programs() {
     let memory = Arc::new(Buffer::zeroed(4));

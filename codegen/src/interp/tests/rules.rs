@@ -219,6 +219,23 @@ fn atomics_race_with_plain_accesses() {
 }
 
 #[test]
+fn additions_race_with_plain_accesses_only() {
+    for (stores, race) in [(false, false), (true, true)] {
+        let mut c = Case::new();
+        let view = c.view("x", F32, &[2], Access::Write, &f32s(&[0.; 2]));
+        let zero = c.b.i32(0);
+        let one = c.b.splat(F32, dims(&[2]), 1.0);
+        if stores {
+            c.b.store(view, one, &[zero]);
+        }
+        c.b.store_add(view, one, &[zero]);
+        let kind = c.run_grid([2, 1, 1]).map_err(|e| e.kind().clone());
+        let how = Err(ErrorKind::Race { other: Some([0, 0, 0]), how: "writes" });
+        assert_eq!(kind, if race { how } else { Ok(()) });
+    }
+}
+
+#[test]
 fn one_place_twice() {
     let mut c = Case::new();
     let view = c.view("x", F32, &[4], Access::Write, &f32s(&[0.; 4]));

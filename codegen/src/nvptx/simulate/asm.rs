@@ -77,8 +77,8 @@ pub enum Op {
     Look,
     /// Bytes of a word.
     Atomic(usize),
-    /// The same without the value before.
-    Red(usize),
+    /// The same without the value before: bytes of an element, words.
+    Red(usize, usize),
     CopyAsync,
     CopyCommit,
     CopyWait,
@@ -128,7 +128,9 @@ impl Op {
     fn of(name: &str) -> Op {
         let parts: Vec<&str> = name.split('.').collect();
         let kind = parts[parts.len() - 1];
-        let size = kind.trim_start_matches(|c: char| c.is_alphabetic()).parse::<usize>().unwrap_or(0) / 8;
+        // Of an element, if there are pairs of them.
+        let bits = kind.trim_start_matches(char::is_alphabetic).trim_end_matches("x2");
+        let size = bits.parse::<usize>().unwrap_or(0) / 8;
         let count = parts.iter().find_map(|p| p.strip_prefix('v')?.parse().ok()).unwrap_or(1);
         let shared = matches!(parts.get(1), Some(&"shared" | &"shared::cluster"));
         match (parts[0], parts.get(1).copied().unwrap_or_default()) {
@@ -144,9 +146,9 @@ impl Op {
             ("st", "async") => Op::Send(size, count),
             ("st", _) => Op::Store(shared, size, count),
             ("atom", _) => Op::Atomic(size),
-            ("red", _) => Op::Red(size),
+            ("red", _) => Op::Red(size, count),
             ("fence", "acq_rel") => Op::Fence,
-            ("cp", _) if name.contains("global.shared::cta.bulk_group") => Op::BulkStore,
+            ("cp", _) if name.contains("global.shared::cta.") => Op::BulkStore,
             ("cp", _) if name.starts_with("cp.async.bulk.tensor") => Op::BulkCopy,
             ("cp", _) if name == "cp.async.bulk.commit_group" => Op::BulkCommit,
             ("cp", _) if name.starts_with("cp.async.bulk.wait_group") => Op::BulkWait(name.ends_with(".read")),
@@ -288,7 +290,7 @@ impl Ptx {
     }
 }
 
-fn word(bytes: &[u8]) -> u64 {
+pub(super) fn word(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
     word[..bytes.len()].copy_from_slice(bytes);
     u64::from_le_bytes(word)
@@ -384,11 +386,16 @@ impl Simulator {
                 t.looked = Some((at, found));
                 env[p.args[0].register()] = found as u64;
             }
-            Op::Red(size) => {
-                let address = value(0, env);
-                let old = word(self.memory(address, size));
-                let new = atomic(&p.name, size, old, value(1, env), 0);
-                self.memory(address, size).copy_from_slice(&new.to_le_bytes()[..size]);
+            Op::Red(size, words) => {
+                let each = if p.name.ends_with("x2") { 2 } else { 1 };
+                assert_eq!(value(0, env) as usize % (size * each * words), 0, "misaligned vector");
+                for i in 0..each * words {
+                    let address = value(0, env) + (i * size) as u64;
+                    let x = value(1 + i / each, env) >> (i % each * 8 * size);
+                    let old = word(self.memory(address, size));
+                    let new = atomic(&p.name, size, old, x, 0);
+                    self.memory(address, size).copy_from_slice(&new.to_le_bytes()[..size]);
+                }
             }
             Op::CopyCommit => t.copies.push(vec![]),
             Op::CopyWait => {
@@ -518,8 +525,9 @@ fn paired(name: &str, x: u64, y: u64) -> u64 {
 
 /// What an atomic operation puts in the place of `old`.
 fn atomic(name: &str, size: usize, old: u64, x: u64, other: u64) -> u64 {
-    let parts: Vec<&str> = name.split('.').collect();
-    let kind = parts[parts.len() - 1];
+    let vector = |part: &&str| !matches!(*part, "v2" | "v4" | "v8");
+    let parts: Vec<&str> = name.split('.').filter(vector).collect();
+    let kind = parts[parts.len() - 1].trim_end_matches("x2");
     let bits = size as u32 * 8;
     let float = kind.starts_with('f') || kind.starts_with("bf");
     let is_signed = kind.starts_with('s');

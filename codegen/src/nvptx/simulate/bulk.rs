@@ -2,9 +2,12 @@
 //!
 //! A copy happens as late as possible, when nobody can go on without it, or at once; tests run both.
 
+use super::asm::word;
 use super::memory::swizzled;
 use super::{Simulator, Thread, WINDOW};
-use crate::nvptx::TensorMap;
+use crate::ir::{AtomicOp, Bits};
+use crate::nvptx::{TensorMap, Transfer};
+use crate::semantics;
 
 /// Where the tensor maps are, one address each.
 pub const MAPS_START: u64 = 0x7a70_0000_0000;
@@ -60,7 +63,7 @@ pub struct EncodedMap {
     /// Bytes.
     strides: Vec<u64>,
     window: Vec<i64>,
-    tf32: bool,
+    transfer: Transfer,
 }
 
 /// f32 as a copy rounds it to tf32: to nearest, ties to even.
@@ -88,8 +91,13 @@ impl EncodedMap {
         let fits = map.swizzle == 16 || [32, 64, 128].contains(&map.swizzle) && row <= map.swizzle as u64;
         assert!(fits && row.is_multiple_of(16), "{map:?}");
         let extents = extents.into_iter().map(|e| i64::try_from(e).expect("an extent")).collect();
-        assert!(!map.tf32 || map.size == 4, "{map:?}");
-        EncodedMap { address, size: map.size, swizzle: map.swizzle as u64, extents, strides, window, tf32: map.tf32 }
+        match map.transfer {
+            Transfer::Bits => {}
+            Transfer::Tf32 => assert_eq!(map.size, 4, "{map:?}"),
+            Transfer::Add(dtype) => assert_eq!(map.size, dtype.size(), "{map:?}"),
+        }
+        let (size, swizzle, transfer) = (map.size, map.swizzle as u64, map.transfer);
+        EncodedMap { address, size, swizzle, extents, strides, window, transfer }
     }
 }
 
@@ -148,7 +156,7 @@ impl Simulator {
                     bytes[start..start + map.size].copy_from_slice(self.memory(element as u64, map.size));
                 }
             }
-            if map.tf32 {
+            if map.transfer == Transfer::Tf32 {
                 for x in bytes.as_chunks_mut::<4>().0 {
                     *x = tf32(f32::from_le_bytes(*x)).to_le_bytes();
                 }
@@ -174,8 +182,10 @@ impl Simulator {
         t.outgoing.last_mut().expect("a group is open").push(copy);
         if self.early {
             let last = t.outgoing.last_mut().and_then(Vec::pop).expect("just pushed");
-            let read = self.read(last);
+            let mut read = self.read(last);
             self.write(&read);
+            // It is not made again.
+            read.rows = Some(vec![]);
             t.outgoing.last_mut().expect("a group is open").push(read);
         }
     }
@@ -213,7 +223,15 @@ impl Simulator {
             for (i, element) in bytes.chunks(map.size).enumerate() {
                 let column = copy.at[0] + i as i64;
                 if (0..map.extents[0]).contains(&column) {
-                    self.memory((to + column * map.size as i64) as u64, map.size).copy_from_slice(element);
+                    let place = self.memory((to + column * map.size as i64) as u64, map.size);
+                    match map.transfer {
+                        Transfer::Add(dtype) => {
+                            let [old, x] = [&*place, element].map(|bytes| Bits(word(bytes)));
+                            let sum = semantics::atomic(AtomicOp::Add, dtype, old, x);
+                            place.copy_from_slice(&sum.0.to_le_bytes()[..map.size]);
+                        }
+                        _ => place.copy_from_slice(element),
+                    }
                 }
             }
         }

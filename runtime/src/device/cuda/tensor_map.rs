@@ -6,7 +6,8 @@
 use super::{Context, explain};
 use crate::{Error, Result};
 use cudarc::driver::sys::{self, CUresult, CUtensorMapDataType as Type};
-use kiln_codegen::nvptx::TensorMap;
+use kiln_codegen::ir::DType;
+use kiln_codegen::nvptx::{TensorMap, Transfer};
 use std::ffi::c_void;
 
 /// The map of a view, from the values of its launch slots.
@@ -25,11 +26,15 @@ pub(super) fn encode(map: &TensorMap, slots: &[u64], context: &Context) -> Resul
     let window: [u32; 5] = std::array::from_fn(|i| if i < rank { map.extents[backwards(i)] } else { 1 });
     let every = [1u32; 5];
     let (kind, swizzle) = (
-        match map.size {
-            1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+        match (map.transfer, map.size) {
             // Rounds what it copies.
-            _ if map.tf32 => Type::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
+            (Transfer::Tf32, _) => Type::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
+            (Transfer::Add(DType::F32), _) => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            (Transfer::Add(DType::F16), _) => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            (Transfer::Add(DType::BF16), _) => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            // Of two's complement sums are the same with and without a sign.
+            (_, 1) => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            (_, 2) => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
         },
         match map.swizzle {
