@@ -546,7 +546,9 @@ impl<'a> Parser<'a> {
                     },
                 )
             }
-            "load" | "gather" | "store" | "store_add" | "scatter" | "atomic" | "signal" | "wait" => self.access(mnemonic),
+            "load" | "gather" | "store" | "store_add" | "scatter" | "atomic" | "signal" | "wait" => {
+                self.access(mnemonic)
+            }
             "for" => self.for_loop(),
             "while" => self.while_loop(),
             "if" => {
