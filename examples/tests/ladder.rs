@@ -35,6 +35,7 @@ rungs! {
     kda_two_kernels "../examples/10_kda_two_kernels.rs" [1 16 37];
     kda_segments "../examples/11_kda_segments.rs" [1 16 150];
     matmul_roles "../examples/12_matmul_roles.rs" [1 31 37];
+    matmul_split "../examples/13_matmul_split.rs" [1 31 500];
 }
 
 fn on_both(size: usize, run: fn(Setup) -> anyhow::Result<Rung>) {

@@ -154,7 +154,9 @@ fn threads_add_by_vectors() {
         let text = llvm_text(&special, Target { sm: 90 }).unwrap_or_else(|e| panic!("{e}")).text;
         assert!(text.contains(name), "{dtype}: {text}");
         #[cfg(feature = "llvm")]
-        [80, 90].map(|sm| assembles(&special, sm));
+        for sm in [80, 90] {
+            assembles(&special, sm);
+        }
     }
 }
 
