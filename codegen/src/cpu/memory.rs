@@ -482,7 +482,7 @@ impl<'a> Emitter<'a, '_> {
         });
     }
 
-    /// The bits that were there before.
+    /// Combines one element with a value; the bits that were there before.
     fn atomic_element(&mut self, op: AtomicOp, dtype: DType, at: Value, x: Value) -> Value {
         let bits = if dtype.size() == 8 {
             x
@@ -501,9 +501,7 @@ impl<'a> Emitter<'a, '_> {
         let (at, ok) = self.indexed(op.operands[0], &op.operands[2..], None, Point::ORIGIN)[0];
         let taken = self.scalar(op.operands[1]);
         let count = if waits { self.b.ins().ineg(taken) } else { taken };
-        let code = self.iconst(atomic_code(AtomicOp::Add, DType::I32) as i64);
-        let count = self.b.ins().uextend(types::I64, count);
-        let old = self.call(self.helpers.atomic, &[code, at, count]);
+        let old = self.atomic_element(AtomicOp::Add, DType::I32, at, count);
         if waits {
             let old = self.scalar_from_bits(DType::I32, old);
             let given = self.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, old, taken);

@@ -353,18 +353,29 @@ pub(super) fn store_add(
     shape: Shape,
     value: &Data,
 ) -> Result<(), Fault> {
-    let dtype = view.dtype;
     for_rows(view, start, shape, |row| {
         for i in 0..row.count {
             let offset = (row.offset as i64 + i as i64 * row.stride) as usize;
-            who.touch(memory, Access::Atomic, dtype.size(), offset, 1)
-                .map_err(|(_, kind)| in_row(&row, i as i64, kind))?;
-            let sum =
-                semantics::atomic(AtomicOp::Add, dtype, read_element(memory, dtype, offset), value.get(row.tile + i));
-            write_element(memory, dtype, offset, sum);
+            atomic_element(memory, who, AtomicOp::Add, view.dtype, offset, value.get(row.tile + i))
+                .map_err(|kind| in_row(&row, i as i64, kind))?;
         }
         Ok(())
     })
+}
+
+/// Combines one element with a value; what it was before.
+fn atomic_element(
+    memory: &mut Memory,
+    who: Accessor,
+    op: AtomicOp,
+    dtype: DType,
+    offset: usize,
+    value: Bits,
+) -> Result<Bits, ErrorKind> {
+    who.touch(memory, Access::Atomic, dtype.size(), offset, 1).map_err(|(_, kind)| kind)?;
+    let old = read_element(memory, dtype, offset);
+    write_element(memory, dtype, offset, semantics::atomic(op, dtype, old, value));
+    Ok(old)
 }
 
 fn read_element(memory: &Memory, dtype: DType, offset: usize) -> Bits {
@@ -458,12 +469,7 @@ pub(super) fn atomic(
         }
         let index = indices.get(i);
         let Ok(offset) = view.locate(&index) else { return Ok(Bits(0)) };
-        if let Err((_, kind)) = who.touch(memory, Access::Atomic, dtype.size(), offset, 1) {
-            return Err(Fault::from(kind).at(index));
-        }
-        let old = read_element(memory, dtype, offset);
-        write_element(memory, dtype, offset, semantics::atomic(op, dtype, old, value.get(i)));
-        Ok(old)
+        atomic_element(memory, who, op, dtype, offset, value.get(i)).map_err(|kind| Fault::from(kind).at(index))
     })
 }
 

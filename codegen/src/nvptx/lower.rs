@@ -126,6 +126,12 @@ pub(super) struct Lower<'k> {
 
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
+/// The parameter that an operation reads or writes.
+fn touched(k: &Kernel, op: &Op) -> Option<usize> {
+    let view = *op.operands.first().filter(|_| op.kind.reads_memory() || writes(&op.kind))?;
+    facts::view_facts(k, view).map(|f| f.param)
+}
+
 impl<'k> Lower<'k> {
     pub fn new(k: &'k Kernel, plan: &'k Assignment, sm: u32) -> Lower<'k> {
         let mut w = Writer::default();
@@ -395,13 +401,10 @@ impl<'k> Lower<'k> {
     pub(super) fn order_store(&mut self, id: OpId, layout: &LinearLayout) {
         let k = self.k;
         let op = k.op(id);
-        let param = self.views[&op.operands[0]].param;
-        let touches = |o: &Op| {
-            let view = o.operands.first().and_then(|&v| facts::view_facts(k, v));
-            (o.kind.reads_memory() || writes(&o.kind)) && view.is_some_and(|f| f.param == param)
-        };
-        let only_added_to = || k.ops.iter().filter(|o| touches(o)).all(|o| o.kind == OpKind::StoreAdd);
-        if op.kind != OpKind::StoreAdd || !only_added_to() {
+        let param = Some(self.views[&op.operands[0]].param);
+        let adds = |o: &Op| o.kind == OpKind::StoreAdd;
+        let only_added_to = || k.ops.iter().filter(|o| touched(k, o) == param).all(adds);
+        if !adds(op) || !only_added_to() {
             self.order(op.operands[0], Some(&op.operands[2..]), layout, true);
         }
     }
@@ -428,17 +431,14 @@ impl<'k> Lower<'k> {
     pub(super) fn ordered_by_iteration(&mut self, id: OpId) -> Vec<usize> {
         let k = self.k;
         let body = k.op(id).regions[0];
-        let mut touched: HashMap<usize, Vec<OpId>> = HashMap::new();
+        let mut by_param: HashMap<usize, Vec<OpId>> = HashMap::new();
         let mut open = vec![body];
         while let Some(region) = open.pop() {
             for &op in &k.region(region).ops {
                 let o = k.op(op);
                 open.extend(&o.regions);
-                if let Some(&view) = o.operands.first()
-                    && (o.kind.reads_memory() || writes(&o.kind))
-                    && let Some(f) = facts::view_facts(k, view)
-                {
-                    touched.entry(f.param).or_default().push(op);
+                if let Some(param) = touched(k, o) {
+                    by_param.entry(param).or_default().push(op);
                 }
             }
         }
@@ -450,7 +450,7 @@ impl<'k> Lower<'k> {
             }
             _ => false,
         };
-        let known = touched.into_iter().filter(|(_, ops)| by_iteration(ops)).map(|(param, _)| param);
+        let known = by_param.into_iter().filter(|(_, ops)| by_iteration(ops)).map(|(param, _)| param);
         let known: Vec<usize> = known.filter(|&param| k.params[param].access == Access::Write).collect();
         if self.pending.iter().any(|p| known.contains(&p.param)) {
             self.barrier();

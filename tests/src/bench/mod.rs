@@ -149,7 +149,7 @@ impl Case {
     }
 }
 
-/// All cases, in the order of the peers' groups.
+/// All cases, in the order of the peers' groups; then what the memory allows of them.
 pub fn cases() -> Vec<Case> {
     let mut all = dense::cases();
     all.extend(delta::cases());
