@@ -33,8 +33,8 @@ fn allow() -> TokenStream {
     quote!(#[allow(#lints)])
 }
 
-/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), discard(between), deny(spill),
-/// tune(N in [64, 128])`.
+/// `warps = 4, min_programs_per_sm = 2, cluster = 2, evict_first(weight), discard(between),
+/// settled(weight), deny(spill), tune(N in [64, 128])`.
 #[derive(Default)]
 struct Options {
     warps: Option<Expr>,
@@ -43,7 +43,7 @@ struct Options {
     /// Variants of `Lint`.
     deny: Option<Vec<Ident>>,
     /// Names of parameters, each perhaps with a condition, by the name of the hint.
-    reuse: Vec<(Ident, Vec<Named>)>,
+    hints: Vec<(Ident, Vec<Named>)>,
     tune: Option<Space>,
 }
 
@@ -77,7 +77,7 @@ impl Parse for OptionList {
         let mut options = vec![];
         while !input.is_empty() {
             let name: Ident = input.parse()?;
-            let setting = if (name == "deny" || reuse_of(&name).is_some()) && input.peek(Paren) {
+            let setting = if (name == "deny" || hint(&name).is_some()) && input.peek(Paren) {
                 let names;
                 parenthesized!(names in input);
                 Setting::Names(Punctuated::parse_terminated(&names)?)
@@ -109,13 +109,17 @@ const LINTS: [(&str, &str); 7] = [
     ("assembler", "Assembler"),
 ];
 
-/// Hints about what parameters show: the name, the variant of `::kiln::ir::Reuse`, and what is said where no list follows.
-const REUSES: [(&str, &str, &Message); 2] =
-    [("evict_first", "EvictFirst", &messages::OPTION_EVICT_FIRST), ("discard", "Discard", &messages::OPTION_DISCARD)];
+/// Hints about what parameters show: the name, the variant of `::kiln::stage::Hint`, and what is said where no list
+/// follows.
+const HINTS: [(&str, &str, &Message); 3] = [
+    ("evict_first", "EvictFirst", &messages::OPTION_EVICT_FIRST),
+    ("discard", "Discard", &messages::OPTION_DISCARD),
+    ("settled", "Settled", &messages::OPTION_SETTLED),
+];
 
 /// The variant and the message of a hint.
-fn reuse_of(name: &Ident) -> Option<(&'static str, &'static Message)> {
-    REUSES.iter().find(|r| name == r.0).map(|r| (r.1, r.2))
+fn hint(name: &Ident) -> Option<(&'static str, &'static Message)> {
+    HINTS.iter().find(|h| name == h.0).map(|h| (h.1, h.2))
 }
 
 /// The variant that `name` means; an unknown name is reported, and a condition, which lints have not.
@@ -146,8 +150,8 @@ impl Options {
                     let twice = if name == "deny" {
                         options.deny.replace(names.iter().filter_map(|n| lint(n, errors)).collect()).is_some()
                     } else {
-                        let twice = options.reuse.iter().any(|(hint, _)| name == *hint);
-                        options.reuse.push((name.clone(), names.into_iter().collect()));
+                        let twice = options.hints.iter().any(|(hint, _)| name == *hint);
+                        options.hints.push((name.clone(), names.into_iter().collect()));
                         twice
                     };
                     if twice {
@@ -185,7 +189,7 @@ impl Options {
                     continue;
                 }
                 _ => {
-                    match reuse_of(&name) {
+                    match hint(&name) {
                         Some((_, form)) => errors.over(&value, form),
                         None => errors.over(&name, &messages::OPTION_UNKNOWN),
                     }
@@ -202,9 +206,9 @@ impl Options {
 
     /// Reports names that no parameter has.
     fn check(&self, parameters: &[Parameter], errors: &Errors) {
-        for name in self.reuse.iter().flat_map(|(_, names)| names) {
+        for name in self.hints.iter().flat_map(|(_, names)| names) {
             if !parameters.iter().any(|p| p.name == name.name) {
-                errors.over(&name.name, &messages::REUSE_UNKNOWN);
+                errors.over(&name.name, &messages::HINT_UNKNOWN);
             }
         }
     }
@@ -217,12 +221,12 @@ impl ToTokens for Options {
         let programs = self.min_programs_per_sm.as_ref().unwrap_or(&default);
         let cluster = self.cluster.as_ref().unwrap_or(&default);
         let deny = self.deny.iter().flatten().map(|lint| quote!(::kiln::ir::Lint::#lint));
-        let reuse = self.reuse.iter().flat_map(|(hint, names)| names.iter().map(move |name| (hint, name)));
-        let reuse = reuse.map(|(hint, Named { name, condition })| {
-            let (variant, _) = reuse_of(hint).expect("only known hints are kept");
-            let (variant, name) = (Ident::new(variant, hint.span()), signature::name_text(name));
+        let hints = self.hints.iter().flat_map(|(kind, names)| names.iter().map(move |name| (kind, name)));
+        let hints = hints.map(|(kind, Named { name, condition })| {
+            let (variant, _) = hint(kind).expect("only known hints are kept");
+            let (variant, name) = (Ident::new(variant, kind.span()), signature::name_text(name));
             let condition = condition.clone().unwrap_or(syn::parse_quote!(true));
-            quote!((#name, ::kiln::ir::Reuse::#variant, #condition))
+            quote!((#name, ::kiln::stage::Hint::#variant, #condition))
         });
         let tuned = self.tune.is_some();
         tokens.extend(quote!(::kiln::stage::Options {
@@ -230,7 +234,7 @@ impl ToTokens for Options {
             min_programs_per_sm: #programs,
             cluster: #cluster,
             deny: &[#(#deny),*],
-            reuse: &[#(#reuse),*],
+            hints: &[#(#hints),*],
             tuned: #tuned,
         }));
     }

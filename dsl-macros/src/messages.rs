@@ -175,7 +175,8 @@ pub(crate) const DEVICE_OPTIONS: Message =
     message("`#[device]` has no options", "write `#[device]`; options belong to the kernel: `#[kernel(warps = 4)]`");
 pub(crate) const OPTION_UNKNOWN: Message = message(
     "unknown kernel option",
-    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first`, `discard`, `deny` and `tune`: \
+    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first`, `discard`, `settled`, `deny` and \
+     `tune`: \
      `#[kernel(warps = 4, deny(spill))]`",
 );
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");
@@ -187,8 +188,9 @@ pub(crate) const OPTION_EVICT_FIRST: Message = message(
 );
 pub(crate) const OPTION_DISCARD: Message =
     message("`discard` takes a list of parameters", "write `discard(between)`, or `discard(between if LAST)`");
-pub(crate) const REUSE_UNKNOWN: Message =
-    message("no parameter of this name", "name views or blocks of this kernel, of which each byte is used once");
+pub(crate) const OPTION_SETTLED: Message =
+    message("`settled` takes a list of parameters", "write `settled(weight)`, or `settled(weight if FIXED)`");
+pub(crate) const HINT_UNKNOWN: Message = message("no parameter of this name", "name views or blocks of this kernel");
 pub(crate) const LINT_UNKNOWN: Message = message(
     "unknown lint of kernels",
     "the lints are `spill`, `wgmma_serialized`, `setmaxnreg_ignored`, `bank_conflict`, `uncoalesced`, `fallback` and \

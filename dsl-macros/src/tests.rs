@@ -40,7 +40,7 @@ fn refused(item: TokenStream) -> Vec<String> {
 #[test]
 fn kernel_becomes_host_function_and_staging_function() {
     let expanded = flat(function::kernel(
-        quote!(warps = 8, cluster = C, evict_first(x if N > 4), discard(out), deny(spill)),
+        quote!(warps = 8, cluster = C, evict_first(x if N > 4), discard(out), settled(x), deny(spill)),
         quote! {
             /// Adds.
             pub fn add<T: Float, const N: usize>(x: &View<T, 1>, out: &mut Block<T, N>, mut alpha: f32) { out.store(x.load(0)); }
@@ -52,7 +52,7 @@ fn kernel_becomes_host_function_and_staging_function() {
         "out:<::kiln::stage::Mut<Block<T,::kiln::D1<N>>>as::kiln::KernelArg>::Host<'kiln>,",
         "alpha:<f32as::kiln::KernelArg>::Host<'kiln>)->::kiln::Launch<'kiln>",
         "fn__stage<T:Float+'static,constN:usize>()->::core::result::Result<::kiln::ir::Kernel,::kiln::Error>",
-        "::kiln::stage::build(\"add\",::kiln::stage::Options{warps:8,min_programs_per_sm:0,cluster:C,deny:&[::kiln::ir::Lint::Spill],reuse:&[(\"x\",::kiln::ir::Reuse::EvictFirst,N>4),(\"out\",::kiln::ir::Reuse::Discard,true)],tuned:false,},|params|{",
+        "::kiln::stage::build(\"add\",::kiln::stage::Options{warps:8,min_programs_per_sm:0,cluster:C,deny:&[::kiln::ir::Lint::Spill],hints:&[(\"x\",::kiln::stage::Hint::EvictFirst,N>4),(\"out\",::kiln::stage::Hint::Discard,true),(\"x\",::kiln::stage::Hint::Settled,true)],tuned:false,},|params|{",
         "letstorage=<View<T,1>as::kiln::KernelArg>::declare(params,\"x\");letx:&View<T,1>=&storage;",
         "letout:&mutBlock<T,::kiln::D1<N>>=&mutstorage;",
         "letmutalpha=<f32as::kiln::KernelArg>::declare(params,\"alpha\");",
@@ -399,6 +399,7 @@ fn options_that_are_refused() {
     assert_eq!(message(quote!(deny(spill if true))), ["`deny` takes a list of lints"]);
     assert_eq!(message(quote!(evict_first = 1)), ["`evict_first` takes a list of parameters"]);
     assert_eq!(message(quote!(discard = 1)), ["`discard` takes a list of parameters"]);
+    assert_eq!(message(quote!(settled = 1)), ["`settled` takes a list of parameters"]);
     assert_eq!(message(quote!(discard(), discard())), ["this option is given twice"]);
     assert_eq!(message(quote!(deny())), Vec::<String>::new());
     assert_eq!(message(quote!(warps = W, min_programs_per_sm = 2)), Vec::<String>::new());

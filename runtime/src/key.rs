@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 /// The version of how an `Image` is kept.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 /// The hash of what an entry was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -401,7 +401,7 @@ pub(crate) unsafe fn execute<'s>(
         Compiled::Cpu(kernel) => unsafe { execute_on_cpu(kernel, slots, grid, storages) },
         #[cfg(feature = "cuda")]
         // SAFETY: the caller's promise.
-        Compiled::Cuda(function) => unsafe { function.launch(slots, grid, storages.map(|(s, _)| s)) },
+        Compiled::Cuda(function) => unsafe { function.launch(slots, grid, storages) },
     }
 }
 

@@ -63,16 +63,14 @@ impl Prepared {
         if self.grid.contains(&0) || record::is_recorded(recorded) {
             return Ok(());
         }
-        let storages = self.storages.iter();
+        let storages = self.storages.iter().map(|(s, written)| (s, *written));
         match &self.code {
             Code::Interpreted(args) => interpret(&self.staged, self.grid, args),
             // SAFETY: as for `Launch::run`, which checks the same; the memory is kept alive, at its place.
-            Code::Cpu(kernel) => unsafe {
-                execute_on_cpu(kernel, &self.slots, self.grid, storages.map(|(s, written)| (s, *written)))
-            },
+            Code::Cpu(kernel) => unsafe { execute_on_cpu(kernel, &self.slots, self.grid, storages) },
             #[cfg(feature = "cuda")]
             // SAFETY: as above; the arguments are this function's, of these slots.
-            Code::Cuda(function, arguments) => unsafe { function.run(arguments, self.grid, storages.map(|(s, _)| s)) },
+            Code::Cuda(function, arguments) => unsafe { function.run(arguments, self.grid, storages) },
         }
     }
 

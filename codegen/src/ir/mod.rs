@@ -112,6 +112,9 @@ pub struct Param {
     /// For an output partitioned by program id: the block's shape, of the view's rank.
     pub block: Option<Shape>,
     pub reuse: Reuse,
+    /// Whether the launch just before this one does not write the memory: loads need not wait for that launch's end. Where
+    /// it does write it, the launcher lets this one begin only then.
+    pub settled: bool,
 }
 
 /// How often what a view shows is of use.
@@ -329,7 +332,7 @@ impl Kernel {
 
     pub fn add_param(&mut self, name: impl Into<String>, ty: Type, access: Access, block: Option<Shape>) -> ValueId {
         let value = self.new_value(ty, Def::Param(self.params.len() as u32));
-        self.params.push(Param { name: name.into(), value, access, block, reuse: Reuse::Unknown });
+        self.params.push(Param { name: name.into(), value, access, block, reuse: Reuse::Unknown, settled: false });
         value
     }
 }

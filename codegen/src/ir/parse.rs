@@ -370,6 +370,7 @@ impl<'a> Parser<'a> {
             () if self.accept("discard") => Reuse::Discard,
             () => Reuse::Unknown,
         };
+        let settled = self.accept("settled");
         let ty = self.ty()?;
         let block = match self.accept("block") {
             true if self.accept("scalar") => Some(Shape::SCALAR),
@@ -380,7 +381,8 @@ impl<'a> Parser<'a> {
             false => None,
         };
         let value = self.kernel.add_param(name, ty, access, block);
-        self.kernel.params.last_mut().expect("just added").reuse = reuse;
+        let param = self.kernel.params.last_mut().expect("just added");
+        (param.reuse, param.settled) = (reuse, settled);
         self.define(id, value)?;
         if !self.rest().starts_with('[') {
             return Ok(vec![]);

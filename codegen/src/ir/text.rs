@@ -95,7 +95,8 @@ impl Printer<'_> {
                 Reuse::EvictFirst => "evict_first ",
                 Reuse::Discard => "discard ",
             };
-            let _ = write!(text, ": {write}{reuse}{}", k.ty(p.value));
+            let settled = if p.settled { "settled " } else { "" };
+            let _ = write!(text, ": {write}{reuse}{settled}{}", k.ty(p.value));
             if let Some(block) = p.block {
                 let _ = write!(text, " block {}", if block.rank() == 0 { "scalar".into() } else { block.to_string() });
             }

@@ -145,8 +145,11 @@ impl Verifier<'_> {
                     self.require(p.access == Access::Read, &what, "a scalar to be read only", "a writable one")?;
                     self.require(p.block.is_none(), &what, "a scalar without block", "one with a block")?;
                     self.require(p.reuse == Reuse::Unknown, &what, "no hint of its reuse", format!("{:?}", p.reuse))?;
+                    self.require(!p.settled, &what, "no settled memory", "some")?;
                 }
                 Type::View(dtype, rank) => {
+                    let discarded = p.settled && p.reuse == Reuse::Discard;
+                    self.require(!discarded, &what, "settled or discarded memory", "what is both")?;
                     if let Some(block) = p.block {
                         self.well_formed(&what, Type::Tile(dtype, block))?;
                         let expected = format!("a block of rank {rank}");

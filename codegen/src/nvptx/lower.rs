@@ -82,6 +82,8 @@ pub(super) struct Lower<'k> {
     /// Bulk copies: where their rings are, and how far the computing warps are in those of each region.
     pub rings: HashMap<OpId, Places>,
     pub walks: HashMap<RegionId, Walk>,
+    /// Whether the launch before has been waited for.
+    pub waited: bool,
     /// The registers of this role's threads, if its author says how many.
     pub budget: Option<Budget>,
     /// In a program of several computing roles: this is one of them, its threads begin here.
@@ -158,6 +160,7 @@ impl<'k> Lower<'k> {
             staged: HashMap::new(),
             rings: HashMap::new(),
             walks: HashMap::new(),
+            waited: false,
             budget: None,
             one_of_several: false,
             first_thread: 0,
@@ -198,15 +201,6 @@ impl<'k> Lower<'k> {
         }
         self.end_exchanges();
         Ok(())
-    }
-
-    /// On Hopper a grid may be launched before what the one that it follows wrote is in memory: it waits here, before it
-    /// touches memory ("programmatic dependent launch"). The launcher asks for it. No grid allows the next one to begin
-    /// while its own programs run: their places are worth more than the time to launch.
-    pub(super) fn wait_for_earlier_grids(&mut self) {
-        if self.sm >= 90 {
-            self.w.asm_effect("void", "griddepcontrol.wait;", "", &[]);
-        }
     }
 
     pub(super) fn parameters(&mut self) {
@@ -531,6 +525,9 @@ impl<'k> Lower<'k> {
                     self.stand_at(k.op(load).loc);
                     self.load_staged(load)?;
                 }
+            }
+            if region == k.body {
+                self.wait_before(id);
             }
             if op.kind == OpKind::Yield {
                 return Ok(&op.operands);

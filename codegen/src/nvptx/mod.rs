@@ -13,6 +13,7 @@ mod bulk;
 mod channel;
 mod cluster;
 mod control;
+mod dependent;
 mod diagnostics;
 #[cfg(test)]
 mod differential;
@@ -41,6 +42,8 @@ mod stores;
 mod tests;
 #[cfg(test)]
 mod tests_clusters;
+#[cfg(test)]
+mod tests_dependent;
 #[cfg(test)]
 mod tests_findings;
 #[cfg(test)]
@@ -121,6 +124,9 @@ pub struct Ptx {
     /// Whether all programs meet: after the maps comes a 64-bit parameter, the address of a word that is 0 before the
     /// first launch and in use by one launch at a time. The launch must be cooperative.
     pub meets: bool,
+    /// For each view among the parameters whether it may be loaded from before the launch before has ended, if that is
+    /// allowed to this one: it must not have written there. Empty if nothing is done before.
+    pub settled: Vec<bool>,
     /// Why something is slower than its author may expect. The assembler knows more ([`ptxas::assemble`]).
     pub findings: Vec<Finding>,
 }
@@ -173,6 +179,8 @@ pub struct Lowered {
     pub maps: Vec<TensorMap>,
     /// As [`Ptx::meets`].
     pub meets: bool,
+    /// As [`Ptx::settled`].
+    pub settled: Vec<bool>,
     pub findings: Vec<Finding>,
 }
 
@@ -236,7 +244,9 @@ fn lower_one(kernel: &Kernel, division: Option<&Division>, target: Target, chip:
     let together = lower.shares() || lower.exchanged.is_some() || lower.mailbox.is_some();
     let cluster = if together { u32::from(kernel.options.cluster) } else { 1 };
     let (threads, shared_bytes) = (lower.launched_threads(), lower.shared_max);
-    Ok(lowered(kernel, lower.w, [threads, shared_bytes], least, cluster, lower.maps, findings))
+    let settled = lower.settled();
+    let all = lowered(kernel, lower.w, [threads, shared_bytes], least, cluster, lower.maps, findings);
+    Ok(Lowered { settled, ..all })
 }
 
 /// What has been written, with its frame.
@@ -252,7 +262,8 @@ fn lowered(
     let entry = entry_name(kernel);
     let meets = matches!(kernel.meeting(), Some((Meeting::Grid, _)));
     let text = w.finish(&entry, [kernel.slots().len(), maps.len(), meets.into()], threads, least, shared_bytes > 0);
-    Lowered { text, entry, threads: threads as u32, shared_bytes: shared_bytes as u32, cluster, maps, meets, findings }
+    let (threads, shared_bytes) = (threads as u32, shared_bytes as u32);
+    Lowered { text, entry, threads, shared_bytes, cluster, maps, meets, settled: vec![], findings }
 }
 
 /// Compiles a verified kernel to PTX.
@@ -272,6 +283,6 @@ pub fn compile(kernel: &Kernel, target: Target) -> Result<Ptx, Error> {
         };
         text = format!("{before}{threads}\n.reqnctapercluster {}, 1, 1{after}", lowered.cluster);
     }
-    let Lowered { entry, threads, shared_bytes, maps, meets, findings, .. } = lowered;
-    Ok(Ptx { text, entry, threads, shared_bytes, maps, meets, findings })
+    let Lowered { entry, threads, shared_bytes, maps, meets, settled, findings, .. } = lowered;
+    Ok(Ptx { text, entry, threads, shared_bytes, maps, meets, settled, findings })
 }

@@ -142,8 +142,9 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
 /// [`linear`].
 ///
 /// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
-/// whose loads are in flight together.
-#[kernel(warps = P, evict_first(weight if ONCE))]
+/// whose loads are in flight together. If that is all of a row, `WHOLE`, the weight is asked for before x is there: what
+/// that gains is lost again by programs that have to wait in turns, of larger weights.
+#[kernel(warps = P, evict_first(weight if ONCE), settled(weight if WHOLE))]
 pub fn linear_row<
     T: Float,
     W: Float,
@@ -152,6 +153,7 @@ pub fn linear_row<
     const C: usize,
     const B: usize,
     const P: u8,
+    const WHOLE: bool,
     const ONCE: bool,
 >(
     x: &View<T, 2>,
@@ -159,7 +161,11 @@ pub fn linear_row<
     y: &mut Block<Y, 1, N>,
 ) {
     let x = x.select(0, program_id(0));
-    let acc = row_products::<T, W, N, C, B>(&x, weight, y.origin(1));
+    let acc = if WHOLE {
+        chunk_products::<T, W, N, C, B>(&x, weight, y.origin(1), full(0.0), zeros())
+    } else {
+        row_products::<T, W, N, C, B>(&x, weight, y.origin(1))
+    };
     y.store(acc.sum::<1>().cast::<Y>().reshape());
 }
 
@@ -173,11 +179,25 @@ pub(super) fn row_products<T: Float, W: Float, const N: usize, const C: usize, c
 ) -> Tile<f32, N, B> {
     let mut acc: Tile<f32, N, B> = zeros();
     for k in (0..x.dim(0)).step_by(C * B) {
-        let weights: [Tile<W, N, B>; C] = std::array::from_fn(|c| weight.load((first, k + c * B)));
-        let inputs: [Tile<T, B>; C] = std::array::from_fn(|c| x.load(k + c * B));
-        for c in unroll(0..C) {
-            acc += weights[c].cast::<f32>() * inputs[c].cast::<f32>().row();
-        }
+        acc = chunk_products::<T, W, N, C, B>(x, weight, first, k, acc);
+    }
+    acc
+}
+
+/// [`row_products`] of `C`·`B` columns from k on, added to `acc`.
+#[device]
+fn chunk_products<T: Float, W: Float, const N: usize, const C: usize, const B: usize>(
+    x: &View<T, 1>,
+    weight: &View<W, 2>,
+    first: Tile<i32>,
+    k: Tile<i32>,
+    acc: Tile<f32, N, B>,
+) -> Tile<f32, N, B> {
+    let weights: [Tile<W, N, B>; C] = std::array::from_fn(|c| weight.load((first, k + c * B)));
+    let inputs: [Tile<T, B>; C] = std::array::from_fn(|c| x.load(k + c * B));
+    let mut acc = acc;
+    for c in unroll(0..C) {
+        acc += weights[c].cast::<f32>() * inputs[c].cast::<f32>().row();
     }
     acc
 }

@@ -15,6 +15,7 @@ impl Image {
         field(&self.threads.to_le_bytes());
         field(&self.shared_bytes.to_le_bytes());
         field(&[self.meets.into()]);
+        field(&self.settled.iter().map(|&s| s.into()).collect::<Vec<u8>>());
         let TensorCores { wgmma, mma } = self.tensor_cores;
         field([wgmma, mma].map(u32::to_le_bytes).as_flattened());
         field(self.entry.as_bytes());
@@ -36,7 +37,7 @@ impl Image {
             fields.push(field);
             bytes = rest;
         }
-        let [threads, shared_bytes, meets, products, entry, code, maps, findings @ ..] = &fields[..] else {
+        let [threads, shared_bytes, meets, settled, products, entry, code, maps, findings @ ..] = &fields[..] else {
             return None;
         };
         let ([wgmma, mma], []) = products.as_chunks::<4>() else { return None };
@@ -50,10 +51,10 @@ impl Image {
             threads: u32::from_le_bytes((*threads).try_into().ok()?),
             shared_bytes: u32::from_le_bytes((*shared_bytes).try_into().ok()?),
             meets: match meets {
-                [0] => false,
-                [1] => true,
+                [meets] => truth(meets)?,
                 _ => return None,
             },
+            settled: settled.iter().map(truth).collect::<Option<_>>()?,
             tensor_cores,
             time: None,
             entry: text(entry)?,
@@ -62,6 +63,10 @@ impl Image {
             findings: findings.iter().map(finding).collect::<Option<_>>()?,
         })
     }
+}
+
+fn truth(byte: &u8) -> Option<bool> {
+    [false, true].get(usize::from(*byte)).copied()
 }
 
 /// Slot, element size, swizzle, transfer, rank, extents.
@@ -102,6 +107,7 @@ mod tests {
             threads: 128,
             shared_bytes: 4096,
             meets: true,
+            settled: vec![true, false],
             tensor_cores: TensorCores { wgmma: 4, mma: 1 },
             time: None,
             maps: [Transfer::Tf32, Transfer::Add(DType::F32)]

@@ -57,6 +57,7 @@ pub(super) fn image(kernel: &Kernel, target: Target, variant: &str) -> Result<Im
         threads: ptx.threads,
         shared_bytes: ptx.shared_bytes,
         meets: ptx.meets,
+        settled: ptx.settled,
         maps: ptx.maps,
         findings: ptx.findings,
     };

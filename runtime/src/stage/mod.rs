@@ -24,10 +24,22 @@ pub struct Options<'a> {
     pub min_programs_per_sm: u8,
     pub cluster: u8,
     pub deny: &'static [Lint],
-    /// How often what parameters show is of use, if so (the first that is so counts); of a struct, all its views.
-    pub reuse: &'a [(&'static str, Reuse, bool)],
+    /// What is said of parameters, each if its condition holds (of several about reuse the first counts); of a struct, of
+    /// all its views.
+    pub hints: &'a [(&'static str, Hint, bool)],
     /// Whether instances are chosen among by measuring them.
     pub tuned: bool,
+}
+
+/// What an option says of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// [`Reuse::EvictFirst`].
+    EvictFirst,
+    /// [`Reuse::Discard`].
+    Discard,
+    /// [`Param::settled`].
+    Settled,
 }
 
 struct Staging {
@@ -82,7 +94,7 @@ pub fn build(name: &'static str, options: Options<'_>, body: impl FnOnce(&mut Pa
         }
     }
     let restore = Restore(outer);
-    let Options { warps, min_programs_per_sm, cluster, deny, reuse, tuned } = options;
+    let Options { warps, min_programs_per_sm, cluster, deny, hints, tuned } = options;
     emit(|b| b.kernel_mut().options = IrOptions { warps, min_programs_per_sm, cluster, deny: Lints::of(deny) });
     body(&mut Params::default());
     let Staging { builder, mut errors } = STAGING.take().expect("set above");
@@ -90,8 +102,15 @@ pub fn build(name: &'static str, options: Options<'_>, body: impl FnOnce(&mut Pa
     let mut kernel = builder.finish();
     for i in 0..kernel.params.len() {
         let (is_view, p) = (!kernel.ty(kernel.params[i].value).is_scalar(), &mut kernel.params[i]);
-        let named = |&&(name, _, so): &&(&str, Reuse, bool)| is_view && so && p.name.split('.').next() == Some(name);
-        p.reuse = reuse.iter().find(named).map_or(Reuse::Unknown, |r| r.1);
+        let of_this = |&&(name, _, so): &&(&str, Hint, bool)| is_view && so && p.name.split('.').next() == Some(name);
+        let of_this: Vec<Hint> = hints.iter().filter(of_this).map(|h| h.1).collect();
+        p.settled = of_this.contains(&Hint::Settled);
+        let reuse = |hint: &Hint| match hint {
+            Hint::EvictFirst => Some(Reuse::EvictFirst),
+            Hint::Discard => Some(Reuse::Discard),
+            Hint::Settled => None,
+        };
+        p.reuse = of_this.iter().find_map(reuse).unwrap_or_default();
     }
     if tuned {
         errors.extend(reads_of_outputs(&kernel));

@@ -426,7 +426,7 @@ fn gemm(device: Device, m: usize, n: usize, k: usize) -> anyhow::Result<Sweep> {
     macro_rules! rows {
         ($($n:literal x $c:literal)*) => {{$(
             ways.add(concat!($n, " rows, ", $c, " x 256"), |i, out| {
-                linear::linear_row::<bf16, bf16, bf16, $n, $c, 256, 1, true>(&i[0], &i[1], out).run()
+                linear::linear_row::<bf16, bf16, bf16, $n, $c, 256, 1, false, true>(&i[0], &i[1], out).run()
             });
         )*}};
     }

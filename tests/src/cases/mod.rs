@@ -23,6 +23,7 @@ mod products;
 mod replay;
 mod roles;
 mod sampling;
+mod settled;
 mod step;
 
 pub use data::{Input, Numbers, values};
@@ -84,6 +85,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = vec![
         // What a GPU runs; as f32 a million tokens have no room beside others.
         Case { name: "delta_rule_long/bf16", run: delta::delta_rule_long::<bf16> },
+        Case { name: "counted_in_a_graph/f32", run: settled::counted_in_a_graph },
         Case { name: "device/absent", run: device::absent },
         Case { name: "device/out_of_memory", run: device::out_of_memory },
         Case { name: "linear_scaled/e4m3", run: dense::linear_scaled },

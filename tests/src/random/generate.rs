@@ -100,6 +100,7 @@ impl Generator {
             if !kernel.ty(kernel.params[p].value).is_scalar() && self.rng.chance(25) {
                 kernel.params[p].reuse = Reuse::EvictFirst;
             }
+            kernel.params[p].settled = !kernel.ty(kernel.params[p].value).is_scalar() && self.rng.chance(25);
         }
         let mut case = Case { seed, kernel, grid: self.grid, arguments: self.arguments };
         if with_facts {

@@ -318,6 +318,7 @@ impl Simulator {
                 let (address, bytes) = (value(0, env), value(1, env) as usize);
                 assert_eq!(address as usize % bytes, 0, "a part of a line");
                 self.touch(t, false, address, bytes);
+                self.reaches(t, address, true);
                 self.memory(address, bytes).fill(0xff);
             }
             Op::Tf32 => env[0] = (env[1] as u32).wrapping_add(0x1000) as u64 & 0xffff_e000,
@@ -330,6 +331,8 @@ impl Simulator {
                     let other = (address / WINDOW) as usize != t.member;
                     assert!(!other || p.name.contains("::cluster"), "{} of another program's memory", p.name);
                     self.present(address);
+                } else {
+                    self.reaches(t, address, false);
                 }
                 for i in 0..count {
                     let at = address + (i * size) as u64;
@@ -352,6 +355,7 @@ impl Simulator {
                         self.shared.store(at, bytes);
                         t.remember(at, bytes);
                     } else {
+                        self.reaches(t, at, true);
                         self.memory(at, size).copy_from_slice(bytes);
                     }
                 }
@@ -371,6 +375,7 @@ impl Simulator {
             }
             Op::Atomic(size) => {
                 let address = value(1, env);
+                self.reaches(t, address, true);
                 let old = word(self.memory(address, size));
                 let more = if p.args.len() > 3 { value(3, env) } else { 0 };
                 let new = atomic(&p.name, size, old, value(2, env), more);
@@ -392,6 +397,7 @@ impl Simulator {
                 for i in 0..each * words {
                     let address = value(0, env) + (i * size) as u64;
                     let x = value(1 + i / each, env) >> (i % each * 8 * size);
+                    self.reaches(t, address, true);
                     let old = word(self.memory(address, size));
                     let new = atomic(&p.name, size, old, x, 0);
                     self.memory(address, size).copy_from_slice(&new.to_le_bytes()[..size]);
@@ -423,6 +429,7 @@ impl Simulator {
                 self.touch(t, true, copy.0, size);
                 if read > 0 {
                     self.touch(t, false, copy.1, size);
+                    self.reaches(t, copy.1, false);
                 }
                 // From now on it may be written to.
                 let now = self.shared.load(copy.0, size).to_vec();
@@ -463,7 +470,10 @@ impl Simulator {
             Op::Fence => {}
             Op::FenceProxy => t.fenced.append(&mut t.stores),
             Op::FenceInit => self.shared.fence_barriers(t.id),
-            Op::OtherGrids => {}
+            Op::OtherGrids if p.name.ends_with("wait") => t.waited = true,
+            Op::OtherGrids => {
+                assert!(t.waited, "the next launch may begin while the one before this one has not ended")
+            }
             Op::ClusterArrive => t.arrivals += 1,
             Op::ClusterWait => return Some(Wait::Cluster),
             Op::Window => {

@@ -179,6 +179,7 @@ impl Simulator {
     pub fn send(&mut self, copy: Outgoing, t: &mut Thread) {
         assert_eq!(copy.from % 128, 0, "bulk copies come from multiples of 128 bytes");
         assert_eq!(self.map(copy.map).window.len(), copy.at.len(), "a coordinate per dimension");
+        assert!(t.waited, "a copy writes before the launch before has ended");
         t.outgoing.last_mut().expect("a group is open").push(copy);
         if self.early {
             let last = t.outgoing.last_mut().and_then(Vec::pop).expect("just pushed");

@@ -11,6 +11,9 @@
 //! products are marked, and nobody may look at them. A program in which nobody can go on fails with a list of what
 //! everybody waits for.
 //!
+//! Where a kernel may begin before the launch before it has ended, no thread touches other than settled memory, or writes,
+//! before it has waited, and none leaves without.
+//!
 //! The programs of a cluster run together. Each has a window of one shared memory to itself: all that is by address works
 //! across programs as it does within one.
 
@@ -87,6 +90,8 @@ pub struct Thread {
     member: usize,
     pc: usize,
     wait: Wait,
+    /// Whether the launch before has ended for it.
+    waited: bool,
     /// The semaphore that it has looked at last, and what it saw.
     looked: Option<(u64, i32)>,
     /// Barriers that it has passed, and those of its warp.
@@ -202,6 +207,8 @@ pub struct Simulator {
     cluster: usize,
     /// Whether all meet; the last of the buffers is their word.
     meets: bool,
+    /// Of each buffer whether it may be read before the launch before has ended; empty if nothing is done before.
+    settled: Vec<bool>,
     shared_bytes: usize,
     /// Whether asynchronous instructions read shared memory.
     asynchronous: bool,
@@ -242,6 +249,7 @@ impl Simulator {
             threads: lowered.threads as usize,
             cluster: lowered.cluster as usize,
             meets: lowered.meets,
+            settled: lowered.settled.clone(),
             shared_bytes: lowered.shared_bytes as usize,
             asynchronous: ["wgmma", "bulk_group"].iter().any(|a| lowered.text.contains(a)),
             traced: !["mbarrier", "bar.sync", "bar.arrive"].iter().any(|b| lowered.text.contains(b)),
@@ -301,6 +309,7 @@ impl Simulator {
                 member,
                 pc: 0,
                 wait: Wait::Nothing,
+                waited: self.settled.is_empty(),
                 looked: None,
                 barriers: 0,
                 warp_barriers: 0,
@@ -334,6 +343,12 @@ impl Simulator {
         }
         assert!(self.under_way.is_empty(), "copies that nobody waited for");
         assert!(self.flights.is_empty(), "products that nobody waited for");
+    }
+
+    /// An access of a thread, by an instruction of its own, to global memory.
+    fn reaches(&self, t: &Thread, address: u64, writes: bool) {
+        let settled = || self.settled[(address >> 32) as usize - 1] && !writes;
+        assert!(t.waited || settled(), "{address:#x} is touched before the launch before has ended");
     }
 
     fn touch(&mut self, t: &Thread, shared: bool, address: u64, bytes: usize) {
@@ -535,6 +550,7 @@ impl Simulator {
                 Code::Return => {
                     let read = t.outgoing.iter().flatten().all(Outgoing::is_read);
                     assert!(read, "a thread leaves before its copies have read shared memory");
+                    assert!(t.waited, "a thread leaves before the launch before has ended");
                     t.wait = Wait::Exited;
                     self.left[t.member] += 1;
                     return;

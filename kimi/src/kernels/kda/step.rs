@@ -24,7 +24,10 @@ use kiln::prelude::*;
 /// instead of `B`: a head is a cluster of programs with a block each, which add up their squares (not if `GROUPED` or
 /// `KEEP`). None of `N`, `C` and `O` changes a result: the sums over rows are the same in any number of blocks,
 /// squares are added one block after the other, and what depends on `N` moves elements only.
-#[kernel(warps = 4, min_programs_per_sm = P, cluster = (B / O) as u8, deny(spill))]
+#[kernel(
+    warps = 4, min_programs_per_sm = P, cluster = (B / O) as u8, deny(spill),
+    settled(weight if O < B, a_log if O < B, dt_bias if O < B, sequences if O < B, inputs if O < B, state if O < B)
+)]
 pub fn kda_step<
     T: Float,
     const N: usize,
@@ -79,26 +82,24 @@ pub fn kda_step<
     let (mut betas, mut products): (Tile<f32, N, 1, 1>, Tile<f32, N, 1, 1>) = (zeros(), zeros());
     for i in 0..count {
         let t = first + i;
-        // All loads first: what is between them and their use has barriers.
-        let now = of_head::<T, D, GROUPED>(x, t, key_head, head);
+        // All loads first, since barriers follow; of these, those first that do not wait for the launch before.
         let bias: Tile<f32, D> = dt_bias.load(channels);
-        let a: Tile<T, D> = decay_input.select(0, t).load(channels);
-        let beta = beta_input.get((t, head));
         // The last tap meets the current token; taps that there are not are zero.
         let tap = |back: i32| of_head::<f32, D, GROUPED>(weight, full((J as i32 - 1 - back).into()), key_head, head);
         let taps = [tap(0), tap(1), tap(2), tap(3)];
+        let now = of_head::<T, D, GROUPED>(x, t, key_head, head);
+        let a: Tile<T, D> = decay_input.select(0, t).load(channels);
+        let beta = beta_input.get((t, head));
         let mut sum = now.cast::<f32>() * taps[0];
         sum += back_1.cast::<f32>() * taps[1];
         sum += back_2.cast::<f32>() * taps[2];
         sum += back_3.cast::<f32>() * taps[3];
         (back_3, back_2, back_1) = (back_2, back_1, now);
         let qkv: Tile<f32, 4, D> = sum.silu().reshape();
-        let q: Tile<f32, 1, D> = qkv.slice([0, 0]);
-        let k: Tile<f32, 1, D> = qkv.slice([1, 0]);
-        let v: Tile<f32, 1, D> = qkv.slice([2, 0]);
+        let part = |at: usize| -> Tile<f32, 1, D> { qkv.slice([at, 0]) };
+        let (q, k, v) = (part(0), part(1), part(2));
 
-        let a: Tile<f32, D> = a.cast();
-        let g: Tile<f32, 1, D> = forgetting::<BOUNDED, 1, D>(a.reshape(), bias, rate) * scale;
+        let g: Tile<f32, 1, D> = forgetting::<BOUNDED, 1, D>(a.cast().reshape(), bias, rate) * scale;
         let beta = beta.cast::<f32>().sigmoid();
 
         // All sums over the channels at once.
@@ -144,8 +145,7 @@ pub fn kda_step<
                 let row: Tile<f32, 1, D> = vectors.slice([at, 0]);
                 row.reshape::<D3<1, D, 1>>().broadcast()
             };
-            let v: Tile<f32, 1, D> = vectors.slice([2, 0]);
-            let v = v.reshape::<D2<B, V>>();
+            let v = vectors.slice::<D2<1, D>, 2>([2, 0]).reshape::<D2<B, V>>();
             let v: Tile<f32, C, V> = if C == B {
                 v.reshape()
             } else {

@@ -97,7 +97,7 @@ impl<T: Activation, W: Float> Ops<T, W> {
         let (rows, columns, inner) = (x.shape()[0], weight.shape()[0], weight.shape()[1]);
         if !self.gpu {
             if rows < FEW_ROWS {
-                linear::linear_row::<T, V, Y, 32, 1, 64, 4, false>(x, weight, y).run()?;
+                linear::linear_row::<T, V, Y, 32, 1, 64, 4, false, false>(x, weight, y).run()?;
             } else {
                 linear::linear::<T, V, C, Y, 32, 32, 64, false>(x, weight, y).run()?;
             }
@@ -117,11 +117,13 @@ impl<T: Activation, W: Float> Ops<T, W> {
         if rows == 1 || rows < FEW_ROWS && C::DTYPE.size() == 4 {
             // A power of two of chunks, or 9 for a width like 2304; a grid has at most 65,535 programs along its second axis.
             if columns > 65_535 {
-                few_rows!(linear_row::<T, V, Y, 4, 4, WARP, 1>)
+                few_rows!(linear_row::<T, V, Y, 4, 4, WARP, 1, false>)
             } else if inner.is_multiple_of(9 * WARP) {
-                few_rows!(linear_row::<T, V, Y, 1, 9, WARP, 1>)
+                few_rows!(linear_row::<T, V, Y, 1, 9, WARP, 1, false>)
+            } else if inner <= 4 * WARP {
+                few_rows!(linear_row::<T, V, Y, 2, 4, WARP, 1, true>)
             } else {
-                few_rows!(linear_row::<T, V, Y, 2, 4, WARP, 1>)
+                few_rows!(linear_row::<T, V, Y, 2, 4, WARP, 1, false>)
             }
         } else if parts > 1 {
             let mut partial = self.empty::<f32>(&[parts, rows, columns])?;

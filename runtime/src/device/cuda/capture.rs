@@ -18,6 +18,8 @@ pub(super) struct Capture {
     thread: ThreadId,
     /// By address of the storage.
     kept: HashMap<usize, Kept>,
+    /// What the last launch of each stream writes: addresses of storages.
+    written: HashMap<sys::CUstream, Vec<usize>>,
 }
 
 struct Kept {
@@ -43,6 +45,26 @@ impl Capture {
 
     pub(super) fn own(&mut self, storage: &Arc<Storage>) {
         self.kept.insert(Arc::as_ptr(storage) as usize, Kept { storage: storage.clone(), own: true });
+    }
+
+    /// Keeps the storages of a launch, of each whether it is written, which is the stream's last one from now on. Whether the
+    /// one before writes none of those that are to be `settled` then.
+    pub(super) fn launch<'s>(
+        &mut self,
+        stream: sys::CUstream,
+        storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
+        settled: &[bool],
+    ) -> bool {
+        let before = self.written.remove(&stream).unwrap_or_default();
+        let (mut free, mut written) = (true, vec![]);
+        for (i, (storage, writes)) in storages.enumerate() {
+            let address = Arc::as_ptr(storage) as usize;
+            free &= !(settled.get(i) == Some(&true) && before.contains(&address));
+            written.extend(writes.then_some(address));
+            self.keep(storage);
+        }
+        self.written.insert(stream, written);
+        free
     }
 
     fn keep(&mut self, storage: &Arc<Storage>) {
@@ -124,7 +146,8 @@ impl Context {
         // SAFETY: a stream of this context, on which nothing is being captured.
         self.check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.recording.own, mode) })?;
         self.divisions.fetch_add(1, Ordering::Relaxed);
-        queue.capture = Some(Capture { thread: std::thread::current().id(), kept: HashMap::new() });
+        queue.capture =
+            Some(Capture { thread: std::thread::current().id(), kept: HashMap::new(), written: HashMap::new() });
         drop(queue);
 
         let recording = Recording(self);
@@ -159,5 +182,30 @@ impl Drop for CapturedGraph {
     fn drop(&mut self) {
         // SAFETY: instantiated once, destroyed once; the driver finishes replays in flight first.
         let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Capture;
+    use crate::{DType, Device, Tensor};
+    use std::collections::HashMap;
+
+    /// A launch may load early what is settled, unless the last launch of the same stream writes it.
+    #[test]
+    fn what_the_last_launch_writes_is_not_settled() {
+        let mut capture =
+            Capture { thread: std::thread::current().id(), kept: HashMap::new(), written: HashMap::new() };
+        let [a, b] = [(); 2].map(|()| Tensor::zeros(&[4], DType::F32, Device::Cpu).unwrap());
+        let (own, side) = (std::ptr::null_mut(), std::ptr::dangling_mut());
+        let mut launch = |stream, views: [(&Tensor, bool); 2], settled: &[bool]| {
+            capture.launch(stream, views.iter().map(|(t, written)| (t.storage(), *written)), settled)
+        };
+        assert!(launch(own, [(&a, false), (&b, true)], &[]), "the first");
+        assert!(!launch(own, [(&b, false), (&a, true)], &[true, false]), "b has just been written");
+        assert!(launch(own, [(&b, false), (&a, false)], &[true, false]), "b was written two launches ago");
+        assert!(launch(own, [(&a, true), (&b, true)], &[true, true]), "nothing was written");
+        assert!(launch(side, [(&a, false), (&b, false)], &[true, true]), "on another stream");
+        assert!(launch(own, [(&a, false), (&b, false)], &[false, false]), "neither is settled");
     }
 }

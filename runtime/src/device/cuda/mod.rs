@@ -284,17 +284,28 @@ impl Context {
         !self.is_divided() || free(self.lock())
     }
 
-    /// The stream for a launch. If the calling thread captures a graph, that keeps these storages alive.
+    /// The stream for a launch, and whether the launch may begin before the one before has ended. `storages` are those of
+    /// its views, with whether they are written; of each `settled` says whether it is loaded from before that end, or is
+    /// empty if nothing is. If the calling thread captures a graph, that keeps the storages alive.
     ///
-    /// No lock in the ordinary case: only a thread that captures or forks itself uses another stream than all others.
-    fn stream_for<'s>(&self, storages: impl Iterator<Item = &'s Arc<Storage>>) -> Result<sys::CUstream> {
+    /// No lock in the ordinary case: only a thread that captures or forks itself uses another stream than all others. But
+    /// then nobody knows what other threads launch meanwhile, so that who would load early may not.
+    fn stream_for<'s>(
+        &self,
+        storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
+        settled: &[bool],
+    ) -> Result<(sys::CUstream, bool)> {
         self.bind()?;
+        let mut early = settled.is_empty();
         if !self.is_divided() {
-            return Ok(self.running.own);
+            return Ok((self.running.own, early));
         }
         let mut queue = self.lock();
-        queue.keep(storages);
-        Ok(self.stream(&queue))
+        let stream = self.stream(&queue);
+        if let Some(capture) = queue.captured() {
+            early |= capture.launch(stream, storages, settled);
+        }
+        Ok((stream, early))
     }
 
     /// Waits until everything queued is done.

@@ -28,6 +28,9 @@ pub(crate) struct Image {
     pub(crate) maps: Vec<TensorMap>,
     /// Whether all programs meet, by a word whose address is the last parameter.
     pub(crate) meets: bool,
+    /// For each view among the arguments whether the kernel may load from it before the launch before has ended; empty if it
+    /// does nothing before.
+    pub(crate) settled: Vec<bool>,
     /// Instructions of tensor cores in its text.
     pub(crate) tensor_cores: TensorCores,
     /// What passes and LLVM took just now; not kept in caches.
@@ -44,7 +47,8 @@ pub(crate) struct Function {
     pub(crate) shared_bytes: u32,
     maps: Vec<TensorMap>,
     meets: bool,
-    /// Of every launch. (Not inline: configurations point to them.)
+    settled: Vec<bool>,
+    /// Of every launch; the last one is that it may begin early. (Not inline: configurations point to them.)
     attributes: Vec<sys::CUlaunchAttribute>,
     /// Registers per thread.
     pub(crate) registers: u32,
@@ -98,14 +102,14 @@ impl Function {
             let shared = image.shared_bytes as usize;
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut programs, function, threads, shared)
         })?;
-        // A kernel for such chips waits itself for the one before (`wait_for_earlier_grids` in the back end); until then
-        // its programs may already take their places.
+        // A kernel for such chips waits itself for the one before (`nvptx/dependent.rs` of the compiler); until then its
+        // programs may already take their places.
         use sys::CUlaunchAttributeID as Id;
         let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
         let together = sys::CUlaunchAttributeValue { cooperative: 1 };
         let attributes = [
-            (context.capability >= (9, 0), Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early),
             (image.meets, Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, together),
+            (context.capability >= (9, 0), Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early),
         ];
         let attributes = attributes.into_iter().filter(|a| a.0);
         Ok(Function {
@@ -115,6 +119,7 @@ impl Function {
             shared_bytes: image.shared_bytes,
             maps: image.maps.clone(),
             meets: image.meets,
+            settled: image.settled.clone(),
             attributes: attributes.map(|(_, id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value }).collect(),
             registers: attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             local_bytes: attribute(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
@@ -126,19 +131,19 @@ impl Function {
     /// Queues a launch. The grid is not empty and within the hardware's limits.
     ///
     /// # Safety
-    /// `slots` are those of the kernel that was compiled, and every view that they describe lies in one of `storages`,
-    /// all of which are of this function's GPU.
+    /// `slots` are those of the kernel that was compiled, and every view that they describe lies in one of `storages`, its
+    /// own (of each: whether it is written), all of which are of this function's GPU.
     pub(crate) unsafe fn launch<'s>(
         &self,
         slots: &[u64],
         grid: [u32; 3],
-        storages: impl Iterator<Item = &'s Arc<Storage>>,
+        storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
     ) -> Result<()> {
         let maps = self.encode(slots)?;
-        let stream = self.context.stream_for(storages)?;
+        let (stream, early) = self.context.stream_for(storages, &self.settled)?;
         let parameters = self.parameters(slots, &maps, self.context.side_of(stream));
         // SAFETY: the parameters are this function's, and what they point to is there; memory is the caller's promise.
-        unsafe { self.call(&self.config(grid, stream), &parameters) }
+        unsafe { self.call(&self.config(grid, stream, early), &parameters) }
     }
 
     /// What [`Function::run`] takes for these slots.
@@ -156,11 +161,11 @@ impl Function {
         &self,
         arguments: &Arguments,
         grid: [u32; 3],
-        storages: impl Iterator<Item = &'s Arc<Storage>>,
+        storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
     ) -> Result<()> {
-        let stream = self.context.stream_for(storages)?;
+        let (stream, early) = self.context.stream_for(storages, &self.settled)?;
         // SAFETY: as in `launch`; the arguments keep what the parameters point to.
-        unsafe { self.call(&self.config(grid, stream), &arguments.parameters[self.context.side_of(stream)]) }
+        unsafe { self.call(&self.config(grid, stream, early), &arguments.parameters[self.context.side_of(stream)]) }
     }
 
     /// The driver's part of [`Function::run`] alone, for a thread that neither captures nor forks.
@@ -173,7 +178,7 @@ impl Function {
         grid: [u32; 3],
     ) -> Result<impl Fn() -> Result<()> + 'a> {
         self.context.bind()?;
-        let config = self.config(grid, self.context.running.own);
+        let config = self.config(grid, self.context.running.own, self.settled.is_empty());
         // SAFETY: as in `run`.
         Ok(move || unsafe { self.call(&config, &arguments.parameters[0]) })
     }
@@ -191,7 +196,9 @@ impl Function {
         parameters
     }
 
-    fn config(&self, [x, y, z]: [u32; 3], stream: sys::CUstream) -> sys::CUlaunchConfig {
+    /// `early`: whether programs may take their places, and load what is settled, before the launch before has ended.
+    fn config(&self, [x, y, z]: [u32; 3], stream: sys::CUstream, early: bool) -> sys::CUlaunchConfig {
+        let attributes = self.attributes.len() - usize::from(!early && self.context.capability >= (9, 0));
         sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -202,7 +209,7 @@ impl Function {
             sharedMemBytes: self.shared_bytes,
             hStream: stream,
             attrs: self.attributes.as_ptr().cast_mut(),
-            numAttrs: self.attributes.len() as u32,
+            numAttrs: attributes as u32,
         }
     }
 
