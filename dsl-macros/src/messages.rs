@@ -175,8 +175,7 @@ pub(crate) const DEVICE_OPTIONS: Message =
     message("`#[device]` has no options", "write `#[device]`; options belong to the kernel: `#[kernel(warps = 4)]`");
 pub(crate) const OPTION_UNKNOWN: Message = message(
     "unknown kernel option",
-    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first`, `discard`, `settled`, `deny` and \
-     `tune`: \
+    "the options are `warps`, `min_programs_per_sm`, `cluster`, `evict_first`, `discard`, `settled`, `deny` and `tune`: \
      `#[kernel(warps = 4, deny(spill))]`",
 );
 pub(crate) const OPTION_TWICE: Message = message("this option is given twice", "keep one of them");

@@ -92,7 +92,7 @@ fn tuned_kernels_get_a_second_host_function() {
         "->::kiln::Launch<'kiln>whereIs<{M>1}>:True,{letmutlaunch",
         "#[cfg(all())]#[allow(",
         "fn__stage_f<T:Float+'static,constM:usize,constB:usize,constN:usize,constP:u8>()",
-        "deny:&[],reuse:&[],tuned:true,}",
+        "deny:&[],hints:&[],tuned:true,}",
         "#[cfg(all())]#[doc=\"[`f`]with",
         "pubfnf_tuned<'kiln,T:Float+'static,constB:usize>(",
         "x:<::kiln::stage::Mut<Block<T,::kiln::D2<8,{4+4}>>>as::kiln::KernelArg>::Host<'kiln>)",
