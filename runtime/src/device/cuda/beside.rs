@@ -68,6 +68,7 @@ impl Context {
             return second();
         }
         let Streams { own, side, turn } = self.streams(&queue);
+        queue.interrupt();
         self.follow(own, side, turn)?;
         self.divisions.fetch_add(1, Ordering::Relaxed);
         queue.fork = Some(Fork { thread: std::thread::current().id(), own, on_side: false, held: vec![] });
@@ -89,6 +90,7 @@ impl Context {
             self.divisions.fetch_sub(1, Ordering::Relaxed);
         }
         let Streams { own, side, turn } = self.streams(&queue);
+        queue.interrupt();
         self.follow(side, own, turn)
     }
 

@@ -18,7 +18,7 @@ pub(super) struct Capture {
     thread: ThreadId,
     /// By address of the storage.
     kept: HashMap<usize, Kept>,
-    /// What the last launch of each stream writes: addresses of storages.
+    /// Of each stream what its last launch writes, addresses of storages, if nothing else came after it.
     written: HashMap<sys::CUstream, Vec<usize>>,
 }
 
@@ -47,24 +47,30 @@ impl Capture {
         self.kept.insert(Arc::as_ptr(storage) as usize, Kept { storage: storage.clone(), own: true });
     }
 
-    /// Keeps the storages of a launch, of each whether it is written, which is the stream's last one from now on. Whether the
-    /// one before writes none of those that are to be `settled` then.
+    /// Keeps the storages of a launch, of each whether it is written, which is the stream's last one from now on. Whether what
+    /// came just before is a launch that writes none of those that are to be `settled` then.
     pub(super) fn launch<'s>(
         &mut self,
         stream: sys::CUstream,
         storages: impl Iterator<Item = (&'s Arc<Storage>, bool)>,
         settled: &[bool],
     ) -> bool {
-        let before = self.written.remove(&stream).unwrap_or_default();
-        let (mut free, mut written) = (true, vec![]);
+        let before = self.written.remove(&stream);
+        let (mut free, mut written) = (before.is_some(), vec![]);
         for (i, (storage, writes)) in storages.enumerate() {
             let address = Arc::as_ptr(storage) as usize;
-            free &= !(settled.get(i) == Some(&true) && before.contains(&address));
+            let changed = || before.as_ref().is_some_and(|b| b.contains(&address));
+            free &= !(settled.get(i) == Some(&true) && changed());
             written.extend(writes.then_some(address));
             self.keep(storage);
         }
         self.written.insert(stream, written);
         free
+    }
+
+    /// Other work than launches comes now, or streams follow one another.
+    pub(super) fn interrupt(&mut self) {
+        self.written.clear();
     }
 
     fn keep(&mut self, storage: &Arc<Storage>) {
@@ -97,6 +103,13 @@ impl Queue {
     pub(super) fn keep<'s>(&mut self, storages: impl Iterator<Item = &'s Arc<Storage>>) {
         if let Some(capture) = self.captured() {
             storages.for_each(|s| capture.keep(s));
+        }
+    }
+
+    /// Tells the calling thread's capture, if there is one, that what comes now is not a launch.
+    pub(super) fn interrupt(&mut self) {
+        if let Some(capture) = self.captured() {
+            capture.interrupt();
         }
     }
 }
@@ -201,11 +214,14 @@ mod tests {
         let mut launch = |stream, views: [(&Tensor, bool); 2], settled: &[bool]| {
             capture.launch(stream, views.iter().map(|(t, written)| (t.storage(), *written)), settled)
         };
-        assert!(launch(own, [(&a, false), (&b, true)], &[]), "the first");
+        assert!(!launch(own, [(&a, false), (&b, true)], &[]), "nobody knows what came before");
         assert!(!launch(own, [(&b, false), (&a, true)], &[true, false]), "b has just been written");
         assert!(launch(own, [(&b, false), (&a, false)], &[true, false]), "b was written two launches ago");
         assert!(launch(own, [(&a, true), (&b, true)], &[true, true]), "nothing was written");
-        assert!(launch(side, [(&a, false), (&b, false)], &[true, true]), "on another stream");
+        assert!(!launch(side, [(&a, false), (&b, false)], &[true, true]), "the first of another stream");
         assert!(launch(own, [(&a, false), (&b, false)], &[false, false]), "neither is settled");
+        capture.interrupt();
+        let views = [&a, &b].map(|t| (t.storage(), false));
+        assert!(!capture.launch(own, views.into_iter(), &[true, true]), "after a copy, or a join");
     }
 }

@@ -99,7 +99,8 @@ impl Memory {
 
     /// Sets every byte of the block.
     pub(crate) fn fill(&self, byte: u8) -> Result<()> {
-        let queue = self.context.queue()?;
+        let mut queue = self.context.queue()?;
+        queue.interrupt();
         let stream = self.context.stream(&queue);
         // SAFETY: the block is `size` bytes long and belongs to this context.
         let code = unsafe { sys::cuMemsetD8Async(self.address, byte, self.size, stream) };
@@ -149,6 +150,7 @@ impl Memory {
     ) -> Result<()> {
         let mut queue = self.context.queue()?;
         queue.keep(storages.into_iter());
+        queue.interrupt();
         let stream = self.context.stream(&queue);
         for (to, at, len) in pieces {
             self.assert_inside(to, len);
