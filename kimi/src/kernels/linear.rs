@@ -142,8 +142,8 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
 /// [`linear`].
 ///
 /// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
-/// whose loads are in flight together. If that is all of a row, `WHOLE`, the weight is asked for before x is there: what
-/// that gains is lost again by programs that have to wait in turns, of larger weights.
+/// whose loads are in flight together. If that is all of a row, `WHOLE`, the weight is asked for before x may be looked at:
+/// of small weights, as programs of larger ones take turns on a multiprocessor, and each would wait until its loads are back.
 #[kernel(warps = P, evict_first(weight if ONCE), settled(weight if WHOLE))]
 pub fn linear_row<
     T: Float,
