@@ -143,7 +143,7 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
 ///
 /// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
 /// whose loads are in flight together. If that is all of a row, `WHOLE`, the weight is asked for before x may be looked at:
-/// of small weights, as programs of larger ones take turns on a multiprocessor, and each would wait until its loads are back.
+/// of small weights, since larger ones take longer so (entry 92 of `docs/performance.md`).
 #[kernel(warps = P, evict_first(weight if ONCE), settled(weight if WHOLE))]
 pub fn linear_row<
     T: Float,
