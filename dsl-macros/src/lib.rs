@@ -37,9 +37,9 @@ mod types;
 /// generic parameters. `evict_first(weight)`, or `evict_first(weight if ONCE)`, names parameters whose memory is used
 /// once, so that caches give it up first; `discard(between)` those that one launch writes for another only: each byte
 /// is loaded once at most, and its contents are not defined afterwards, so that caches need not write it back.
-/// `settled(weight)` names those that the launch just before this one does not write, as weights: in a graph on an NVIDIA
-/// GPU the kernel begins while that launch is not yet done, and waits for its end where it first touches another
-/// parameter, or stores. (Where that launch does write one of them, which the launcher knows, it begins afterwards.)
+/// `settled(weight)` names those that the launch just before this one does not write, as weights: in a graph, on a
+/// Hopper GPU or a later one, the kernel begins while that launch is not yet done, and waits for its end where it first
+/// touches another parameter, or stores. (Where that launch does write one of them, which the launcher knows, it begins afterwards.)
 /// `deny(spill, bank_conflict)` makes launches on NVIDIA GPUs fail where compiling the kernel finds such a thing, see
 /// `kiln::ir::Lint`.
 ///

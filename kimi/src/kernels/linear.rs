@@ -142,8 +142,8 @@ pub fn linear_scaled<Y: Float, const M: usize, const N: usize, const K: usize, c
 /// [`linear`].
 ///
 /// Program: (row of x, `N` outputs). A warp takes whole rows of the weight, `C` chunks of `B` columns at a time, all of
-/// whose loads are in flight together. If that is all of a row, `WHOLE`, the weight is asked for before x may be looked at:
-/// of small weights, since larger ones take longer so (entry 92 of `docs/performance.md`).
+/// whose loads are in flight together. `WHOLE`: that is all of a row, and the weight is loaded before the launch that writes
+/// x has ended. For narrow weights; wide ones take longer so (entry 92 of `docs/performance.md`).
 #[kernel(warps = P, evict_first(weight if ONCE), settled(weight if WHOLE))]
 pub fn linear_row<
     T: Float,

@@ -22,8 +22,8 @@ use kiln::prelude::*;
 /// 2·C) go through all tokens, while the next are loaded. So a program takes few registers, and others on the same
 /// multiprocessor load and store while it computes. Where there are more multiprocessors than heads, `O` = `C` = 1
 /// instead of `B`: a head is a cluster of programs with a block each, which add up their squares (not if `GROUPED` or
-/// `KEEP`). None of `N`, `C` and `O` changes a result: the sums over rows are the same in any number of blocks,
-/// squares are added one block after the other, and what depends on `N` moves elements only.
+/// `KEEP`); these load what is settled before the launch before has ended (more programs lose by it). None of `N`, `C` and
+/// `O` changes a result: sums over rows and the order of squares are the same, and `N` moves elements only.
 #[kernel(
     warps = 4, min_programs_per_sm = P, cluster = (B / O) as u8, deny(spill),
     settled(weight if O < B, a_log if O < B, dt_bias if O < B, sequences if O < B, inputs if O < B, state if O < B)
